@@ -1,0 +1,66 @@
+"""Errors for a user's mistakes: each names the file, the value, what was expected and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ComposirError(Exception):
+    """A mistake in the input; the command line prints it as one line and exits with 2."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: Path | str | None = None,
+        expected: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.message = message
+        self.file = file
+        self.expected = expected
+        self.fix = fix
+        parts = [f"{file}: {message}" if file is not None else message]
+        if expected:
+            parts.append(f"expected {expected}")
+        if fix:
+            parts.append(f"fix: {fix}")
+        super().__init__("; ".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a data root: the file, the place inside it, what is wrong, the fix."""
+
+    file: str
+    where: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        place = f"{self.file} ({self.where})" if self.where else self.file
+        return f"{place}: {self.message}; fix: {self.fix}"
+
+
+class ProblemsError(ComposirError):
+    """Every problem of the input at once, in ``problems``; the text shows the first few."""
+
+    NUM_SHOWN = 5
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        shown = " | ".join(str(problem) for problem in self.problems[: self.NUM_SHOWN])
+        rest = len(self.problems) - self.NUM_SHOWN
+        more = f" | and {rest} more (composir data check lists them all)" if rest > 0 else ""
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        super().__init__(f"{len(self.problems)} {noun}: {shown}{more}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``'; did you mean X?'`` for the closest of ``names``, else the list of all names."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(names)}"

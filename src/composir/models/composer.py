@@ -1,0 +1,315 @@
+"""The composed-retrieval model: a Q-Former that reads a picture and a sentence together.
+
+The arithmetic is SPRC's (Bai et al., ICLR 2024) on BLIP-2's Q-Former (Li et al., ICML 2023, arXiv 2301.12597),
+built from Hugging Face's parts. Axis words: batch, tokens (image patches), queries (Q-Former), words, width (of an
+image token), hidden (of the Q-Former), dim (of an embedding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from composir.data.images import read_image
+from composir.data.transforms import TARGET_RATIO
+from composir.losses import alignment_loss, contrastive_loss
+from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
+from composir.similarity import similarity
+
+if TYPE_CHECKING:
+    from composir.models.text import Tokenizer
+    from composir.models.vision import Tower
+
+TEMPERATURE_INIT = 0.07
+INITIALIZER_RANGE = 0.02
+
+
+class ComposerConfig(BaseModel):
+    """Every size and switch of a model; what ``config.json`` of a checkpoint holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str = "tiny"
+    """Key of ``BACKBONES``: names the vision tower and the tokenizer."""
+    token_width: int = Field(gt=0)
+    """Width of the tower's image tokens (1408 for ViT-g)."""
+    hidden_size: int = Field(gt=0)
+    """Width of the Q-Former."""
+    num_hidden_layers: int = Field(gt=0)
+    num_attention_heads: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    cross_attention_frequency: int = Field(default=2, gt=0)
+    """Every this many layers one reads the image tokens, the first included."""
+    vocab_size: int = Field(gt=0)
+    max_position_embeddings: int = Field(default=512, gt=0)
+    num_query_tokens: int = Field(default=32, gt=0)
+    """Vectors an image is embedded into."""
+    embed_dim: int = Field(default=256, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    max_words: int = Field(default=32, gt=2)
+    """Tokens of a sentence that are read, [CLS] and [SEP] included."""
+    num_adapted_tokens: int = Field(default=0, ge=0)
+    """Tokens an image has where a learned adapter (standardise, project, add positions) stands before the Q-Former,
+    as for towers that were not trained with one; 0 means none, as in BLIP-2."""
+    use_gated_fusion: bool = True
+    """Off: the module is not constructed, and the model is SPRC."""
+    alpha_init: float = ALPHA_INIT
+    temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
+    transform: Literal["targetpad", "squarepad"] = "targetpad"
+    """How a picture becomes the tower's square."""
+    target_ratio: float = Field(default=TARGET_RATIO, ge=1)
+    """Targetpad: pictures longer than this are padded to it before the crop."""
+
+
+class TokenAdapter(nn.Module):
+    """Image tokens of a tower that has never met a Q-Former: projected to its width, with learned positions."""
+
+    POSITION_STD = 0.5
+
+    def __init__(self, num_tokens: int, token_width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(token_width, hidden_size)
+        self.positions = nn.Parameter(torch.randn(num_tokens, hidden_size) * self.POSITION_STD)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
+        """Return the tokens the Q-Former's cross-attention reads."""
+        return self.norm(self.projection(tokens) + self.positions)
+
+
+class Standardise(nn.Module):
+    """Image tokens with each channel's mean taken off and divided by its standard deviation, as measured once."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, token_width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(token_width))
+        self.register_buffer("std", torch.ones(token_width))
+
+    def fit(self, tokens: Float[Tensor, "batch tokens width"]) -> None:
+        """Set mean and standard deviation to those of ``tokens``; a constant channel keeps its scale."""
+        flat = tokens.flatten(0, 1).double()
+        std = flat.std(dim=0)
+        self.mean.copy_(flat.mean(dim=0))
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Return ``(tokens - mean) / std``."""
+        return (tokens - self.mean) / self.std
+
+
+class Composer(nn.Module):
+    """SPRC's model (``blip2_cir_align_prompt``), with gated fusion of the reference's tokens where it is on.
+
+    ``embed_query`` and ``embed_target`` take pictures and sentences, ``encode_query`` and ``encode_target`` the
+    tokens they turn into; evaluation, search and training all pass through these.
+    """
+
+    def __init__(self, config: ComposerConfig, *, tower: Tower | None = None, tokenizer: Tokenizer | None = None):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        qformer = Blip2QFormerConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            max_position_embeddings=config.max_position_embeddings,
+            cross_attention_frequency=config.cross_attention_frequency,
+            encoder_hidden_size=config.hidden_size if config.num_adapted_tokens else config.token_width,
+            use_qformer_text_input=True,
+            attn_implementation="sdpa",
+        )
+        self.text_embeddings = Blip2TextEmbeddings(qformer)
+        self.qformer = Blip2QFormerModel(qformer)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
+        self.prompt_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
+        self.vision_proj = nn.Linear(config.hidden_size, config.embed_dim)
+        self.text_proj = nn.Linear(config.hidden_size, config.embed_dim)
+        self.itm_head = nn.Linear(config.hidden_size, 2)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
+        self.standardise = Standardise(config.token_width) if config.num_adapted_tokens else None
+        self.adapter = (
+            TokenAdapter(config.num_adapted_tokens, config.token_width, config.hidden_size)
+            if config.num_adapted_tokens
+            else None
+        )
+        nn.init.normal_(self.query_tokens, std=INITIALIZER_RANGE)
+        nn.init.normal_(self.prompt_tokens, std=INITIALIZER_RANGE)
+        for embedding in (self.text_embeddings.word_embeddings, self.text_embeddings.position_embeddings):
+            nn.init.normal_(embedding.weight, std=INITIALIZER_RANGE)
+        # Last, so that all else starts the same from one seed with the gate and without.
+        self.gated_fusion = (
+            GatedFusion(config.token_width, config.hidden_size, config.alpha_init)
+            if config.use_gated_fusion
+            else None
+        )
+        self.tower = tower
+        if tower is not None:
+            tower.transform, tower.target_ratio = config.transform, config.target_ratio
+            tower.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Composer:
+        """Set training mode for all but the tower, which is frozen and always in evaluation mode."""
+        super().train(mode)
+        if self.tower is not None:
+            self.tower.eval()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.query_tokens.device
+
+    # -- the four passes -------------------------------------------------------------------------------------------
+
+    def _read(
+        self,
+        embeddings: Float[Tensor, "batch length hidden"],
+        mask: Int[Tensor, "batch length"],
+        image_tokens: Float[Tensor, "batch tokens width"] | None = None,
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Return the Q-Former's last hidden states; with image tokens, the leading queries read them."""
+        return self.qformer(
+            query_embeds=embeddings,
+            query_length=0 if image_tokens is None else self.config.num_query_tokens,
+            attention_mask=mask,
+            encoder_hidden_states=image_tokens,
+        ).last_hidden_state
+
+    def _with_queries(
+        self, queries: Float[Tensor, "batch queries hidden"], text: Float[Tensor, "batch words hidden"], mask: Tensor
+    ) -> tuple[Float[Tensor, "batch length hidden"], Int[Tensor, "batch length"]]:
+        ones = mask.new_ones(mask.shape[0], queries.shape[1])
+        return torch.cat([queries, text], dim=1), torch.cat([ones, mask], dim=1)
+
+    def _adapt(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
+        return image_tokens if self.adapter is None else self.adapter(image_tokens)
+
+    def _normalised(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        tokens = image_tokens.to(self.query_tokens.dtype)
+        return tokens if self.standardise is None else self.standardise(tokens)
+
+    def fuse(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch queries hidden"]:
+        """Return the queries after reading the reference and the sentence together (pass 1)."""
+        text = self.text_embeddings(input_ids)  # (batch, words, hidden)
+        tokens = self._normalised(image_tokens)
+        if self.gated_fusion is not None:
+            tokens = self.gated_fusion(tokens, self.qformer.layernorm(text), attention_mask)
+        queries = self.query_tokens.expand(len(input_ids), -1, -1)
+        embeddings, mask = self._with_queries(queries, text, attention_mask)
+        return self._read(embeddings, mask, self._adapt(tokens))[:, : self.config.num_query_tokens]
+
+    def compose(
+        self,
+        fused_queries: Float[Tensor, "batch queries hidden"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
+        embeddings, mask = self._with_queries(fused_queries, self.text_embeddings(input_ids), attention_mask)
+        hidden = self._read(embeddings, mask)[:, self.config.num_query_tokens]  # (batch, hidden)
+        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
+
+    def encode_query(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
+        return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
+
+    def encode_target(
+        self, image_tokens: Float[Tensor, "batch tokens width"]
+    ) -> Float[Tensor, "batch queries dim"]:
+        """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
+        queries = self.query_tokens.expand(len(image_tokens), -1, -1)
+        mask = torch.ones(queries.shape[:2], dtype=torch.long, device=queries.device)
+        hidden = self._read(queries, mask, self._adapt(self._normalised(image_tokens)))
+        return nn.functional.normalize(self.vision_proj(hidden), dim=-1)
+
+    def encode_prompt(
+        self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the L2-normalised embedding of the sentence behind the prompt tokens, no picture read (pass 4)."""
+        words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
+        prompt = self.prompt_tokens.expand(len(input_ids), -1, -1)
+        sequence = torch.cat([words[:, :1], prompt, words[:, 1:]], dim=1)  # [CLS], prompt, rest
+        sequence = sequence + self.text_embeddings.position_embeddings.weight[: sequence.shape[1]]
+        ones = attention_mask.new_ones(prompt.shape[:2])
+        mask = torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
+        return nn.functional.normalize(self.text_proj(self._read(sequence, mask)[:, 0]), dim=-1)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def training_losses(
+        self,
+        reference_tokens: Float[Tensor, "batch tokens width"],
+        target_tokens: Float[Tensor, "batch tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+        *,
+        same_target: Bool[Tensor, "batch batch"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
+
+        ``same_target`` marks pairs of the batch that share their target image, which are then no negatives of each
+        other; without it the losses are the published ones.
+        """
+        fused = self.fuse(reference_tokens, input_ids, attention_mask)
+        query = self.compose(fused, input_ids, attention_mask)
+        target = self.encode_target(target_tokens)
+        prompt = self.encode_prompt(input_ids, attention_mask)
+        return {
+            "loss_itc": contrastive_loss(similarity(query, target) / self.temperature, same_target),
+            "loss_rtc": contrastive_loss(similarity(prompt, target) / self.temperature, same_target),
+            "loss_align": alignment_loss(fused, self.prompt_tokens),
+        }
+
+    # -- pictures and sentences ------------------------------------------------------------------------------------
+
+    def tokens(self, images: Sequence[Image.Image | Path | str]) -> Float[Tensor, "batch tokens width"]:
+        """Return the tower's image tokens of pictures or image files."""
+        if self.tower is None:
+            raise RuntimeError("this model was built without a vision tower and works on tokens only")
+        pictures = [image if isinstance(image, Image.Image) else read_image(Path(image)) for image in images]
+        return self.tower.tokens(pictures).to(self.device)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
+        """Return input ids and attention mask of normalised sentences, padded to the longest of them."""
+        if self.tokenizer is None:
+            raise RuntimeError("this model was built without a tokenizer and works on token ids only")
+        input_ids, attention_mask = self.tokenizer(texts, max_words=self.config.max_words)
+        return input_ids.to(self.device), attention_mask.to(self.device)
+
+    @torch.inference_mode()
+    def embed_query(
+        self, images: Sequence[Image.Image | Path | str], texts: Sequence[str]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return one L2-normalised vector for each picture with its sentence."""
+        return self.encode_query(self.tokens(images), *self.tokenize(texts))
+
+    @torch.inference_mode()
+    def embed_target(self, images: Sequence[Image.Image | Path | str]) -> Float[Tensor, "batch queries dim"]:
+        """Return the L2-normalised vectors of each picture as a candidate."""
+        return self.encode_target(self.tokens(images))

@@ -1,0 +1,128 @@
+"""EfficientNet-Lite0, as far as its feature maps go.
+
+Architecture: Tan & Le, *EfficientNet* (arXiv 1905.11946), in the Lite variant of the TensorFlow TPU repository
+(no squeeze-and-excitation, ReLU6 throughout). Written out here because timm needs torchvision, whose published
+wheels do not import beside a CPU build of torch (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+STEM_CHANNELS = 32
+BATCH_NORM_EPS = 1e-3
+STAGES = (
+    # expansion, kernel, stride, output channels, blocks
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+LAST_BLOCK_AT_STRIDE_16 = 10
+"""Index of the block that makes the 112-channel map at stride 16; the last block makes 320 channels at stride 32."""
+STRIDE_16_CHANNELS, STRIDE_32_CHANNELS = 112, 320
+
+PUBLISHED_NAMES = {
+    "_conv_stem": "stem",
+    "_bn0": "stem_norm",
+    "_blocks": "blocks",
+    "_expand_conv": "expand",
+    "_depthwise_conv": "depthwise",
+    "_bn1": "depthwise_norm",
+    "_project_conv": "project",
+    "_bn2": "project_norm",
+}
+"""Names in the published weight file and ours; inside a block ``_bn0`` is the norm after the expansion."""
+DROPPED_PREFIXES = ("_conv_head", "_bn1", "_fc")
+"""The classification head, dropped on purpose: only feature maps are read."""
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's SAME: at stride 2 on an even size the extra row and column come last."""
+
+    def forward(self, input: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
+        """Return the padded input's convolution, of size ``ceil(height / stride)``."""
+        padding = []
+        for size, kernel, stride in zip(
+            reversed(input.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
+        ):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(nn.functional.pad(input, padding))
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand, convolve each channel by itself, project; the input is added where the shapes allow it."""
+
+    def __init__(self, inputs: int, outputs: int, *, expansion: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        self.expand = nn.Conv2d(inputs, width, 1, bias=False) if expansion > 1 else None
+        self.expand_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPS) if expansion > 1 else None
+        self.depthwise = SameConv2d(width, width, kernel, stride, groups=width, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPS)
+        self.project = nn.Conv2d(width, outputs, 1, bias=False)
+        self.project_norm = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
+        self.is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
+        """Return the block's feature map."""
+        y = x
+        if self.expand is not None and self.expand_norm is not None:
+            y = nn.functional.relu6(self.expand_norm(self.expand(y)))
+        y = nn.functional.relu6(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(y))
+        return x + y if self.is_residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The convolutional part of EfficientNet-Lite0, without the classification head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(STEM_CHANNELS, eps=BATCH_NORM_EPS)
+        self.blocks = nn.ModuleList()
+        channels = STEM_CHANNELS
+        for expansion, kernel, stride, outputs, repeats in STAGES:
+            for index in range(repeats):
+                self.blocks.append(
+                    InvertedBottleneck(
+                        channels,
+                        outputs,
+                        expansion=expansion,
+                        kernel=kernel,
+                        stride=stride if index == 0 else 1,
+                    )
+                )
+                channels = outputs
+
+    def forward(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, "batch 112 h16 w16"], Float[Tensor, "batch 320 h32 w32"]]:
+        """Return the feature maps at stride 16 (112 channels) and at stride 32 (320 channels)."""
+        x = nn.functional.relu6(self.stem_norm(self.stem(pixels)))
+        middle = x
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index == LAST_BLOCK_AT_STRIDE_16:
+                middle = x
+        return middle, x
+
+
+def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the published weights under this module's names, the classification head left out."""
+    renamed = {}
+    for name, tensor in weights.items():
+        parts = name.split(".")
+        if parts[0] in DROPPED_PREFIXES:
+            continue
+        names = dict(PUBLISHED_NAMES, _bn0="expand_norm") if parts[0] == "_blocks" else PUBLISHED_NAMES
+        renamed[".".join(names.get(part, part) for part in parts)] = tensor
+    return renamed

