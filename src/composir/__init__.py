@@ -1,0 +1,24 @@
+"""composir: composed image retrieval, from annotation to answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from composir.models.checkpoint import from_pretrained as load
+    from composir.similarity import similarity
+
+__all__ = ["load", "similarity"]
+
+
+def __getattr__(name: str) -> object:
+    """Import torch only when a name is used: ``composir --help`` answers at once."""
+    if name == "load":
+        from composir.models.checkpoint import from_pretrained
+
+        return from_pretrained
+    if name == "similarity":
+        from composir.similarity import similarity
+
+        return similarity
+    raise AttributeError(f"module 'composir' has no attribute {name!r}")

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 
 def contrastive_loss(
-    logits: Float[Tensor, "queries targets"], same_target: Bool[Tensor, "queries targets"] | None = None
+    logits: Float[Tensor, "queries candidates"], same_target: Bool[Tensor, "queries candidates"] | None = None
 ) -> Float[Tensor, ""]:
-    """Return the cross entropy of each query against the targets of its batch, the diagonal being right.
+    """Return the cross entropy of each query against the candidates of its batch, the diagonal being right.
 
-    ``same_target[i, j]`` marks a target j that is the very image of query i's target; off the diagonal such a column
-    is left out, so that an image is never its own negative. ``None`` is the published loss.
+    Candidates beyond the number of queries are negatives for all. ``same_target[i, j]`` marks a candidate j that is
+    the very image of query i's target; off the diagonal it is left out, so that an image is never its own negative.
+    ``None`` is the published loss.
     """
     labels = torch.arange(logits.shape[0], device=logits.device)
     if same_target is not None:

@@ -152,12 +152,11 @@ class Composer(nn.Module):
         nn.init.normal_(self.prompt_tokens, std=INITIALIZER_RANGE)
         for embedding in (self.text_embeddings.word_embeddings, self.text_embeddings.position_embeddings):
             nn.init.normal_(embedding.weight, std=INITIALIZER_RANGE)
-        # Last, so that all else starts the same from one seed with the gate and without.
-        self.gated_fusion = (
-            GatedFusion(config.token_width, config.hidden_size, config.alpha_init)
-            if config.use_gated_fusion
-            else None
-        )
+        self.gated_fusion = None
+        if config.use_gated_fusion:
+            # In a fork of the generator: all else starts the same from one seed with the gate and without.
+            with torch.random.fork_rng(devices=[]):
+                self.gated_fusion = GatedFusion(config.token_width, config.hidden_size, config.alpha_init)
         self.tower = tower
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
@@ -243,10 +242,12 @@ class Composer(nn.Module):
         self, image_tokens: Float[Tensor, "batch tokens width"]
     ) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
+        return nn.functional.normalize(self.vision_proj(self._look(image_tokens)), dim=-1)
+
+    def _look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
         queries = self.query_tokens.expand(len(image_tokens), -1, -1)
         mask = torch.ones(queries.shape[:2], dtype=torch.long, device=queries.device)
-        hidden = self._read(queries, mask, self._adapt(self._normalised(image_tokens)))
-        return nn.functional.normalize(self.vision_proj(hidden), dim=-1)
+        return self._read(queries, mask, self._adapt(self._normalised(image_tokens)))
 
     def encode_prompt(
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
@@ -260,21 +261,53 @@ class Composer(nn.Module):
         mask = torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
         return nn.functional.normalize(self.text_proj(self._read(sequence, mask)[:, 0]), dim=-1)
 
-    # -- training --------------------------------------------------------------------------------------------------
+    def gate_values(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return the gate in (0, 1) by patch and channel; a model without the gate raises ``RuntimeError``."""
+        if self.gated_fusion is None:
+            raise RuntimeError("this model has no gated fusion")
+        text = self.qformer.layernorm(self.text_embeddings(input_ids))
+        return self.gated_fusion.gate_and_delta(self._normalised(image_tokens), text, attention_mask)[0]
 
-    def training_losses(
+    @torch.no_grad()
+    def center(
         self,
         reference_tokens: Float[Tensor, "batch tokens width"],
         target_tokens: Float[Tensor, "batch tokens width"],
         input_ids: Int[Tensor, "batch words"],
         attention_mask: Int[Tensor, "batch words"],
+    ) -> None:
+        """Set the heads' biases so that query and target outputs have mean zero over these triplets.
+
+        Without it a fresh Q-Former gives all pictures nearly the same embedding, and the loss stays at the logarithm
+        of the batch for a hundred steps.
+        """
+        texts = self.text_embeddings(input_ids)
+        fused = self.fuse(reference_tokens, input_ids, attention_mask)
+        hidden = self._read(*self._with_queries(fused, texts, attention_mask))[:, self.config.num_query_tokens]
+        self.text_proj.bias.sub_(self.text_proj(hidden).mean(dim=0))
+        self.vision_proj.bias.sub_(self.vision_proj(self._look(target_tokens)).mean(dim=(0, 1)))
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def training_losses(
+        self,
+        reference_tokens: Float[Tensor, "batch tokens width"],
+        target_tokens: Float[Tensor, "candidates tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
         *,
-        same_target: Bool[Tensor, "batch batch"] | None = None,
+        same_target: Bool[Tensor, "batch candidates"] | None = None,
     ) -> dict[str, Tensor]:
         """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
 
-        ``same_target`` marks pairs of the batch that share their target image, which are then no negatives of each
-        other; without it the losses are the published ones.
+        ``target_tokens`` holds the targets in the order of the queries; further pictures behind them are negatives
+        for every query. ``same_target[i, j]`` marks a candidate j that is the very image of query i's target, which
+        is then no negative. With neither, the losses are the published ones.
         """
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
         query = self.compose(fused, input_ids, attention_mask)

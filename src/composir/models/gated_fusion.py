@@ -40,6 +40,11 @@ class GatedFusion(nn.Module):
         )
         self.alpha = nn.Parameter(torch.tensor([float(alpha_init)]))
 
+    def start_as_identity(self) -> None:
+        """Zero the last layer of the direction: nothing is changed until training moves it."""
+        nn.init.zeros_(self.delta[2].weight)
+        nn.init.zeros_(self.delta[2].bias)
+
     def summarise(
         self,
         text_tokens: Float[Tensor, "batch words text_width"],

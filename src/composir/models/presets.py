@@ -26,19 +26,26 @@ class Backbone:
     """How a model of this kind is made: its sizes, its tower, its tokenizer and its starting weights."""
 
     config: Callable[[], ComposerConfig]
-    tower: Callable[[], Tower]
+    tower: Callable[[str], Tower]
+    """Made from the ``weights`` a user names: a folder, a file, or "" for what a pip package brings."""
     tokenizer: Callable[[], Tokenizer]
-    initialise: Callable[[Composer], None]
+    initialise: Callable[[Composer, str], None]
+    """Gives a fresh model its starting weights, from the same ``weights``."""
+    new_parts: tuple[str, ...] = ("gated_fusion.",)
+    """Pieces of the names of weights that start at random; the others start from pretrained ones."""
 
 
-def build(backbone: str, **settings: object) -> Composer:
-    """Return a fresh model of a backbone of ``BACKBONES``; ``settings`` override fields of its config."""
+def build(backbone: str, weights: str = "", **settings: object) -> Composer:
+    """Return a fresh model of a backbone of ``BACKBONES``; ``settings`` override fields of its config.
+
+    ``weights`` is the folder or file of the backbone's pretrained weights, where they are not in a pip package.
+    """
     if backbone not in BACKBONES:
-        raise ComposirError(f"backbone {backbone!r} is not known", expected=nearest(backbone, BACKBONES))
+        raise ComposirError(f"backbone {backbone!r} is not known", fix=nearest(backbone, BACKBONES))
     parts = BACKBONES[backbone]
     config = parts.config().model_copy(update={"backbone": backbone, **settings})
-    model = Composer(config, tower=parts.tower(), tokenizer=parts.tokenizer())
-    parts.initialise(model)
+    model = Composer(config, tower=parts.tower(weights), tokenizer=parts.tokenizer())
+    parts.initialise(model, weights)
     return model
 
 
@@ -69,7 +76,7 @@ def _tiny_config() -> ComposerConfig:
     )
 
 
-def _nothing(model: Composer) -> None:
+def _nothing(model: Composer, weights: str) -> None:
     """Leave the random start as it is."""
 
 
@@ -109,7 +116,7 @@ def _mini_config() -> ComposerConfig:
     )
 
 
-def _start_from_minilm(model: Composer) -> None:
+def _start_from_minilm(model: Composer, weights: str) -> None:
     """Give the Q-Former's text side the first layers of MiniLM-L6, and its query side the same feed-forwards."""
     with zipfile.ZipFile(_minilm_file()) as archive:
         bert = load_safetensors(archive.read("model.safetensors"))
@@ -146,6 +153,22 @@ def _start_from_minilm(model: Composer) -> None:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "tiny": Backbone(_tiny_config, tiny_tower, _tiny_tokenizer, _nothing),
-    "mini": Backbone(_mini_config, lite_tower, _minilm_tokenizer, _start_from_minilm),
+    "tiny": Backbone(_tiny_config, lambda weights: tiny_tower(), _tiny_tokenizer, _nothing),
+    "mini": Backbone(
+        _mini_config,
+        lambda weights: lite_tower(),
+        _minilm_tokenizer,
+        _start_from_minilm,
+        new_parts=(
+            "gated_fusion.",
+            "adapter.",
+            "query_tokens",
+            "prompt_tokens",
+            "vision_proj.",
+            "text_proj.",
+            "itm_head.",
+            "temperature",
+            ".crossattention.",
+        ),
+    ),
 }

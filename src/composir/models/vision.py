@@ -26,7 +26,10 @@ MINI_INSTALL = "pip install 'composir[mini]' (or make quickstart, which does)"
 
 
 class Tower(nn.Module):
-    """A frozen network with its own pixel range; ``transform`` says how a picture becomes square."""
+    """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.
+
+    ``weights`` is where its weights were read from, "" for a pip package.
+    """
 
     def __init__(
         self,
@@ -38,9 +41,11 @@ class Tower(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int = IMAGE_SIZE,
+        weights: str = "",
     ) -> None:
         super().__init__()
         self.name = name
+        self.weights = weights
         self.network = network
         self.num_tokens = num_tokens
         self.width = width

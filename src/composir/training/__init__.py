@@ -1,0 +1,16 @@
+"""From a recipe to a run folder."""
+
+from composir.training.loop import Observer, TrainResult, resume_recipe, train
+from composir.training.recipe import Recipe, load_recipe, parse_value, read_toml, validate
+
+__all__ = [
+    "Observer",
+    "Recipe",
+    "TrainResult",
+    "load_recipe",
+    "parse_value",
+    "read_toml",
+    "resume_recipe",
+    "train",
+    "validate",
+]

@@ -1,0 +1,39 @@
+# Everything works from a fresh clone with Python >= 3.10 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+install: $(READY)  ## Make .venv/ and install composir with the mini backbone and the tools of development.
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "composir needs Python 3.10 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mini,dev]'
+	@touch $@
+
+quickstart: $(READY)  ## Generate data, train the mini model with the gate, measure it, show what it retrieves.
+	$(BIN)/composir quickstart
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/python -m pytest --cov=composir --cov-report=term:skip-covered
+
+lint: $(READY)  ## Check format, lint, spelling, types and the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+format: $(READY)  ## Format the code and mend what ruff can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove .venv/ and caches (not models/ or quickstart/).
+	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,466 @@
+"""The command line: the only place that prints. Figures go to stdout, progress and logs to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from composir.errors import ComposirError, ProblemsError, nearest
+
+if TYPE_CHECKING:
+    from composir.evaluation import Result
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    help="Composed image retrieval: a picture and a sentence that says what should differ, answered by a ranking.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+DataRoot = Annotated[
+    Path, typer.Option("--data-root", help="Folder of the data set in its published layout, or its parent.")
+]
+Dataset = Annotated[str, typer.Option("--dataset", help="CIRR or FashionIQ.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, ``--debug`` shows where it came from."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    code = USER_ERROR
+    try:
+        code = app(arguments, prog_name="composir", standalone_mode=False) or 0
+    except (typer.Exit, SystemExit) as stop:
+        code = getattr(stop, "exit_code", getattr(stop, "code", 0)) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        code = INTERRUPTED
+    except ComposirError as error:
+        if debug:
+            raise
+        _print_error(str(error))
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            raise
+        _print_error(_usage_error(error))
+    sys.exit(code)
+
+
+def _usage_error(error: Any) -> str:
+    """Return one line for a mistake in the flags, with the nearest flag or command that exists."""
+    message = " ".join(str(error.format_message()).split())
+    option = getattr(error, "option_name", None)
+    command = getattr(error.ctx, "command", None) if error.ctx else None
+    if option and command is not None and not getattr(error, "possibilities", None):
+        known = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+        message += f" ({nearest(option, known)})"
+    return message
+
+
+def _print_error(message: str) -> None:
+    err.print(Text(f"error: {' '.join(message.split())}", style="red"), soft_wrap=True)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+class _Bars:
+    """Progress bars on stderr by name, each made when its first step is told."""
+
+    def __init__(self) -> None:
+        self.bars: dict[str, TaskID] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=err,
+        )
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bars:
+            self.progress.stop()
+
+    def tell(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Show that ``done`` of ``total`` are done; a count that falls starts the bar anew."""
+        if not self.bars:
+            self.progress.start()
+        if name not in self.bars or done < self.progress.tasks[self.bars[name]].completed:
+            self.bars[name] = self.progress.add_task(name, note="")
+        self.progress.update(self.bars[name], completed=done, total=total, note=note)
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def train(
+    context: typer.Context,
+    dataset: Annotated[Optional[str], typer.Option(help="CIRR or FashionIQ.")] = None,
+    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data set, or its parent.")] = None,
+    blip_model_name: Annotated[Optional[str], typer.Option(help="blip2_cir_align_prompt.")] = None,
+    backbone: Annotated[
+        Optional[str], typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
+    ] = None,
+    weights: Annotated[
+        Optional[str], typer.Option(help="Folder or file of the backbone's pretrained weights.")
+    ] = None,
+    num_epochs: Annotated[Optional[int], typer.Option(help="Passes over the training triplets.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Triplets a step; each other's negatives.")] = None,
+    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
+    loss_align: Annotated[Optional[float], typer.Option(help="Weight of the alignment loss.")] = None,
+    loss_rtc: Annotated[Optional[float], typer.Option(help="Weight of the text-to-target loss.")] = None,
+    validation_frequency: Annotated[Optional[int], typer.Option(help="Epochs between validations.")] = None,
+    save_training: Annotated[
+        Optional[bool], typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
+    ] = None,
+    save_best: Annotated[
+        Optional[bool],
+        typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
+    ] = None,
+    target_ratio: Annotated[Optional[float], typer.Option(help="Targetpad's long side over short side.")] = None,
+    transform: Annotated[Optional[str], typer.Option(help="targetpad or squarepad.")] = None,
+    num_workers: Annotated[Optional[int], typer.Option(help="Threads that decode images.")] = None,
+    output_dir: Annotated[Optional[str], typer.Option(help="Where run folders are made [models].")] = None,
+    gated_fusion: Annotated[
+        Optional[bool], typer.Option("--gated-fusion/--no-gated-fusion", help="The gate, or SPRC without it.")
+    ] = None,
+    alpha_init: Annotated[Optional[float], typer.Option(help="Start of the gate's alpha [0.5].")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of weights, order and choices.")] = None,
+    max_steps: Annotated[Optional[int], typer.Option(help="Stop after so many optimiser steps.")] = None,
+    resume: Annotated[Optional[Path], typer.Option(help="A run folder to go on with.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", help="key=value of any other setting of a recipe; repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Train a model; flags that are not given come from --config, else from the backbone's own recipe.
+
+    `composir train --dataset CIRR --data-root DIR --backbone mini`
+    """
+    from composir.training import Recipe, load_recipe, resume_recipe
+    from composir.training import train as run_training
+
+    start = time.perf_counter()
+    names = set(Recipe.model_fields)
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in context.params.items()
+        if name in names and value is not None
+    }
+    given |= _settings(settings or [])
+    if resume is not None:
+        if given or config:
+            raise ComposirError(
+                f"--resume goes on by the run's own recipe; {', '.join(sorted(given)) or '--config'} cannot change it",
+                fix=f"composir train --resume {resume}",
+            )
+        recipe = resume_recipe(resume)
+    else:
+        recipe = load_recipe(given, config)
+    _warn_of_learning_rate(recipe, given)
+    with _Bars() as bars:
+        result = run_training(recipe, resume=resume, observer=_TrainBars(bars))
+    if result.interrupted:
+        err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
+        return INTERRUPTED
+    document = {
+        "run": str(result.run),
+        "best": str(result.best) if result.best else None,
+        "epochs": result.epochs,
+        "metrics": result.metrics,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    if json_:
+        _print_json(document)
+    else:
+        out.print(f"run: {result.run}", soft_wrap=True)
+        if result.best:
+            out.print(
+                f"best: {result.best}\nnext: composir evaluate --model {result.best} --dataset {recipe.dataset} "
+                f"--data-root {recipe.data_root}",
+                soft_wrap=True,
+            )
+    return 0
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Return the keys and values of ``--set key=value``, values read as TOML, else as words."""
+    from composir.training import parse_value
+
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ComposirError(f"--set {pair!r} has no value", expected="key=value", fix=f"--set {key}=...")
+        settings[key.strip().replace("-", "_")] = parse_value(value.strip())
+    return settings
+
+
+PUBLISHED_LEARNING_RATE_LIMIT = 1e-4
+
+
+def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
+    if recipe.backbone == "mini" and given.get("learning_rate", 1.0) < PUBLISHED_LEARNING_RATE_LIMIT:
+        err.print(
+            f"note: --learning-rate {recipe.learning_rate:g} is meant for the pretrained BLIP-2 backbones; the mini "
+            "backbone hardly learns at it. Leave the flag out to train with the mini recipe's own.",
+            soft_wrap=True,
+        )
+
+
+class _TrainBars:
+    """Draws a training run as progress bars, and every validation as a line."""
+
+    def __init__(self, bars: _Bars) -> None:
+        self.bars = bars
+        self.num_steps = 0
+        self.first_step = 0
+        self.batch_size = 0
+        self.start = 0.0
+
+    def on_features(self, done: int, total: int) -> None:
+        self.bars.tell("image tokens", done, total)
+
+    def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
+        self.num_steps, self.first_step, self.batch_size = num_steps, first_step, recipe.batch_size
+        self.start = time.perf_counter()
+        err.print(f"run folder: {run}", soft_wrap=True)
+
+    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
+        rate = (step - self.first_step) * self.batch_size / (time.perf_counter() - self.start)
+        gate = "" if alpha is None else f" alpha {alpha:.4f}"
+        self.bars.tell("training", step, self.num_steps, f"loss {loss:.3f}{gate} {rate:.0f} triplets/s")
+
+    def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
+        from composir.evaluation import metric_label
+
+        figures = "  ".join(f"{metric_label(key)} {100 * value:.2f}" for key, value in result.metrics.items())
+        err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def evaluate(
+    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/<run>/best.")],
+    data_root: DataRoot,
+    dataset: Dataset = "CIRR",
+    split: Annotated[str, typer.Option(help="val, or train to see how far it is learned by heart.")] = "val",
+    gallery: Annotated[str, typer.Option(help="FashionIQ: original or val-union.")] = "original",
+    exclude_reference: Annotated[
+        Optional[bool],
+        typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")] = 64,
+    num_workers: Annotated[int, typer.Option(min=0, help="Threads that decode images.")] = 4,
+    contact_sheet: Annotated[
+        Optional[Path], typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
+    ] = None,
+    num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
+    json_: Json = False,
+) -> int:
+    """Measure a model on a split, with the image-only and text-only baselines beside it."""
+    from composir.evaluation import contact_sheet as write_sheet
+    from composir.evaluation import table
+
+    with _Bars() as bars:
+        result = _evaluate(
+            model,
+            dataset,
+            data_root,
+            split,
+            gallery=gallery,
+            exclude_reference=exclude_reference,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            bars=bars,
+        )
+    if contact_sheet:
+        write_sheet(result.rankings, contact_sheet, num_queries=num_queries)
+    if json_:
+        _print_json(result.to_json())
+    else:
+        out.print(table(result))
+        if contact_sheet:
+            out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
+    return 0
+
+
+def _evaluate(
+    folder: Path,
+    dataset: str,
+    data_root: Path,
+    split: str,
+    *,
+    gallery: str = "original",
+    exclude_reference: bool | None = None,
+    batch_size: int = 64,
+    num_workers: int = 4,
+    bars: _Bars,
+) -> Result:
+    from composir.data import load_splits
+    from composir.data.check import require_images
+    from composir.evaluation import evaluate as measure
+    from composir.features import CachedEmbedder, TokenCache, default_cache_dir
+    from composir.models.checkpoint import from_pretrained, weights_hash
+
+    splits = load_splits(dataset, data_root, split, gallery=gallery, exclude_reference=exclude_reference)
+    require_images(splits)
+    composer = from_pretrained(folder)
+    if composer.tower is None:
+        raise ComposirError("has no vision tower and cannot embed pictures", file=folder)
+    tokens = TokenCache(composer.tower, default_cache_dir(), num_workers=num_workers)
+    paths = [path for one in splits for path in one.images.values()]
+    tokens.fill(paths, lambda done, total: bars.tell("image tokens", done, total))
+    return measure(
+        CachedEmbedder(composer, tokens),
+        splits,
+        batch_size=batch_size,
+        weights_hash=weights_hash(composer),
+        progress=bars.tell,
+    )
+
+
+# -- quickstart --------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Start here")
+def quickstart(
+    out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
+        "quickstart"
+    ),
+    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training may take on this machine.")] = 3.0,
+    json_: Json = False,
+) -> int:
+    """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
+    from composir.quickstart import run
+
+    with _Bars() as bars:
+        document = run(out_, minutes=minutes, observer=_TrainBars(bars), tell=bars.tell)
+    if json_:
+        _print_json(document)
+        return 0
+    out.print(document.pop("table"))
+    return 0
+
+
+# -- selfcheck ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Start here")
+def selfcheck(
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768, json_: Json = False
+) -> int:
+    """Check the gated fusion module: parameters, shapes, gradients, and that the sentence drives the change."""
+    from composir.selfcheck import check_gated_fusion
+
+    report = check_gated_fusion(hidden_size)
+    if json_:
+        _print_json({"num_parameters": report.num_parameters, "passed": report.passed})
+    else:
+        out.print("\n".join(report.lines), soft_wrap=True, markup=False)
+    return 0 if report.passed else 1
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("scenes")
+def data_scenes(
+    out_: Annotated[Path, typer.Option("--out", help="Folder to make, in CIRR's layout.")],
+    images: Annotated[int, typer.Option(min=1, help="Training images; validation has a quarter of that.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same files.")] = 0,
+    json_: Json = False,
+) -> int:
+    """Make the generated set: scenes of coloured shapes and sentences that edit them, free of any licence."""
+    from composir.data.scenes import generate
+
+    counts = generate(out_, num_images=images, seed=seed)
+    if json_:
+        _print_json({"counts": counts})
+    else:
+        out.print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
+        out.print(f"next: composir train --dataset CIRR --data-root {out_} --backbone mini", soft_wrap=True)
+    return 0
+
+
+@data_app.command("check")
+def data_check(data_root: DataRoot, dataset: Dataset = "CIRR", json_: Json = False) -> int:
+    """Read every annotation and decode every image; all problems at once, each with its fix."""
+    from composir.data.check import check_dataset
+
+    with _Bars() as bars:
+        problems, counts = check_dataset(dataset, data_root, progress=lambda *told: bars.tell("images", *told))
+    if json_:
+        _print_json(
+            {
+                "problems": [
+                    {"file": one.file, "where": one.where, "message": one.message, "fix": one.fix} for one in problems
+                ],
+                "counts": counts,
+            }
+        )
+    else:
+        for problem in problems:
+            out.print(Text(str(problem)), soft_wrap=True)
+        out.print(f"{len(problems)} problems")
+    return USER_ERROR if problems else 0
+
+
+@data_app.command("stats")
+def data_stats(
+    data_root: DataRoot,
+    dataset: Dataset = "CIRR",
+    split: Annotated[str, typer.Option(help="Which split.")] = "val",
+    json_: Json = False,
+) -> int:
+    """Count queries, gallery images, words and duplicate targets of a split."""
+    from composir.data import load_splits
+    from composir.data.check import stats
+
+    counts = stats(load_splits(dataset, data_root, split))
+    if json_:
+        _print_json({"counts": counts})
+    else:
+        out.print_json(data=counts)
+    return 0

@@ -1,0 +1,26 @@
+"""Reading data sets and images: annotations to ``Split`` and ``Query``, image files to model input."""
+
+from composir.data.check import check_dataset, check_images, require_images, stats
+from composir.data.datasets import DATASETS, find_dataset, load_splits
+from composir.data.images import read_image, to_rgb
+from composir.data.transforms import TRANSFORMS, normalise, squarepad, targetpad, to_array
+from composir.data.triplets import Query, Split
+
+__all__ = [
+    "DATASETS",
+    "TRANSFORMS",
+    "Query",
+    "Split",
+    "check_dataset",
+    "check_images",
+    "find_dataset",
+    "load_splits",
+    "normalise",
+    "read_image",
+    "require_images",
+    "squarepad",
+    "stats",
+    "targetpad",
+    "to_array",
+    "to_rgb",
+]

@@ -1,0 +1,127 @@
+"""CIRR (Liu et al., ICCV 2021, arXiv 2108.04024) and data sets in its layout, as the generated scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from composir.data.annotations import (
+    RESTORE,
+    AnnotationsError,
+    Entry,
+    check_split_name,
+    find_home,
+    read_entries,
+    read_json,
+    require_some,
+)
+from composir.data.triplets import Query, Split
+from composir.errors import ComposirError, Problem
+
+SPLITS = ("train", "val", "test1")
+SPLITS_WITHOUT_TARGETS = ("test1",)
+
+
+def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
+    """Return the one split of CIRR: every query of ``cap.rc2``, every image of ``split.rc2`` as the gallery.
+
+    ``root`` holds ``cirr/captions``, or is the parent of such a ``cirr_dataset/``. Image files are not
+    touched. The target is ``target_hard`` alone: the soft targets are no right answers of the metric. Raises
+    ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
+    """
+    if categories is not None:
+        raise ComposirError(
+            f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out"
+        )
+    check_split_name("CIRR", split, SPLITS)
+    home = find_home(root, marker="cirr/captions", folder="cirr_dataset")
+    captions_file = home / "cirr" / "captions" / f"cap.rc2.{split}.json"
+    names_file = home / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+    require_some("CIRR", split, (captions_file, names_file))
+
+    problems: list[Problem] = []
+    images = _read_images(names_file, home, problems)
+    queries = []
+    ids: set[int] = set()
+    for entry in read_entries(captions_file, problems, id_key="pairid"):
+        query = _read_query(entry, split, images, names_file)
+        pairid = entry.fields.get("pairid")
+        if type(pairid) is int:
+            if pairid in ids:
+                entry.problem("the pairid is repeated", "give every query a pairid of its own")
+            ids.add(pairid)
+        if query is not None:
+            queries.append(query)
+    if not queries and not problems:
+        problems.append(Problem(str(captions_file), "", "holds no query", RESTORE))
+    found = Split(
+        dataset="CIRR",
+        name=split,
+        category="",
+        queries=tuple(queries),
+        gallery=tuple(images or ()),
+        images=images or {},
+        gallery_rule="original",
+        exclude_reference=True,
+        text_rule="as annotated",
+    )
+    if problems:
+        raise AnnotationsError(problems, (found,))
+    return (found,)
+
+
+def _read_images(names_file: Path, home: Path, problems: list[Problem]) -> dict[str, Path] | None:
+    """Return each image's file by name in the order of the split file; None where that file is unreadable."""
+    content = read_json(names_file, dict, problems)
+    if content is None:
+        return None
+    for name, path in content.items():
+        if not isinstance(path, str) or not path:
+            message = f"the path is {path!r}, expected text such as './dev/{name}.png'"
+            problems.append(Problem(str(names_file), f"key {name!r}", message, "write the image's path"))
+    return {name: home / path for name, path in content.items() if isinstance(path, str)}
+
+
+def _read_query(entry: Entry, split: str, images: dict[str, Path] | None, names_file: Path) -> Query | None:
+    """Return the query of one entry; what is wrong with it is added to the entry's problems."""
+    pairid = entry.get("pairid", int)
+    reference = entry.image_name("reference", entry.get("reference", str), images, names_file)
+    text = entry.sentence("caption", entry.get("caption", str))
+    target = None
+    if split not in SPLITS_WITHOUT_TARGETS or "target_hard" in entry.fields:
+        target = entry.image_name("target_hard", entry.get("target_hard", str), images, names_file)
+        if target is not None and target == reference:
+            entry.problem(f"target_hard {target!r} is also the reference", "name the picture asked for")
+    members = _read_members(entry, images, names_file)
+    if pairid is None or reference is None or text is None:
+        return None
+    for role, name in (("reference", reference), ("target_hard", target)):
+        if name is not None and members and name not in members:
+            entry.problem(
+                f"{role} {name!r} is not a member of its img_set", f"add it to the members, or {RESTORE}"
+            )
+    return Query(
+        id=str(pairid),
+        reference=reference,
+        text=text,
+        texts=(text,),
+        targets=() if target is None else (target,),
+        subset=tuple(member for member in members if member != reference),
+    )
+
+
+def _read_members(entry: Entry, images: dict[str, Path] | None, names_file: Path) -> list[str]:
+    """Return the names in the entry's image set; empty after adding a problem."""
+    image_set = entry.get("img_set", dict)
+    if image_set is None:
+        return []
+    members = Entry(entry.file, entry.where, image_set, entry.problems).get("members", list)
+    names = []
+    for number, member in enumerate(members or ()):
+        what = f"img_set.members[{number}]"
+        name = entry.image_name(what, entry.typed(what, member, str), images, names_file)
+        if name in names:
+            entry.problem(f"{what} repeats {name!r}", f"name six different images, or {RESTORE}")
+        elif name is not None:
+            names.append(name)
+    return names if members is not None and len(names) == len(members) else []

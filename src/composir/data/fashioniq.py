@@ -1,0 +1,176 @@
+"""FashionIQ (Wu et al., CVPR 2021, arXiv 1905.12794): three categories, two captions a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from composir.data.annotations import (
+    RESTORE,
+    AnnotationsError,
+    Entry,
+    check_split_name,
+    find_home,
+    read_entries,
+    read_json,
+    require_some,
+)
+from composir.data.images import IMAGE_SUFFIXES
+from composir.data.triplets import Query, Split
+from composir.errors import ComposirError, Problem, nearest
+
+SPLITS = ("train", "val", "test")
+SPLITS_WITHOUT_TARGETS = ("test",)
+CATEGORIES = ("dress", "shirt", "toptee")
+NUM_CAPTIONS = 2
+
+CAPTION_EDGES = ".?, "
+"""Characters that CLIP4Cir and SPRC strip from both ends of a caption."""
+
+
+def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
+    """Return one split a category, dress, shirt and toptee unless ``categories`` names fewer.
+
+    ``root`` holds ``captions/``, or is the parent of such a ``fashionIQ_dataset/``. The gallery is the split
+    file's list (the *original* one) and keeps the reference. A query's id is its number in the caption file,
+    from 0. Image files are found by one listing of ``images/`` and not opened. Raises ``SplitNotFoundError``
+    when no category has the split and ``AnnotationsError`` with everything wrong in all of them.
+    """
+    categories = tuple(categories or CATEGORIES)
+    for category in categories:
+        if category not in CATEGORIES:
+            raise ComposirError(
+                f"FashionIQ has no category {category!r}",
+                expected=", ".join(CATEGORIES),
+                fix=nearest(category, CATEGORIES),
+            )
+    check_split_name("FashionIQ", split, SPLITS)
+    home = find_home(root, marker="captions", folder="fashionIQ_dataset")
+    files_by_category = {
+        category: (
+            home / "captions" / f"cap.{category}.{split}.json",
+            home / "image_splits" / f"split.{category}.{split}.json",
+        )
+        for category in categories
+    }
+    require_some("FashionIQ", split, [file for files in files_by_category.values() for file in files])
+
+    images_folder = home / "images"
+    file_by_name = _list_images(images_folder)
+    problems: list[Problem] = []
+    splits = []
+    for category, (captions_file, names_file) in files_by_category.items():
+        gallery = _read_gallery(names_file, problems)
+        queries = _read_queries(captions_file, split, gallery, names_file, problems)
+        splits.append(
+            Split(
+                dataset="FashionIQ",
+                name=split,
+                category=category,
+                queries=queries,
+                gallery=tuple(gallery or ()),
+                images={
+                    name: file_by_name.get(name, images_folder / f"{name}.png") for name in gallery or ()
+                },
+                gallery_rule="original",
+                exclude_reference=False,
+                text_rule="both captions",
+            )
+        )
+    if problems:
+        raise AnnotationsError(problems, tuple(splits))
+    return tuple(splits)
+
+
+def join_captions(first: str, second: str) -> str:
+    """Return both captions as one sentence, as CLIP4Cir and SPRC evaluate it."""
+    return f"{first.strip(CAPTION_EDGES).capitalize()} and {second.strip(CAPTION_EDGES)}"
+
+
+def training_texts(first: str, second: str) -> tuple[str, str, str, str]:
+    """Return the four sentences training draws from with equal chance: both orders, either caption alone."""
+    return (
+        join_captions(first, second),
+        join_captions(second, first),
+        first.strip(CAPTION_EDGES).capitalize(),
+        second.strip(CAPTION_EDGES).capitalize(),
+    )
+
+
+def _list_images(folder: Path) -> dict[str, Path]:
+    """Return the folder's image files by name without suffix, from one listing; empty without a folder."""
+    file_by_name: dict[str, Path] = {}
+    if not folder.is_dir():
+        return file_by_name
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    for file in sorted(files, key=lambda file: (IMAGE_SUFFIXES.index(file.suffix.lower()), file.name)):
+        file_by_name.setdefault(file.stem, file)
+    return file_by_name
+
+
+def _read_gallery(names_file: Path, problems: list[Problem]) -> dict[str, None] | None:
+    """Return the names of the split file in its order; None where the file is unreadable."""
+    content = read_json(names_file, list, problems)
+    if content is None:
+        return None
+    names: dict[str, None] = {}
+    for number, name in enumerate(content):
+        if not isinstance(name, str) or not name:
+            message = f"the name is {name!r}, expected text"
+            problems.append(Problem(str(names_file), f"entry {number}", message, RESTORE))
+        elif name in names:
+            problems.append(
+                Problem(str(names_file), f"entry {number}", f"the name {name!r} is repeated", "keep it once")
+            )
+        else:
+            names[name] = None
+    return names
+
+
+def _read_queries(
+    captions_file: Path,
+    split: str,
+    gallery: dict[str, None] | None,
+    names_file: Path,
+    problems: list[Problem],
+) -> tuple[Query, ...]:
+    """Return the queries of one caption file; what is wrong with it is added to ``problems``."""
+    num_problems = len(problems)
+    queries = []
+    for number, entry in enumerate(read_entries(captions_file, problems)):
+        reference = entry.image_name("candidate", entry.get("candidate", str), gallery, names_file)
+        target = None
+        if split not in SPLITS_WITHOUT_TARGETS or "target" in entry.fields:
+            target = entry.image_name("target", entry.get("target", str), gallery, names_file)
+        captions = _read_captions(entry)
+        if reference is None or captions is None:
+            continue
+        texts = training_texts(*captions)
+        queries.append(
+            Query(
+                id=str(number),
+                reference=reference,
+                text=texts[0],
+                texts=texts,
+                targets=() if target is None else (target,),
+            )
+        )
+    if not queries and len(problems) == num_problems:
+        problems.append(Problem(str(captions_file), "", "holds no query", RESTORE))
+    return tuple(queries)
+
+
+def _read_captions(entry: Entry) -> tuple[str, str] | None:
+    """Return the entry's two captions, or None after adding its problems."""
+    captions = entry.get("captions", list)
+    if captions is None:
+        return None
+    if len(captions) != NUM_CAPTIONS:
+        entry.problem(f"'captions' holds {len(captions)} captions, expected {NUM_CAPTIONS}", RESTORE)
+        return None
+    texts = []
+    for number, caption in enumerate(captions):
+        what = f"captions[{number}]"
+        texts.append(entry.sentence(what, entry.typed(what, caption, str), CAPTION_EDGES))
+    first, second = texts
+    return None if first is None or second is None else (first, second)

@@ -1,0 +1,47 @@
+"""The two types that every reader makes and everything downstream reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A reference picture, the sentence that says what should differ, and what is right."""
+
+    id: str
+    """The data set's own id (CIRR's ``pairid``), unique within the split, as text."""
+    reference: str
+    """Name of the reference image, a key of ``Split.images``."""
+    text: str
+    """The sentence as it is evaluated, before the model's own normalisation."""
+    texts: tuple[str, ...]
+    """The sentences training chooses from with equal chance; ``(text,)`` unless the data set varies it."""
+    targets: tuple[str, ...] = ()
+    """Names of the right answers, the annotated one first; empty where the test server hides them."""
+    subset: tuple[str, ...] = ()
+    """CIRR: the other members of the image set, reference left out; empty for other data sets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The queries of one split (of one category) and the gallery they are ranked against."""
+
+    dataset: str
+    """Name in ``DATASETS``, such as ``CIRR``."""
+    name: str
+    """``train``, ``val``, ``test1``, ..."""
+    category: str
+    """FashionIQ's ``dress``, ``shirt`` or ``toptee``; empty for data sets without categories."""
+    queries: tuple[Query, ...]
+    gallery: tuple[str, ...]
+    """Names of the candidate images in the order of the data set's own file, each once."""
+    images: dict[str, Path]
+    """The file of every gallery image and every reference, by name."""
+    gallery_rule: str
+    """How the gallery was chosen: ``original`` (the split file) or ``val-union`` (FashionIQ)."""
+    exclude_reference: bool
+    """Whether the query's reference is taken out of its ranking (CIRR yes, FashionIQ no)."""
+    text_rule: str
+    """How ``Query.text`` was made from the annotation, in a word or two."""

@@ -1,0 +1,202 @@
+"""The one ranking: float32, ties broken pessimistically and the same way every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from composir.data.triplets import Query, Split
+from composir.errors import ComposirError, Problem, ProblemsError
+
+DEPTH = 50
+"""How many gallery images a ranking keeps: the largest K of CIRR and FashionIQ."""
+PADDING = -1
+"""Stands in ``Ranking.top`` where the gallery holds no further image."""
+KEYS_PER_BLOCK = 2**22
+"""Sort keys held at once: 32 MB."""
+
+_EXCLUDED = torch.iinfo(torch.int64).min
+_PLACE_BITS = 30
+_OTHER, _FURTHER_TARGET, _ANNOTATED_TARGET = 2, 1, 0
+_NO_TARGET = -2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The best gallery images of every query of a split, and the order of its subset members."""
+
+    split: Split
+    top: Int64[np.ndarray, "num_queries depth"]
+    """Places in ``split.gallery``, best first; ``PADDING`` once the gallery is exhausted."""
+    scores: Float32[np.ndarray, "num_queries depth"]
+    """The similarities of ``top``; minus infinity where ``top`` is padded."""
+    subset: tuple[tuple[str, ...], ...]
+    """Every query's subset members by name, best first; empty where the query has no subset."""
+
+
+def rank(similarity: Float[Tensor, "num_queries gallery"], split: Split, *, depth: int = DEPTH) -> Ranking:
+    """Return the ``depth`` best images of every query and the order of its subset members.
+
+    ``similarity`` has a row per ``split.queries`` and a column per ``split.gallery``; it is read as float32.
+    The reference is left out where ``split.exclude_reference`` says so. Images with equal scores come in
+    the order of the gallery, except that right answers come after all others and the annotated one last:
+    a scorer that cannot tell images apart never profits from their order.
+
+    Raises ``ComposirError`` where a score is NaN or the shape is not the split's, and what
+    ``check_gallery`` raises.
+    """
+    return rank_blocks([similarity], split, depth=depth)
+
+
+def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, depth: int = DEPTH) -> Ranking:
+    """Return what ``rank`` does for the similarity whose rows come in ``blocks``, in the queries' order.
+
+    Only one block is held at a time, so a gallery may be larger than the whole matrix would allow.
+    """
+    check_gallery(split)
+    place_by_name = {name: place for place, name in enumerate(split.gallery)}
+    rows_per_block = max(1, KEYS_PER_BLOCK // len(split.gallery))
+    top, scores, subset = [], [], []
+    num_ranked = 0
+    for block in blocks:
+        for rows in block.split(rows_per_block):
+            queries = split.queries[num_ranked : num_ranked + len(rows)]
+            _check_rows(rows, queries, split)
+            keys = _sort_keys(rows, queries, place_by_name, exclude_reference=split.exclude_reference)
+            block_top, block_scores = _take_top(keys, rows, depth)
+            top.append(block_top)
+            scores.append(block_scores)
+            subset.extend(_order_subsets(keys, queries, place_by_name))
+            num_ranked += len(rows)
+    if num_ranked != len(split.queries):
+        raise _shape_error(f"{num_ranked} rows", split)
+    return Ranking(split, torch.cat(top).numpy(), torch.cat(scores).numpy(), tuple(subset))
+
+
+def target_ranks(ranking: Ranking) -> Int64[np.ndarray, " num_queries"]:
+    """Return the rank of every query's annotated target, 1 for the best; 0 where ``top`` does not hold it.
+
+    A query without targets (a hidden test set) has 0.
+    """
+    place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
+    targets = np.array(
+        [place_by_name[query.targets[0]] if query.targets else _NO_TARGET for query in ranking.split.queries]
+    )
+    hits = ranking.top == targets[:, None]  # (num_queries, depth)
+    return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+def check_gallery(split: Split) -> None:
+    """Return nothing; raise ``ProblemsError`` naming every target and subset member outside the gallery.
+
+    A split without queries or without a gallery is a ``ComposirError``.
+    """
+    if not split.queries or not split.gallery:
+        raise ComposirError(
+            f"{len(split.queries)} queries and {len(split.gallery)} gallery images",
+            file=describe(split),
+            expected="at least one of each",
+            fix=f"run `composir data check --dataset {split.dataset}`",
+        )
+    gallery = set(split.gallery)
+    problems = [
+        Problem(
+            file=describe(split),
+            where=f"query {query.id}",
+            message=f"{role} {name!r} is not among the {len(gallery)} images of the gallery",
+            fix=f"run `composir data check --dataset {split.dataset}` and complete the split file",
+        )
+        for query in split.queries
+        for role, names in (("target", query.targets), ("subset member", query.subset))
+        for name in names
+        if name not in gallery
+    ]
+    if problems:
+        raise ProblemsError(problems)
+
+
+def describe(split: Split) -> str:
+    """Return the split's name for messages, such as ``FashionIQ val dress``."""
+    return " ".join(part for part in (split.dataset, split.name, split.category) if part)
+
+
+def _sort_keys(
+    rows: Float[Tensor, "block gallery"],
+    queries: tuple[Query, ...],
+    place_by_name: dict[str, int],
+    *,
+    exclude_reference: bool,
+) -> Int64[Tensor, "block gallery"]:
+    """Return one unique integer per image, larger for better: the score, then the role, then the place."""
+    num_images = rows.shape[1]
+    bits = (rows.float().cpu() + 0.0).view(torch.int32)  # adding zero turns -0.0 into 0.0, its equal
+    ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as integers in the order of the floats
+    roles = torch.full(rows.shape, _OTHER)
+    for row, query in enumerate(queries):
+        for target in query.targets[1:]:
+            roles[row, place_by_name[target]] = _FURTHER_TARGET
+        if query.targets:
+            roles[row, place_by_name[query.targets[0]]] = _ANNOTATED_TARGET
+    places = torch.arange(num_images - 1, -1, -1)  # earlier in the gallery is larger
+    keys = (ordered.long() << 32) + (roles << _PLACE_BITS) + places
+    if exclude_reference:
+        for row, query in enumerate(queries):
+            if query.reference in place_by_name:
+                keys[row, place_by_name[query.reference]] = _EXCLUDED
+    return keys
+
+
+def _take_top(
+    keys: Int64[Tensor, "block gallery"], rows: Float[Tensor, "block gallery"], depth: int
+) -> tuple[Int64[Tensor, "block depth"], Float32[Tensor, "block depth"]]:
+    num_images = keys.shape[1]
+    best, places = keys.topk(min(depth, num_images), dim=1)
+    scores = rows.float().cpu().gather(1, places)
+    exhausted = best == _EXCLUDED
+    top = torch.full((len(keys), depth), PADDING)
+    top[:, : best.shape[1]] = places.masked_fill(exhausted, PADDING)
+    padded = torch.full((len(keys), depth), float("-inf"))
+    padded[:, : best.shape[1]] = scores.masked_fill(exhausted, float("-inf"))
+    return top, padded
+
+
+def _order_subsets(
+    keys: Int64[Tensor, "block gallery"], queries: tuple[Query, ...], place_by_name: dict[str, int]
+) -> list[tuple[str, ...]]:
+    ordered = []
+    for row, query in enumerate(queries):
+        members = keys[row, [place_by_name[name] for name in query.subset]].tolist()
+        key_by_name = dict(zip(query.subset, members, strict=True))
+        ordered.append(tuple(sorted(key_by_name, key=key_by_name.__getitem__, reverse=True)))
+    return ordered
+
+
+def _check_rows(rows: Float[Tensor, "block gallery"], queries: tuple[Query, ...], split: Split) -> None:
+    if rows.shape[1] != len(split.gallery):
+        raise _shape_error(f"{rows.shape[1]} columns", split)
+    if len(rows) != len(queries):
+        raise _shape_error("more rows", split)
+    broken = rows.isnan().any(dim=1).tolist()
+    if any(broken):
+        first = queries[broken.index(True)]
+        raise ComposirError(
+            f"the similarity of query {first.id} is not a number (NaN)",
+            file=describe(split),
+            expected="a finite score for every image of the gallery",
+            fix="check the model's weights: a training run that diverged gives NaN",
+        )
+
+
+def _shape_error(got: str, split: Split) -> ComposirError:
+    return ComposirError(
+        f"the similarity has {got}",
+        file=describe(split),
+        expected=f"a row for each of {len(split.queries)} queries "
+        f"and a column for each of {len(split.gallery)} images",
+        fix="embed every query and every gallery image of this split once, in the split's order",
+    )

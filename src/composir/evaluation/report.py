@@ -1,0 +1,294 @@
+"""What a person looks at: the table of a result, and pictures of what was retrieved."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from rich.table import Table
+
+from composir.data.images import read_image
+from composir.errors import ComposirError
+from composir.evaluation.evaluator import Result
+from composir.evaluation.ranking import PADDING, Ranking, describe, target_ranks
+from composir.files import replacing
+
+NUM_SHOWN = 10
+"""Retrieved images in a row of a contact sheet."""
+
+HIT_COLOUR = "#1a9850"
+MISS_COLOUR = "#d73027"
+
+# Lengths in pixels.
+MARGIN = 32
+THUMBNAIL = 160
+GAP = 14
+FRAME_WIDTH = 6
+SENTENCE_WIDTH = 230
+CAPTION_HEIGHT = 26
+ROW_GAP = 26
+HEADING_HEIGHT = 40
+
+_TEXT_COLOUR = "#1f2328"
+_FAINT_COLOUR = "#6e7781"
+_LINE_COLOUR = "#d0d7de"
+_HEADING_SIZE = 15
+_SENTENCE_SIZE = 17
+_CAPTION_SIZE = 14
+_LINE_SPACING = 1.3
+_DASH = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One retrieved image of a picture row."""
+
+    path: Path
+    caption: str
+    """Stands under the image, such as ``1  ·  0.731``."""
+    colour: str = ""
+    """Of the frame and the caption, as Pillow names colours; empty for no frame."""
+    apart: bool = False
+    """Whether it stands apart from the images before it, in a dashed frame: shown, but not retrieved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A query and what was retrieved for it."""
+
+    reference: Path
+    sentence: str
+    cells: tuple[Cell, ...]
+    note: str = ""
+    """Stands under the reference, such as the query's id."""
+
+
+def table(result: Result) -> Table:
+    """Return the figures as a table in percent: composed with its interval, beside the baselines."""
+    fields = result.signature_fields
+    view = Table(
+        title=f"{fields['dataset']} {fields['split']}: {result.num_queries:,} queries, "
+        f"{result.num_gallery:,} gallery images",
+        caption=result.signature.replace("|", "  "),
+    )
+    view.add_column("metric")
+    view.add_column("composed", justify="right")
+    view.add_column("95 % interval", justify="right")
+    for name in result.baselines:
+        view.add_column(name.replace("_", " "), justify="right")
+    for key, value in result.metrics.items():
+        low, high = result.intervals[key]
+        view.add_row(
+            metric_label(key),
+            f"{100 * value:.2f}",
+            f"{100 * low:.2f} – {100 * high:.2f}",
+            *(f"{100 * metrics[key]:.2f}" for metrics in result.baselines.values()),
+            style="bold" if key == result.primary else None,
+        )
+    return view
+
+
+def metric_label(key: str) -> str:
+    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``."""
+    category, _, name = key.rpartition(".")
+    name = _LABELS.get(name) or re.sub(r"^recall_subset_at_", "R_s@", re.sub(r"^recall_at_", "R@", name))
+    return f"{category} {name}".strip()
+
+
+_LABELS = {
+    "mean_r5_rs1": "mean(R@5+R_s@1)",
+    "mean_of_seven": "mean of all seven",
+    "mean_r10_r50": "mean(R@10+R@50)",
+}
+
+
+def contact_sheet(
+    rankings: Sequence[Ranking],
+    path: Path,
+    *,
+    num_queries: int = 8,
+    seed: int = 0,
+    query_ids: Sequence[str] | None = None,
+) -> None:
+    """Return nothing; write a PNG with one query a row: the reference, the sentence and the best ten.
+
+    The target is framed in green; where it is not among the ten it stands at the end in a dashed red frame
+    with its rank. The queries are those of ``query_ids``, in that order (an id that is in several categories
+    gives a row for each), else ``num_queries`` drawn with ``seed`` from all rankings.
+    """
+    if query_ids is None:
+        places = [(ranking, row) for ranking in rankings for row in range(len(ranking.split.queries))]
+        drawn = random.Random(seed).sample(range(len(places)), min(num_queries, len(places)))
+        chosen = [places[place] for place in sorted(drawn)]
+    else:
+        chosen = _find_queries(rankings, query_ids)
+    grid([_query_row(ranking, row) for ranking, row in chosen], path)
+
+
+def grid(rows: Sequence[Row], path: Path) -> None:
+    """Return nothing; write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
+    if not rows:
+        raise ComposirError("there is no row to draw", file=path, expected="at least one query")
+    height = _row_top(len(rows)) - ROW_GAP + MARGIN
+    width = max(_cell_left(row, len(row.cells)) - GAP for row in rows) + MARGIN
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    headings = {MARGIN: "reference", _sentence_left(): "sentence", _cells_left(): "retrieved, best first"}
+    for left, heading in headings.items():
+        draw.text((left, MARGIN - 6), heading, fill=_FAINT_COLOUR, font=_font(_HEADING_SIZE))
+    for place, row in enumerate(rows):
+        _draw_row(sheet, draw, row, _row_top(place))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _query_row(ranking: Ranking, row: int) -> Row:
+    split = ranking.split
+    query = split.queries[row]
+    retrieved = [
+        (split.gallery[place], float(score))
+        for place, score in zip(ranking.top[row, :NUM_SHOWN], ranking.scores[row, :NUM_SHOWN], strict=True)
+        if place != PADDING
+    ]
+    cells = [
+        Cell(
+            split.images[name],
+            caption=f"{number}  ·  {score:.3f}",
+            colour=HIT_COLOUR if name in query.targets else "",
+        )
+        for number, (name, score) in enumerate(retrieved, start=1)
+    ]
+    if query.targets and query.targets[0] not in dict(retrieved):
+        cells.append(_missed_target(ranking, row))
+    return Row(
+        split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip()
+    )
+
+
+def _missed_target(ranking: Ranking, row: int) -> Cell:
+    """Return the cell of a target that is not among the images shown."""
+    rank = target_ranks(ranking)[row]
+    if rank:
+        caption = f"target at {rank}  ·  {ranking.scores[row, rank - 1]:.3f}"
+    else:
+        caption = f"target below {ranking.top.shape[1]}"
+    target = ranking.split.queries[row].targets[0]
+    return Cell(ranking.split.images[target], caption, colour=MISS_COLOUR, apart=True)
+
+
+def _find_queries(rankings: Sequence[Ranking], query_ids: Sequence[str]) -> list[tuple[Ranking, int]]:
+    """Return where each id is; the same id may be in several categories."""
+    found: dict[str, list[tuple[Ranking, int]]] = {}
+    for ranking in rankings:
+        for row, query in enumerate(ranking.split.queries):
+            found.setdefault(query.id, []).append((ranking, row))
+    unknown = [query_id for query_id in query_ids if query_id not in found]
+    if unknown:
+        raise ComposirError(
+            f"no query {', '.join(map(repr, unknown))}",
+            file=", ".join(describe(ranking.split) for ranking in rankings),
+            expected=f"one of {len(found)} ids such as {next(iter(found))!r}",
+        )
+    return [place for query_id in query_ids for place in found[query_id]]
+
+
+def _row_top(place: int) -> int:
+    return MARGIN + HEADING_HEIGHT + place * (THUMBNAIL + CAPTION_HEIGHT + ROW_GAP)
+
+
+def _sentence_left() -> int:
+    return MARGIN + THUMBNAIL + GAP
+
+
+def _cells_left() -> int:
+    return _sentence_left() + SENTENCE_WIDTH + GAP
+
+
+def _cell_left(row: Row, place: int) -> int:
+    """Return the x of a cell's thumbnail; a cell that stands apart has a wider gap before it."""
+    num_apart = sum(cell.apart for cell in row.cells[: place + 1])
+    return _cells_left() + place * (THUMBNAIL + GAP) + num_apart * 2 * GAP
+
+
+def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int) -> None:
+    _paste(sheet, draw, row.reference, (MARGIN, top))
+    caption_top = top + THUMBNAIL + FRAME_WIDTH
+    caption_font = _font(_CAPTION_SIZE)
+    note = _fit(row.note, caption_font, THUMBNAIL)
+    draw.text((MARGIN, caption_top), note, fill=_FAINT_COLOUR, font=caption_font)
+    sentence_font = _font(_SENTENCE_SIZE)
+    num_lines = int(THUMBNAIL // (_SENTENCE_SIZE * _LINE_SPACING))
+    for number, line in enumerate(_wrap(row.sentence, sentence_font, SENTENCE_WIDTH, num_lines)):
+        line_top = top + number * _SENTENCE_SIZE * _LINE_SPACING
+        draw.text((_sentence_left(), line_top), line, fill=_TEXT_COLOUR, font=sentence_font)
+    for place, cell in enumerate(row.cells):
+        left = _cell_left(row, place)
+        _paste(sheet, draw, cell.path, (left, top))
+        if cell.colour:
+            _draw_frame(draw, (left, top), cell.colour, dashed=cell.apart)
+        caption = _fit(cell.caption, caption_font, THUMBNAIL)
+        draw.text((left, caption_top), caption, fill=cell.colour or _FAINT_COLOUR, font=caption_font)
+
+
+def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, path: Path, corner: tuple[int, int]) -> None:
+    """Draw the image at its own aspect in the middle of a hairline square."""
+    left, top = corner
+    inner = THUMBNAIL - 2 * FRAME_WIDTH
+    thumbnail = ImageOps.contain(read_image(path), (inner, inner), Image.Resampling.LANCZOS)
+    x = left + (THUMBNAIL - thumbnail.width) // 2
+    y = top + (THUMBNAIL - thumbnail.height) // 2
+    draw.rectangle((left, top, left + THUMBNAIL - 1, top + THUMBNAIL - 1), outline=_LINE_COLOUR)
+    sheet.paste(thumbnail, (x, y))
+
+
+def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], colour: str, *, dashed: bool) -> None:
+    """Draw a frame just inside the thumbnail's square."""
+    left, top = corner
+    right, bottom = left + THUMBNAIL - 1, top + THUMBNAIL - 1
+    draw.rectangle((left, top, right, bottom), outline=colour, width=FRAME_WIDTH)
+    if dashed:
+        for start in range(_DASH, THUMBNAIL - _DASH, 2 * _DASH):
+            stop = start + _DASH - 1
+            draw.rectangle((left + start, top, left + stop, top + FRAME_WIDTH - 1), fill="white")
+            draw.rectangle((left + start, bottom - FRAME_WIDTH + 1, left + stop, bottom), fill="white")
+            draw.rectangle((left, top + start, left + FRAME_WIDTH - 1, top + stop), fill="white")
+            draw.rectangle((right - FRAME_WIDTH + 1, top + start, right, top + stop), fill="white")
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, num_lines: int) -> list[str]:
+    """Return the text in lines no wider than ``width`` pixels; the last ends in ``…`` where text is left."""
+    lines = [""]
+    for word in text.split():
+        extended = f"{lines[-1]} {word}".strip()
+        if font.getlength(extended) <= width:
+            lines[-1] = extended
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) <= num_lines:
+        return lines
+    return [*lines[: num_lines - 1], _fit(f"{lines[num_lines - 1]}…", font, width)]
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Return the text, or as much of its start as ``width`` pixels hold with a final ``…``."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text.rstrip("…")[:-1]
+    return f"{text}…"
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which comes with matplotlib: Pillow's own font has neither accents nor dashes."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

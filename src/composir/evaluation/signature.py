@@ -1,0 +1,41 @@
+"""What was measured, in one line: two results compare only where their signatures agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from composir.data.triplets import Split
+from composir.evaluation.metrics import METRIC_VERSION
+
+TIE_RULE = "pessimistic"
+
+
+def signature_fields(splits: Sequence[Split], *, weights_hash: str) -> dict[str, str]:
+    """Return what identifies a result on ``splits`` (one, or categories under the same rules), by field."""
+    split = splits[0]
+    categories = ",".join(sorted(part.category for part in splits if part.category))
+    return {
+        "dataset": split.dataset,
+        "split": split.name,
+        **({"categories": categories} if categories else {}),
+        "gallery": split.gallery_rule,
+        "reference": "excluded" if split.exclude_reference else "kept",
+        "text": split.text_rule,
+        "ties": TIE_RULE,
+        "metrics": METRIC_VERSION,
+        "weights": weights_hash,
+        "composir": _own_version(),
+    }
+
+
+def signature_text(fields: Mapping[str, str]) -> str:
+    """Return the fields as one string without spaces: ``dataset:CIRR|split:val|gallery:original|...``."""
+    return "|".join(f"{name}:{'-'.join(value.split())}" for name, value in fields.items())
+
+
+def _own_version() -> str:
+    try:
+        return version("composir")
+    except PackageNotFoundError:
+        return "uninstalled"

@@ -1,0 +1,137 @@
+"""Image tokens of the frozen tower, computed once an image, and the embeddings made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from composir.data.images import read_image
+from composir.files import replacing
+from composir.models.composer import Composer
+from composir.models.vision import Tower
+
+TOWER_BATCH = 8
+"""Pictures a pass of the tower; more is slower on a CPU (the feature maps leave its cache)."""
+NUM_WORKERS = 4
+
+Progress = Callable[[int, int], None]
+"""Called with how many images are done, and of how many."""
+
+
+def default_cache_dir() -> Path:
+    """Return ``$COMPOSIR_CACHE``, else ``composir`` under the user's cache folder (``$XDG_CACHE_HOME``)."""
+    if "COMPOSIR_CACHE" in os.environ:
+        return Path(os.environ["COMPOSIR_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composir"
+
+
+class TokenCache:
+    """The tower's tokens of image files, fp16, in memory-mapped files of ``directory``, or in memory without one.
+
+    A file is named by what its tokens depend on: the tower's weights, the transform and the content of the images.
+    A changed picture, another tower or another transform is another file, never a wrong answer.
+    """
+
+    def __init__(self, tower: Tower, directory: Path | None = None, *, num_workers: int = NUM_WORKERS) -> None:
+        self.tower = tower
+        self.directory = directory
+        self.num_workers = max(1, num_workers)
+        self._place_by_path: dict[Path, tuple[np.ndarray, int]] = {}
+        self._key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
+
+    def fill(self, paths: Iterable[Path], progress: Progress | None = None) -> None:
+        """Make the tokens of every file present; one that cannot be read raises ``ComposirError`` naming it."""
+        missing = [path for path in dict.fromkeys(paths) if path not in self._place_by_path]
+        if not missing:
+            return
+        shape = (len(missing), self.tower.num_tokens, self.tower.width)
+        if self.directory is None:
+            block = np.empty(shape, np.float16)
+            self._compute(missing, block, progress)
+        else:
+            file = self.directory / f"tokens-{self._content_key(missing)}.npy"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file) as temporary:
+                    written = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+                    self._compute(missing, written, progress)
+                    written.flush()
+            block = np.load(file, mmap_mode="r")
+        self._place_by_path.update({path: (block, row) for row, path in enumerate(missing)})
+
+    def __call__(self, paths: Sequence[Path]) -> Float[Tensor, "batch tokens width"]:
+        """Return the tokens of the files, fp16, in their order, computing what is not there yet."""
+        self.fill(paths)
+        rows = [block[row] for block, row in (self._place_by_path[path] for path in paths)]
+        return torch.from_numpy(np.stack(rows))
+
+    def _content_key(self, paths: Sequence[Path]) -> str:
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            contents = pool.map(lambda path: hashlib.sha256(path.read_bytes()).digest(), paths)
+            digest = hashlib.sha256(self._key.encode())
+            for content in contents:
+                digest.update(content)
+        return digest.hexdigest()[:32]
+
+    def _compute(self, paths: Sequence[Path], out: np.ndarray, progress: Progress | None) -> None:
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            done = 0
+            # One batch is decoded while the tower works on the one before.
+            batches = iter([paths[start : start + TOWER_BATCH] for start in range(0, len(paths), TOWER_BATCH)])
+            waiting = [[pool.submit(self._prepare, path) for path in batch] for batch in islice(batches, 2)]
+            while waiting:
+                pictures = np.stack([future.result() for future in waiting.pop(0)])  # (batch, 3, size, size)
+                waiting += [[pool.submit(self._prepare, path) for path in batch] for batch in islice(batches, 1)]
+                out[done : done + len(pictures)] = self.tower(torch.from_numpy(pictures)).cpu().numpy()
+                done += len(pictures)
+                if progress is not None:
+                    progress(done, len(paths))
+
+    def _prepare(self, path: Path) -> np.ndarray:
+        return self.tower.prepare(read_image(path))
+
+
+class CachedEmbedder:
+    """A model's embeddings of image files through a token cache: what evaluation asks of a model.
+
+    The text-only embedding puts the mean of all gallery tokens seen so far, place by place, where the reference
+    would be: a picture that says nothing but what all pictures say.
+    """
+
+    def __init__(self, model: Composer, tokens: TokenCache) -> None:
+        self.model = model
+        self.tokens = tokens
+        self._token_sum: Tensor | float = 0.0
+        self._num_images = 0
+
+    @torch.inference_mode()
+    def embed_gallery(self, paths: Sequence[Path]) -> Float[Tensor, "batch vectors dim"]:
+        """Return the target embedding of every image."""
+        tokens = self.tokens(paths)
+        self._token_sum = self._token_sum + tokens.double().sum(dim=0)
+        self._num_images += len(tokens)
+        return self.model.encode_target(tokens.to(self.model.device))
+
+    @torch.inference_mode()
+    def embed_queries(self, paths: Sequence[Path], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the query embedding of every pair of reference image and sentence."""
+        tokens = self.tokens(paths).to(self.model.device)
+        return self.model.encode_query(tokens, *self.model.tokenize(texts))
+
+    @torch.inference_mode()
+    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
+        if not self._num_images:
+            raise RuntimeError("embed the gallery first: the neutral reference is its mean")
+        neutral = torch.as_tensor(self._token_sum / self._num_images).half().to(self.model.device)
+        input_ids, attention_mask = self.model.tokenize(texts)
+        return self.model.encode_query(neutral.expand(len(texts), -1, -1), input_ids, attention_mask)

@@ -1,0 +1,34 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from composir.files import replacing
+
+LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "total")
+GATE_COLUMNS = ("alpha", "mean_gate")
+METRIC_COLUMNS = ("R@1", "R@5", "R@10", "R_s@1", "mean(R@5+R_s@1)", "R@50", "mean(R@10+R@50)")
+
+
+def plot_curves(log: Path, out: Path) -> None:
+    """Write the curves of a training_log.csv as a PNG: losses, recalls in percent, and the gate where there is one."""
+    with log.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    panels = [("loss", LOSS_COLUMNS), ("validation, percent", METRIC_COLUMNS), ("gate", GATE_COLUMNS)]
+    panels = [(title, [name for name in names if any(row.get(name) for row in rows)]) for title, names in panels]
+    panels = [(title, names) for title, names in panels if names]
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            points = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,0 +1,102 @@
+"""The first run of a newcomer: data, training, figures and pictures, each step kept and not done twice."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composir.data import load_splits
+from composir.data.scenes import generate
+from composir.errors import ComposirError
+from composir.evaluation import Result, contact_sheet, evaluate
+from composir.features import CachedEmbedder, TokenCache
+from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.training import Observer, load_recipe, resume_recipe, train
+
+DATA, MODELS, CACHE, SHEET = "scenes", "models", "cache", "contact_sheet.png"
+NUM_IMAGES = 2400
+STEPS_PER_MINUTE = 100
+"""Steps of batch 32 that two cores take in a minute, roughly; only the length of the training depends on it."""
+NUM_EXAMPLES = 3
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What the first run made."""
+
+    result: Result
+    data: Path
+    run: Path
+    contact_sheet: Path
+    curves: Path
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of ``composir quickstart --json``."""
+        return {
+            **self.result.to_json(),
+            "data": str(self.data),
+            "run": str(self.run),
+            "index": None,
+            "contact_sheet": str(self.contact_sheet),
+            "curves": str(self.curves),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> Quickstart:
+    """Return what is under ``out`` after generating, training, evaluating and drawing; called again it goes on.
+
+    ``minutes`` is about how long training takes on two cores; the number of steps it stands for is fixed by it, so
+    that two machines make the same model.
+    """
+    start = time.perf_counter()
+    data = out / DATA
+    if not data.exists():
+        generate(data, num_images=NUM_IMAGES)
+    run = _train(out, minutes, observer)
+    model = from_pretrained(run / "best")
+    if model.tower is None:
+        raise ComposirError("has no vision tower", file=run / "best")
+    splits = load_splits("CIRR", data, "val")
+    tokens = TokenCache(model.tower, out / CACHE)
+    result = evaluate(CachedEmbedder(model, tokens), splits, weights_hash=weights_hash(model), progress=tell)
+    examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
+    contact_sheet(result.rankings, out / SHEET, query_ids=examples)
+    return Quickstart(
+        result=result,
+        data=data,
+        run=run,
+        contact_sheet=out / SHEET,
+        curves=run / "curves.png",
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _train(out: Path, minutes: float, observer: Observer) -> Path:
+    """Return the run folder, trained to its end: a finished run as it is, a stopped one resumed, else a new one."""
+    recipe = load_recipe(
+        {
+            "dataset": "CIRR",
+            "backbone": "mini",
+            "data_root": str(out / DATA),
+            "output_dir": str(out / MODELS),
+            "num_epochs": 100,
+            "max_steps": math.ceil(minutes * STEPS_PER_MINUTE),
+            "validation_frequency": 100,
+        }
+    )
+    for run in sorted((out / MODELS).glob("*/last")) if (out / MODELS).exists() else []:
+        if resume_recipe(run.parent) == recipe:
+            return train(recipe, resume=run.parent, observer=observer, cache_dir=out / CACHE).run
+    done = train(recipe, observer=observer, cache_dir=out / CACHE)
+    if done.interrupted:
+        raise KeyboardInterrupt
+    return done.run

@@ -1,0 +1,1 @@
+"""Recipes: the defaults of each backbone, as TOML files."""

@@ -1,0 +1,518 @@
+"""The training loop: one path from a recipe to a run folder, resumable at any step."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from composir.data import Query, Split, load_splits
+from composir.data.check import require_images
+from composir.errors import ComposirError
+from composir.evaluation import Result, evaluate, metric_label, protocol_of
+from composir.features import CachedEmbedder, TokenCache, default_cache_dir
+from composir.files import recover_folder, replacing_folder, write_text
+from composir.models.checkpoint import (
+    composer_weights,
+    from_pretrained,
+    load_weights,
+    save_pretrained,
+    weights_hash,
+    WEIGHTS,
+)
+from composir.models.composer import Composer
+from composir.models.presets import BACKBONES, build
+from composir.plots import plot_curves
+from composir.training.recipe import Recipe, read_toml, validate
+
+LOG, RECIPE, STATE = "training_log.csv", "recipe.toml", "training.pt"
+LOSSES = ("loss_itc", "loss_rtc", "loss_align")
+NUM_STATISTICS_IMAGES = 1024
+"""Training images whose tokens fit the channel statistics of towers that need them."""
+NUM_CENTER_TRIPLETS = 256
+NUM_PROBE_TRIPLETS = 32
+"""Training triplets on which the mean gate of the log is measured."""
+
+
+class Observer:
+    """Hears how a run goes on; the base hears nothing. The command line draws progress bars with it."""
+
+    def on_features(self, done: int, total: int) -> None:
+        """So many images have their tokens."""
+
+    def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
+        """The first step comes next."""
+
+    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
+        """A step is done; ``loss`` is the weighted total of its batch."""
+
+    def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
+        """A validation is done."""
+
+
+@dataclass
+class TrainResult:
+    """What a finished or interrupted run leaves behind."""
+
+    run: Path
+    best: Path | None
+    epochs: int
+    """Epochs that were completed."""
+    metrics: dict[str, float]
+    """The best validation's figures, fractions."""
+    interrupted: bool = False
+
+
+@dataclass
+class _State:
+    """Where a run stands, beside the weights: everything a resumed run needs to go on as if unbroken."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best: float = -1.0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: Path | None = None,
+    observer: Observer | None = None,
+    cache_dir: Path | None = None,
+) -> TrainResult:
+    """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
+
+    Before the first step all annotations and all images are checked. An interrupt (Ctrl-C, SIGTERM) finishes the
+    step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
+    the step and the ids of the batch; ``last/`` is then the last good state.
+    """
+    observer = observer or Observer()
+    train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
+    val_splits = load_splits(recipe.dataset, recipe.data_root, "val")
+    require_images([*train_splits, *val_splits])
+    accelerator = _accelerator(recipe)
+    run = resume or _new_run(recipe)
+    try:
+        return _Run(recipe, run, accelerator, train_splits, val_splits, observer, cache_dir).train(
+            resume=resume is not None
+        )
+    except BaseException:
+        if resume is None and run.exists() and not any(run.iterdir()):
+            run.rmdir()
+        raise
+
+
+def resume_recipe(run: Path) -> Recipe:
+    """Return the recipe of a run folder that can be resumed; raise ``ComposirError`` where there is none."""
+    recover_folder(run / "last")
+    if not (run / "last" / STATE).is_file():
+        raise ComposirError(
+            "holds no state to resume from",
+            file=run,
+            expected="a run folder with last/training.pt, such as models/clip_finetuned_on_...",
+            fix="give the folder of a run that was trained with --save-training, or start anew without --resume",
+        )
+    return validate(read_toml(run / RECIPE), run / RECIPE)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    precision = recipe.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise ComposirError(
+            f"started as {accelerator.num_processes} processes",
+            expected="one process: negatives are not gathered between processes in this version",
+            fix="start composir train without accelerate launch or torchrun",
+        )
+    return accelerator
+
+
+def _new_run(recipe: Recipe) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H.%M.%S")
+    name = f"clip_finetuned_on_{recipe.dataset.lower()}_{recipe.blip_model_name}_{stamp}"
+    for number in range(1000):
+        run = Path(recipe.output_dir) / (f"{name}_{number}" if number else name)
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ComposirError(
+                f"cannot be written to ({error.strerror})",
+                file=recipe.output_dir,
+                fix="give another folder with --output-dir",
+            ) from None
+        return run
+    raise AssertionError("a thousand runs in one second")
+
+
+class _Run:
+    """One run: its model, data and state. Lives as long as ``train``."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Path,
+        accelerator: Accelerator,
+        train_splits: Sequence[Split],
+        val_splits: Sequence[Split],
+        observer: Observer,
+        cache_dir: Path | None,
+    ) -> None:
+        self.recipe, self.run, self.accelerator, self.observer = recipe, run, accelerator, observer
+        self.val_splits = val_splits
+        self.triplets = [(split, query) for split in train_splits for query in split.queries]
+        torch.manual_seed(recipe.seed)
+        self.model = build(
+            recipe.backbone,
+            recipe.weights,
+            use_gated_fusion=recipe.gated_fusion,
+            alpha_init=recipe.alpha_init,
+            transform=recipe.transform,
+            target_ratio=recipe.target_ratio,
+        ).to(accelerator.device)
+        assert self.model.tower is not None
+        self.tokens = TokenCache(
+            self.model.tower, cache_dir or default_cache_dir(), num_workers=recipe.num_workers
+        )
+        for splits in (train_splits, val_splits):
+            paths = [path for split in splits for path in split.images.values()]
+            self.tokens.fill(paths, observer.on_features)
+        self.state = _State()
+        batches = math.ceil(len(self.triplets) / recipe.batch_size)
+        self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
+        self.num_steps = min(self.steps_per_epoch * recipe.num_epochs, recipe.max_steps or math.inf)
+        self.num_steps = int(self.num_steps)
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def _prepare_start(self) -> None:
+        """Fit what a fresh model takes from the training data: channel statistics, a gate, centred heads."""
+        generator = np.random.default_rng(self.recipe.seed)
+        if self.model.standardise is not None:
+            paths = sorted({path for split, _ in self.triplets[:1] for path in split.images.values()})
+            chosen = generator.permutation(len(paths))[:NUM_STATISTICS_IMAGES]
+            self.model.standardise.fit(self.tokens([paths[index] for index in sorted(chosen)]))
+        if self.recipe.gate_identity_start and self.model.gated_fusion is not None:
+            self.model.gated_fusion.start_as_identity()
+        if self.recipe.center_embeddings:
+            chosen = generator.permutation(len(self.triplets))[:NUM_CENTER_TRIPLETS]
+            self.model.eval().center(*self._inputs([self.triplets[index] for index in sorted(chosen)], None)[:4])
+
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+        recipe = self.recipe
+        new_parts = BACKBONES[recipe.backbone].new_parts
+        parameters_by_rate: dict[float, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            rate = recipe.learning_rate
+            if name == "gated_fusion.alpha" and recipe.alpha_learning_rate:
+                rate = recipe.alpha_learning_rate
+            elif name.startswith("gated_fusion.") and recipe.gate_learning_rate:
+                rate = recipe.gate_learning_rate
+            elif recipe.pretrained_learning_rate and not any(part in name for part in new_parts):
+                rate = recipe.pretrained_learning_rate
+            parameters_by_rate.setdefault(rate, []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate} for rate, parameters in parameters_by_rate.items()],
+            betas=recipe.betas,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        length = max(self.num_steps, recipe.schedule_epochs * self.steps_per_epoch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=list(parameters_by_rate),
+            total_steps=max(length, 2) + 1,  # the step after the last is asked for, too
+            pct_start=recipe.pct_start,
+            div_factor=recipe.div_factor,
+        )
+        return optimizer, schedule
+
+    # -- data ------------------------------------------------------------------------------------------------------
+
+    def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[Split, Query]]]:
+        """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone."""
+        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
+        size = self.recipe.batch_size
+        for start in range(first * size, len(order), size):
+            yield [self.triplets[index] for index in order[start : start + size]]
+
+    def _inputs(
+        self, batch: Sequence[tuple[Split, Query]], generator: np.random.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Return reference tokens, candidate tokens, input ids, mask and which candidates show the same target."""
+        references = [split.images[query.reference] for split, query in batch]
+        candidates = [split.images[query.targets[0]] for split, query in batch]
+        texts = [query.text for _, query in batch]
+        same_target = None
+        if generator is not None:
+            texts = [query.texts[generator.integers(len(query.texts))] for _, query in batch]
+            candidates += [path for triplet in batch for path in self._look_alikes(*triplet, generator)]
+            if self.recipe.mask_same_target or self.recipe.subset_negatives:
+                index_by_path = {path: index for index, path in enumerate(candidates)}
+                indices = torch.tensor([index_by_path[path] for path in candidates])
+                same_target = (indices[: len(batch), None] == indices[None]).to(self.model.device)
+        return (
+            self.tokens(references).to(self.model.device),
+            self.tokens(candidates).to(self.model.device),
+            *self.model.tokenize(texts),
+            same_target,
+        )
+
+    def _look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[Path]:
+        """Return the files of as many pictures like the query's target as the recipe asks for."""
+        if not self.recipe.subset_negatives:
+            return []
+        names = [name for name in (*query.subset, query.reference) if name != query.targets[0]]
+        chosen = generator.permutation(len(names))[: self.recipe.subset_negatives]
+        return [split.images[names[index]] for index in chosen]
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def train(self, *, resume: bool) -> TrainResult:
+        """Train to the end or to an interrupt."""
+        recipe, state = self.recipe, self.state
+        optimizer, schedule = self._optimizer()
+        if resume:
+            state = self.state = self._load(optimizer, schedule)
+        else:
+            self._prepare_start()
+            write_text(self.run / RECIPE, recipe.to_toml())
+        optimizer = self.accelerator.prepare(optimizer)
+        self.observer.on_start(self.run, recipe, state.step, self.num_steps)
+        with (
+            SummaryWriter(str(self.run), purge_step=state.step) as board,
+            _interrupts() as interrupted,
+        ):
+            while state.epoch < recipe.num_epochs and state.step < self.num_steps:
+                for batch in self._batches(state.epoch, state.batch):
+                    self._step(batch, optimizer, schedule, board)
+                    if interrupted.is_set() or state.step >= self.num_steps:
+                        break
+                if interrupted.is_set():
+                    self._save(optimizer, schedule)
+                    return self._result(interrupted=True)
+                self._end_epoch(board, schedule)
+                if recipe.save_training:
+                    self._save(optimizer, schedule)
+        return self._result(interrupted=False)
+
+    def _step(
+        self,
+        batch: Sequence[tuple[Split, Query]],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        board: SummaryWriter,
+    ) -> None:
+        recipe, state = self.recipe, self.state
+        generator = np.random.default_rng([recipe.seed, state.epoch, state.batch])
+        *inputs, same_target = self._inputs(batch, generator)
+        self.model.train()
+        with self.accelerator.autocast():
+            losses = self.model.training_losses(*inputs, same_target=same_target)
+            total = losses["loss_itc"] + recipe.loss_rtc * losses["loss_rtc"] + recipe.loss_align * losses["loss_align"]
+        if not torch.isfinite(total):
+            ids = ", ".join(query.id for _, query in batch)
+            raise ComposirError(
+                f"the loss is {total.item()} at step {state.step + 1}, on the triplets {ids}",
+                file=self.run,
+                fix="look at these triplets, or train with a smaller --learning-rate; last/ is the last good state",
+            )
+        self.accelerator.backward(total / recipe.gradient_accumulation)
+        state.batch += 1
+        is_last = state.batch * recipe.batch_size >= len(self.triplets)
+        if state.batch % recipe.gradient_accumulation == 0 or is_last:
+            if recipe.max_grad_norm:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            state.step += 1
+        alpha = None if self.model.gated_fusion is None else self.model.gated_fusion.alpha.item()
+        for name, value in {**losses, "total": total}.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value.item()
+            board.add_scalar(f"train/{name}", value.item(), state.step)
+        if alpha is not None:
+            board.add_scalar("gate/alpha", alpha, state.step)
+        self.observer.on_step(state.step, total.item(), alpha)
+
+    # -- the end of an epoch ---------------------------------------------------------------------------------------
+
+    def _end_epoch(self, board: SummaryWriter, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+        recipe, state = self.recipe, self.state
+        row = {"epoch": str(state.epoch + 1)}
+        for name in (*LOSSES, "total"):
+            row[name] = f"{state.sums[name] / state.batch:.6f}"
+        row["lr"] = f"{max(schedule.get_last_lr()):.3g}"
+        state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+        is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
+        row |= self._gate_columns(board)
+        if is_end or state.epoch % recipe.validation_frequency == 0:
+            row |= self._validate(board)
+        state.rows.append(row)
+        self._write_log()
+
+    def _gate_columns(self, board: SummaryWriter) -> dict[str, str]:
+        gate = self.model.gated_fusion
+        if gate is None:
+            return {}
+        self.model.eval()
+        reference, _, input_ids, mask, _ = self._inputs(self.triplets[:NUM_PROBE_TRIPLETS], None)
+        with torch.no_grad():
+            mean = self.model.gate_values(reference, input_ids, mask).mean().item()
+        board.add_scalar("gate/mean", mean, self.state.step)
+        return {"alpha": f"{gate.alpha.item():.6f}", "mean_gate": f"{mean:.6f}"}
+
+    def _validate(self, board: SummaryWriter) -> dict[str, str]:
+        recipe, state = self.recipe, self.state
+        self.model.eval()
+        result = evaluate(
+            CachedEmbedder(self.model, self.tokens),
+            self.val_splits,
+            weights_hash=weights_hash(self.model),
+            baselines=False,
+        )
+        for key, value in result.metrics.items():
+            board.add_scalar(f"val/{key}", 100 * value, state.step)
+        is_best = result.metrics[result.primary] > state.best
+        if is_best:
+            state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
+        if recipe.save_training:
+            card = _card(recipe, result, self.model)
+            folders = ([self.run / "best"] if is_best else []) + (
+                [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
+            )
+            for folder in folders:
+                save_pretrained(self.model, folder, card=card, extra_files={RECIPE: recipe.to_toml()})
+        self.observer.on_validation(state.epoch, result, is_best)
+        return {metric_label(key): f"{100 * value:.2f}" for key, value in result.metrics.items()}
+
+    def _write_log(self) -> None:
+        columns = list(dict.fromkeys(column for row in self.state.rows for column in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.state.rows)
+        write_text(self.run / LOG, text.getvalue())
+        plot_curves(self.run / LOG, self.run / "curves.png")
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def _save(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+        """Write ``last/``: the weights and everything else a resumed run needs."""
+        state = self.state
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "state": {name: getattr(state, name) for name in state.__dataclass_fields__},
+            },
+            buffer,
+        )
+        with replacing_folder(self.run / "last") as temporary:
+            save_pretrained(self.model, temporary / "model", extra_files={RECIPE: self.recipe.to_toml()})
+            (temporary / STATE).write_bytes(buffer.getvalue())
+
+    def _load(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> _State:
+        last = self.run / "last"
+        try:
+            saved: dict[str, Any] = torch.load(last / STATE, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ComposirError(
+                f"cannot be read ({error})", file=last / STATE, fix="start anew without --resume"
+            ) from None
+        load_weights(self.model, last / "model" / WEIGHTS)
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        return _State(**saved["state"])
+
+    def _result(self, *, interrupted: bool) -> TrainResult:
+        best = self.run / "best"
+        return TrainResult(
+            run=self.run,
+            best=best if best.exists() else None,
+            epochs=self.state.epoch,
+            metrics=self.state.best_metrics,
+            interrupted=interrupted,
+        )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event for a while; a second one breaks off at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def remember(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _card(recipe: Recipe, result: Result, model: Composer) -> str:
+    figures = "\n".join(
+        f"| {metric_label(key)} | {100 * value:.2f} | {100 * result.intervals[key][0]:.2f} – "
+        f"{100 * result.intervals[key][1]:.2f} |"
+        for key, value in result.metrics.items()
+    )
+    gate = "with gated fusion" if recipe.gated_fusion else "without gated fusion"
+    return f"""---
+library_name: composir
+tags: [composed-image-retrieval]
+---
+# {recipe.blip_model_name}, {recipe.backbone} backbone, {gate}
+
+Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train --config recipe.toml` repeats it.
+
+| {recipe.dataset} val | percent | 95 % interval |
+|---|---|---|
+{figures}
+
+Signature: `{result.signature}`
+
+```python
+import composir
+
+model = composir.load("path/to/this/folder")
+query = model.embed_query(["reference.jpg"], ["the same, but red"])   # (1, {model.config.embed_dim})
+targets = model.embed_target(["a.jpg", "b.jpg"])   # (2, {model.config.num_query_tokens}, {model.config.embed_dim})
+print(composir.similarity(query, targets))
+```
+"""

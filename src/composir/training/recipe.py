@@ -1,0 +1,167 @@
+"""Everything a training run depends on, as one validated table that can be written down and run again."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from composir.data import find_dataset
+from composir.data.transforms import TARGET_RATIO
+from composir.errors import ComposirError, nearest
+from composir.models.checkpoint import MODEL_NAME
+from composir.models.gated_fusion import ALPHA_INIT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODELS = (MODEL_NAME,)
+
+DEFAULTS_BY_BACKBONE: dict[str, dict[str, str]] = {
+    "tiny": {"": "tiny.toml"},
+    "mini": {"": "mini.toml"},
+    "pretrain": {"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
+    "pretrain_vitL": {"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
+}
+"""The recipe whose values hold for what is not given, by backbone and data set ("" is any other)."""
+
+
+class Recipe(BaseModel):
+    """The settings of a training run; ``recipe.toml`` of a run folder holds all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    dataset: str = "CIRR"
+    """Key of ``DATASETS``."""
+    data_root: str = ""
+    """Folder of the data set, or its parent."""
+    blip_model_name: str = MODEL_NAME
+    backbone: str = "pretrain"
+    """Key of ``BACKBONES``."""
+    weights: str = ""
+    """Folder or file of the backbone's pretrained weights, where they are not in a package."""
+    transform: Literal["targetpad", "squarepad"] = "targetpad"
+    target_ratio: float = Field(default=TARGET_RATIO, ge=1)
+
+    gated_fusion: bool = True
+    """Off: the module is not constructed, and the model is SPRC."""
+    alpha_init: float = ALPHA_INIT
+    """Start of the gate's one scalar."""
+    gate_identity_start: bool = False
+    """Zero the last layer of the gate's direction, so that training starts from the model without the gate."""
+
+    num_epochs: int = Field(default=10, gt=0)
+    max_steps: int = Field(default=0, ge=0)
+    """Stop (and end the schedule) after this many optimiser steps; 0 is all epochs."""
+    batch_size: int = Field(default=64, gt=1)
+    """Triplets an optimiser step sees at once; they are each other's negatives."""
+    gradient_accumulation: int = Field(default=1, gt=0)
+    """Batches whose gradients are added up before a step; negatives stay within a batch."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak for weights that start at random, and for all where ``pretrained_learning_rate`` is 0."""
+    pretrained_learning_rate: float = Field(default=0.0, ge=0)
+    """Peak for weights that start from pretrained ones; 0 is ``learning_rate``."""
+    gate_learning_rate: float = Field(default=0.0, ge=0)
+    """Peak for the gated fusion; 0 is ``learning_rate``."""
+    alpha_learning_rate: float = Field(default=0.0, ge=0)
+    """Peak for the gate's alpha; 0 is the gate's."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-7, gt=0)
+    max_grad_norm: float = Field(default=0.0, ge=0)
+    """Gradients are scaled down to this norm; 0 is no clipping, as published."""
+    pct_start: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the steps over which the rate rises (OneCycle)."""
+    div_factor: float = Field(default=25.0, ge=1)
+    """The rate starts at its peak divided by this."""
+    schedule_epochs: int = Field(default=0, ge=0)
+    """Length the schedule is built for, 0 being the real one; SPRC builds 80 epochs on CIRR and trains fewer."""
+    seed: int = Field(default=0, ge=0)
+
+    loss_align: float = Field(default=0.4, ge=0)
+    loss_rtc: float = Field(default=0.4, ge=0)
+    mask_same_target: bool = False
+    """Leave out negatives that show the query's own target; off is the published loss."""
+    subset_negatives: int = Field(default=0, ge=0)
+    """Look-alikes added to the batch as negatives for each query: from its CIRR subset, else its own reference."""
+    center_embeddings: bool = False
+    """Before the first step, set the heads' biases so that embeddings are centred on training triplets."""
+
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """``auto`` is bf16 where the hardware has it."""
+    validation_frequency: int = Field(default=1, gt=0)
+    """Epochs from one validation to the next; the last epoch always has one."""
+    save_training: bool = True
+    """Keep ``last/`` (complete state, for --resume) and ``best/``."""
+    save_best: bool = True
+    """Keep the best checkpoint only; off keeps one of each validated epoch as well."""
+    num_workers: int = Field(default=4, ge=0)
+    """Threads that decode images."""
+    output_dir: str = "models"
+
+    def to_toml(self) -> str:
+        """Return the recipe as the text of a ``recipe.toml``, every field in it."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
+    """Return the recipe: what is ``given`` (flags), else in the ``config`` file, else the backbone's own defaults."""
+    settings = {**(read_toml(config) if config else {}), **given}
+    where = config if config else None
+    backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
+    if backbone not in DEFAULTS_BY_BACKBONE:
+        raise ComposirError(
+            f"backbone {backbone!r} is not known", file=where, fix=nearest(str(backbone), DEFAULTS_BY_BACKBONE)
+        )
+    dataset = find_dataset(str(settings.get("dataset", "CIRR")))
+    files = DEFAULTS_BY_BACKBONE[backbone]
+    defaults = tomllib.loads(
+        resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
+    )
+    return validate({**defaults, **settings, "dataset": dataset}, where)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the table of a TOML file; raise ``ComposirError`` where it is missing or not TOML."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ComposirError("recipe file not found", file=file, fix="see recipes/ for examples") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ComposirError(f"is not TOML: {error}", file=file, fix="see recipes/ for examples") from None
+
+
+def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
+    """Return the settings as a ``Recipe``; all unknown keys and wrong values are one ``ComposirError``."""
+    if "betas" in settings and isinstance(settings["betas"], list):
+        settings = {**settings, "betas": tuple(settings["betas"])}
+    unknown = [key for key in settings if key not in Recipe.model_fields]
+    wrong = [f"unknown key {key!r} ({nearest(key, Recipe.model_fields)})" for key in unknown]
+    if settings.get("blip_model_name", MODEL_NAME) not in MODELS:
+        name = str(settings["blip_model_name"])
+        wrong.append(f"blip_model_name {name!r} is not known ({nearest(name, MODELS)})")
+    recipe = None
+    try:
+        recipe = Recipe.model_validate({key: settings[key] for key in settings if key not in unknown})
+    except ValidationError as error:
+        wrong += [
+            f"{'.'.join(str(part) for part in one['loc'])} = {one['input']!r}: {one['msg'].lower()}"
+            for one in error.errors()
+        ]
+    if wrong or recipe is None:
+        raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
+    return recipe
+
+
+def parse_value(text: str) -> Any:
+    """Return the value of a ``--set key=value``: a TOML value where it is one, else the words themselves."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from composir import data
+from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits
+from composir.errors import ComposirError
+
+
+def test_the_table():
+    assert {"CIRR": cirr.load, "FashionIQ": fashioniq.load} == DATASETS
+
+
+def test_the_exported_names():
+    assert data.__all__ == [
+        "DATASETS",
+        "TRANSFORMS",
+        "Query",
+        "Split",
+        "check_dataset",
+        "check_images",
+        "find_dataset",
+        "load_splits",
+        "normalise",
+        "read_image",
+        "require_images",
+        "squarepad",
+        "stats",
+        "targetpad",
+        "to_array",
+        "to_rgb",
+    ]
+    assert all(hasattr(data, name) for name in data.__all__)
+
+
+@pytest.mark.parametrize("name", ["CIRR", "cirr", "Cirr"])
+def test_names_in_any_case(cirr_root, name):
+    assert find_dataset(name) == "CIRR"
+    assert load_splits(name, str(cirr_root), "val") == cirr.load(cirr_root, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("FashionIQ2", "did you mean 'FashionIQ'?"), ("mnist", "one of: CIRR, FashionIQ")]
+)
+def test_an_unknown_name(cirr_root, name, fix):
+    with pytest.raises(ComposirError) as caught:
+        load_splits(name, cirr_root, "val")
+    assert str(caught.value) == f"unknown data set {name!r}; expected CIRR, FashionIQ; fix: {fix}"
+
+
+def test_val_union_keeps_references_and_targets_in_order(fashioniq_root):
+    names = fashioniq_root / "image_splits/split.dress.val.json"
+    names.write_text('["other", "dress3", "dress2", "dress1", "dress0", "more"]')
+    (split,) = load_splits("fashioniq", fashioniq_root, "val", categories=["dress"], gallery="val-union")
+    assert split.gallery == tuple(split.images) == ("dress3", "dress2", "dress1", "dress0")
+    assert split.gallery_rule == "val-union"
+    assert split.exclude_reference is False
+
+
+def test_the_reference_rule_can_be_replaced(cirr_root, fashioniq_root):
+    assert load_splits("CIRR", cirr_root, "val", exclude_reference=False)[0].exclude_reference is False
+    splits = load_splits("FashionIQ", fashioniq_root, "val", exclude_reference=True)
+    assert [split.exclude_reference for split in splits] == [True] * 3
+
+
+def test_val_union_needs_targets(cirr_root):
+    for file in ("captions/cap", "image_splits/split"):
+        old = cirr_root / f"cirr/{file}.rc2.val.json"
+        old.with_name(old.name.replace("val", "test1")).write_text(
+            old.read_text().replace("target_hard", "x")
+        )
+    with pytest.raises(
+        ComposirError, match="the test1 split has no targets to choose a val-union gallery by; fix"
+    ):
+        load_splits("CIRR", cirr_root, "test1", gallery="val-union")
+
+
+def test_an_unknown_gallery(cirr_root):
+    with pytest.raises(ComposirError) as caught:
+        load_splits("CIRR", cirr_root, "val", gallery="val_union")
+    assert str(caught.value) == (
+        "unknown gallery 'val_union'; expected original or val-union; fix: did you mean 'val-union'?"
+    )

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from composir.data import fashioniq
+from composir.data.annotations import SplitNotFoundError
+from composir.data.triplets import Query
+from composir.errors import ComposirError
+
+ANNOTATIONS = Path(__file__).parents[1] / "golden" / "annotations" / "fashionIQ_dataset"
+CAPTIONS = "captions/cap.shirt.val.json"
+NAMES = "image_splits/split.shirt.val.json"
+
+
+def test_a_whole_root(fashioniq_root):
+    splits = fashioniq.load(fashioniq_root, "val")
+    assert [split.category for split in splits] == ["dress", "shirt", "toptee"]
+    dress = splits[0]
+    assert dress.queries[0] == Query(
+        id="0",
+        reference="dress0",
+        text="Is red and has a Bow",
+        texts=("Is red and has a Bow", "Has a bow and is Red", "Is red", "Has a bow"),
+        targets=("dress1",),
+        subset=(),
+    )
+    assert [query.id for query in dress.queries] == ["0", "1"]
+    assert dress.gallery == ("dress0", "dress1", "dress2", "dress3")
+    assert (dress.dataset, dress.name) == ("FashionIQ", "val")
+    assert (dress.gallery_rule, dress.exclude_reference, dress.text_rule) == (
+        "original",
+        False,
+        "both captions",
+    )
+
+
+def test_the_parent_folder_will_do(fashioniq_root):
+    assert fashioniq.load(fashioniq_root.parent, "val") == fashioniq.load(fashioniq_root, "val")
+
+
+def test_fewer_categories(fashioniq_root):
+    assert (
+        fashioniq.load(fashioniq_root, "val", categories=["shirt"])
+        == fashioniq.load(fashioniq_root, "val")[1:2]
+    )
+
+
+def test_real_annotations_in_full():
+    (split,) = fashioniq.load(ANNOTATIONS, "val", categories=("dress",))
+    assert (len(split.queries), len(split.gallery)) == (18, 40)
+    by_reference = {query.reference: query for query in split.queries}
+    # "is a plain white feminine t shirt", "is a tan shirt."
+    assert by_reference["B000QSGNOI"].text == "Is a plain white feminine t shirt and is a tan shirt"
+    # "is gold and strapless", " button front longer sleeves"
+    assert by_reference["B009CMY4BS"].texts == (
+        "Is gold and strapless and button front longer sleeves",
+        "Button front longer sleeves and is gold and strapless",
+        "Is gold and strapless",
+        "Button front longer sleeves",
+    )
+
+
+def test_images_of_either_suffix_are_found_by_one_listing(fashioniq_root):
+    images = fashioniq_root / "images"
+    images.mkdir()
+    for name in (
+        "dress0.png",
+        "dress1.jpg",
+        "dress2.JPEG",
+        "dress3.jpg",
+        "dress3.png",
+        "dress3.txt",
+        "shirt0.gif",
+    ):
+        (images / name).touch()
+    dress, shirt, _ = fashioniq.load(fashioniq_root, "val")
+    assert dress.images == {
+        "dress0": images / "dress0.png",
+        "dress1": images / "dress1.jpg",
+        "dress2": images / "dress2.JPEG",
+        "dress3": images / "dress3.png",
+    }
+    assert shirt.images["shirt0"] == images / "shirt0.png"  # not there: the published name
+
+
+def test_the_test_split_has_no_targets(fashioniq_root):
+    for category in fashioniq.CATEGORIES:
+        captions = fashioniq_root / f"captions/cap.{category}.val.json"
+        entries = json.loads(captions.read_text())
+        for entry in entries:
+            del entry["target"]
+        (captions.parent / f"cap.{category}.test.json").write_text(json.dumps(entries))
+        names = fashioniq_root / f"image_splits/split.{category}.val.json"
+        names.rename(names.with_name(f"split.{category}.test.json"))
+    splits = fashioniq.load(fashioniq_root, "test")
+    assert [query.targets for split in splits for query in split.queries] == [()] * 6
+
+
+def change(root: Path, **fields) -> None:
+    entries = json.loads((root / CAPTIONS).read_text())
+    entries[1] = {key: value for key, value in {**entries[1], **fields}.items() if value is not ...}
+    (root / CAPTIONS).write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "fix"),
+    [
+        ({"candidate": ...}, "key 'candidate' is missing", "add 'candidate' to the entry"),
+        (
+            {"candidate": "B1"},
+            "candidate 'B1' is not in split.shirt.val.json",
+            "add it to split.shirt.val.json",
+        ),
+        ({"target": ...}, "key 'target' is missing", "add 'target' to the entry"),
+        ({"target": "shirt7"}, "target 'shirt7' is not in split.shirt.val.json", "did you mean 'shirt"),
+        ({"target": 5}, "'target' is a whole number (5), expected text", "correct 'target'"),
+        ({"captions": ...}, "key 'captions' is missing", "add 'captions' to the entry"),
+        ({"captions": "red"}, "'captions' is text ('red'), expected a list", "correct 'captions'"),
+        ({"captions": ["red"]}, "'captions' holds 1 captions, expected 2", "restore the published file"),
+        ({"captions": ["red", None]}, "'captions[1]' is null (None), expected text", "correct 'captions[1]'"),
+        (
+            {"captions": [" ", "red"]},
+            "'captions[0]' is empty (' ')",
+            "write the sentence, or remove the entry",
+        ),
+        ({"captions": ["red", "?."]}, "'captions[1]' is empty ('?.')", "write the sentence"),
+    ],
+)
+def test_a_broken_field(fashioniq_root, problems_of, fields, message, fix):
+    change(fashioniq_root, **fields)
+    (problem,) = problems_of(fashioniq.load, fashioniq_root, "val")
+    assert (problem.file, problem.where) == (str(fashioniq_root / CAPTIONS), "entry 1")
+    assert problem.message == message
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("names", "where", "message"),
+    [
+        (["shirt0", "shirt1", "shirt2", "shirt3", "shirt1"], "entry 4", "the name 'shirt1' is repeated"),
+        (["shirt0", "shirt1", "shirt2", "shirt3", 8], "entry 4", "the name is 8, expected text"),
+        ({"shirt0": "x.png"}, "", "holds an object, expected a list"),
+    ],
+)
+def test_a_broken_split_file(fashioniq_root, problems_of, names, where, message):
+    (fashioniq_root / NAMES).write_text(json.dumps(names))
+    (problem,) = problems_of(fashioniq.load, fashioniq_root, "val")
+    assert (problem.file, problem.where, problem.message) == (str(fashioniq_root / NAMES), where, message)
+
+
+def test_a_caption_file_without_queries(fashioniq_root, problems_of):
+    (fashioniq_root / CAPTIONS).write_text("[]")
+    (problem,) = problems_of(fashioniq.load, fashioniq_root, "val")
+    assert (problem.file, problem.message) == (str(fashioniq_root / CAPTIONS), "holds no query")
+
+
+def test_problems_of_all_categories_come_together(fashioniq_root, problems_of):
+    for category in fashioniq.CATEGORIES:
+        (fashioniq_root / f"captions/cap.{category}.val.json").write_text("[")
+    assert len(problems_of(fashioniq.load, fashioniq_root, "val")) == 3
+
+
+def test_the_files_of_a_missing_category_are_named(fashioniq_root, problems_of):
+    for file in (CAPTIONS, NAMES):
+        (fashioniq_root / file).unlink()
+    problems = problems_of(fashioniq.load, fashioniq_root, "val")
+    assert [str(problem) for problem in problems] == [
+        f"{fashioniq_root / file}: the file is missing; fix: put the published {Path(file).name} there"
+        for file in (NAMES, CAPTIONS)
+    ]
+
+
+def test_an_absent_split(fashioniq_root):
+    with pytest.raises(SplitNotFoundError) as caught:
+        fashioniq.load(fashioniq_root, "train")
+    assert "cap.dress.train.json: the train split of FashionIQ is not in this data root" in str(caught.value)
+    assert "split.toptee.train.json beside it" in str(caught.value)
+
+
+def test_an_unknown_split(fashioniq_root):
+    with pytest.raises(SplitNotFoundError) as caught:
+        fashioniq.load(fashioniq_root, "valid")
+    assert str(caught.value) == (
+        "FashionIQ has no split 'valid'; expected train, val, test; fix: did you mean 'val'?"
+    )
+
+
+def test_an_unknown_category_suggests_the_nearest(fashioniq_root):
+    with pytest.raises(ComposirError) as caught:
+        fashioniq.load(fashioniq_root, "val", categories=["dresses"])
+    assert str(caught.value) == (
+        "FashionIQ has no category 'dresses'; expected dress, shirt, toptee; fix: did you mean 'dress'?"
+    )
+
+
+def test_a_root_of_something_else(tmp_path):
+    with pytest.raises(
+        ComposirError, match=r"no captions/ folder in it; expected .* its parent with fashionIQ_dataset/"
+    ):
+        fashioniq.load(tmp_path, "val")

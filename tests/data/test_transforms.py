@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file
+
+from composir.data.images import read_image
+from composir.data.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TRANSFORMS,
+    normalise,
+    squarepad,
+    targetpad,
+    to_array,
+)
+from composir.errors import ComposirError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PALETTE_NUMBER = "06"  # differs by design: the reference resizes the palette's indices, this project RGB
+FILES = sorted((GOLDEN / "images").iterdir())
+
+
+def test_the_nine_golden_images_are_here():
+    assert [file.name[:2] for file in FILES] == ["00", "01", "02", "03", "04", "06", "09", "10", "11"]
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_transforms_equal_the_reference(file, name):
+    golden = load_file(GOLDEN / "transforms.safetensors")
+    every4, (mean, std) = golden[f"{file.name[:2]}.{name}.every4"], golden[f"{file.name[:2]}.{name}.mean_std"]
+    found = normalise(to_array(TRANSFORMS[name](read_image(file))))
+    assert found.shape == (3, 224, 224)
+    if file.name.startswith(PALETTE_NUMBER):
+        # Resized without smoothing by the reference: the same picture on average, not pixel by pixel.
+        assert abs(found.mean() - mean) < 1e-3
+        assert abs(found.std() - std) < 0.05
+        assert np.abs(found[:, ::4, ::4] - every4).mean() < 0.3
+        return
+    assert np.abs(found[:, ::4, ::4] - every4).max() <= 1e-5
+    assert abs(found.mean() - mean) <= 1e-5
+    assert abs(found.std(ddof=1) - std) <= 1e-5
+
+
+def test_targetpad_leaves_ratios_below_the_target_alone():
+    # 120 x 100: ratio 1.2 < 1.25, so the 20 extra columns are cropped and no black comes in.
+    assert np.asarray(targetpad(Image.new("RGB", (120, 100), "white"), size=50)).min() == 255
+
+
+def test_targetpad_pads_to_the_ratio():
+    # 200 x 100: padded to 200 / 1.25 = 160 rows, 30 above and below; 160 -> 64, so 12 black rows each.
+    picture = np.asarray(targetpad(Image.new("RGB", (200, 100), "white"), size=64))
+    assert picture[:11].max() == 0
+    assert picture[14:50].min() == 255
+    assert picture[-11:].max() == 0
+
+
+def test_squarepad_pads_to_a_square():
+    # 200 x 100 -> 200 x 200 with 50 black rows above and below -> 64 x 64 with 16.
+    picture = np.asarray(squarepad(Image.new("RGB", (200, 100), "white"), size=64))
+    assert picture[:15].max() == 0
+    assert picture[18:46].min() == 255
+    assert picture[-15:].max() == 0
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 64))
+def test_any_size_gives_the_size_asked_for(transform, width, height, size):
+    picture = transform(Image.new("RGB", (width, height)), size=size)
+    assert (picture.mode, picture.size) == ("RGB", (size, size))
+
+
+def test_transparency_is_white_before_padding():
+    assert np.asarray(squarepad(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), size=4)).min() == 255
+
+
+def test_a_ratio_below_one_is_an_error():
+    with pytest.raises(ComposirError) as caught:
+        targetpad(Image.new("RGB", (8, 8)), ratio=0.8)
+    assert (
+        str(caught.value)
+        == "target ratio 0.8 is below 1; expected long side / short side, 1 or more; fix: use 1.25"
+    )
+
+
+def test_to_array_is_channels_first_uint8():
+    array = to_array(Image.new("RGB", (5, 3), (10, 20, 30)))
+    assert (array.shape, array.dtype, array.flags["C_CONTIGUOUS"]) == ((3, 3, 5), np.uint8, True)
+    assert array[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_normalise_takes_one_picture_or_a_batch():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    batch = normalise(pixels)
+    assert batch.dtype == np.float32
+    np.testing.assert_array_equal(batch[1], normalise(pixels[1]))
+    expected = (pixels[1, 2, 3, 4] / 255 - CLIP_MEAN[2]) / CLIP_STD[2]
+    assert batch[1, 2, 3, 4] == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from composir.data.triplets import Query, Split
+from composir.errors import ComposirError
+from composir.evaluation import PROTOCOLS, Ranking, averages, evaluate_rankings, intervals, per_query, rank
+from composir.evaluation.metrics import protocol_of
+
+NUM_IMAGES = 60
+
+
+@pytest.fixture
+def rank_at(make_split, make_query):
+    """Make a ranking of descending scores g0, g1, ..., in which target g(k) has rank k + 1."""
+
+    def make(targets, subsets=None, references=None, **rules) -> Ranking:
+        subsets = subsets or [()] * len(targets)
+        references = references or [NUM_IMAGES - 1] * len(targets)
+        queries = [
+            make_query(number, f"g{reference}", [f"g{target}"], [f"g{member}" for member in subset])
+            for number, (target, subset, reference) in enumerate(
+                zip(targets, subsets, references, strict=True)
+            )
+        ]
+        scores = torch.linspace(1, 0, NUM_IMAGES).repeat(len(queries), 1)
+        return rank(scores, make_split(queries, NUM_IMAGES, **rules))
+
+    return make
+
+
+def test_cirr_by_hand(rank_at):
+    subsets = [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7), (7, 8, 9, 10, 11), (1, 2, 3, 4, 50)]
+    ranking = rank_at(targets=[0, 4, 9, 50], subsets=subsets)
+    # Ranks in the gallery 1, 5, 10, 51; in the subset 1, 2, 3, 5.
+    assert evaluate_rankings([ranking]).metrics == pytest.approx(
+        {
+            "recall_at_1": 1 / 4,
+            "recall_at_5": 2 / 4,
+            "recall_at_10": 3 / 4,
+            "recall_at_50": 3 / 4,
+            "recall_subset_at_1": 1 / 4,
+            "recall_subset_at_2": 2 / 4,
+            "recall_subset_at_3": 3 / 4,
+            "mean_r5_rs1": (2 / 4 + 1 / 4) / 2,
+            "mean_of_seven": (1 + 2 + 3 + 3 + 1 + 2 + 3) / 4 / 7,
+        },
+        abs=1e-12,
+    )
+    values = per_query(ranking)
+    assert values["recall_at_5"].tolist() == [1, 1, 0, 0]
+    assert values["recall_subset_at_2"].tolist() == [1, 1, 0, 0]
+    assert values["mean_r5_rs1"].tolist() == [1, 0.5, 0, 0]  # (1 + 1) / 2, (1 + 0) / 2, 0, 0
+    assert tuple(values) == PROTOCOLS["CIRR"].keys
+
+
+def test_leaving_the_reference_out_moves_the_target_up(rank_at):
+    subset = [(1, 2, 3, 4, 50)]
+    # g50 is 51st; without the better reference g10 it is 50th, without the worse g59 it stays.
+    assert per_query(rank_at([50], subset, references=[10]))["recall_at_50"].tolist() == [1]
+    assert per_query(rank_at([50], subset, references=[59]))["recall_at_50"].tolist() == [0]
+
+
+def test_only_the_annotated_target_counts(make_split, make_query):
+    query = make_query(0, "g59", ["g5", "g0"], ["g0", "g5"])
+    values = per_query(rank(torch.linspace(1, 0, NUM_IMAGES)[None], make_split([query], NUM_IMAGES)))
+    # The annotated g5 is sixth; that g0, right as well, is first does not help.
+    assert values["recall_at_5"].tolist() == [0]
+    assert values["recall_at_10"].tolist() == [1]
+    assert values["recall_subset_at_1"].tolist() == [0]
+
+
+def test_fashioniq_by_hand(rank_at):
+    rules = {"dataset": "FashionIQ", "exclude_reference": False}
+    rankings = (
+        rank_at(targets=[9, 10], category="dress", **rules),  # ranks 10, 11
+        rank_at(targets=[50], category="shirt", **rules),  # rank 51
+        rank_at(targets=[0, 1, 49, 59], category="toptee", **rules),  # ranks 1, 2, 50, 60
+    )
+    # R@10: 1/2, 0/1, 2/4, mean 1/3. R@50: 2/2, 0/1, 3/4, mean 7/12. Mean of both: (4/12 + 7/12) / 2 = 11/24.
+    assert evaluate_rankings(rankings).metrics == pytest.approx(
+        {
+            "recall_at_10": 1 / 3,
+            "recall_at_50": 7 / 12,
+            "mean_r10_r50": 11 / 24,
+            "dress.recall_at_10": 1 / 2,
+            "dress.recall_at_50": 1,
+            "dress.mean_r10_r50": 3 / 4,
+            "shirt.recall_at_10": 0,
+            "shirt.recall_at_50": 0,
+            "shirt.mean_r10_r50": 0,
+            "toptee.recall_at_10": 2 / 4,
+            "toptee.recall_at_50": 3 / 4,
+            "toptee.mean_r10_r50": 5 / 8,
+        },
+        abs=1e-12,
+    )
+
+
+def golden_split(entry: dict, dataset: str, *, exclude_reference: bool) -> Split:
+    queries = tuple(
+        Query(
+            str(number), reference, "", ("",), (target,), tuple(name for name in members if name != reference)
+        )
+        for number, (reference, target, members) in enumerate(
+            zip(entry["reference"], entry["target"], entry["members"], strict=True)
+        )
+    )
+    gallery = tuple(entry["gallery"])
+    images = {name: Path(name) for name in gallery}
+    return Split(dataset, "val", "", queries, gallery, images, "original", exclude_reference, "as annotated")
+
+
+def test_golden_figures_of_the_reference_evaluator(golden):
+    entry = json.loads((golden / "metrics.json").read_text())
+    similarity = load_file(golden / "metrics_similarity.safetensors")["similarity"]
+    cirr = evaluate_rankings([rank(similarity, golden_split(entry, "CIRR", exclude_reference=True))]).metrics
+    expected = {
+        key.replace("R_s@", "recall_subset_at_").replace("R@", "recall_at_"): value / 100
+        for key, value in entry["cirr"].items()
+    }
+    expected["mean_r5_rs1"] = entry["mean(R@5+R_s@1)"] / 100
+    expected["mean_of_seven"] = sum(entry["cirr"].values()) / 7 / 100
+    assert len(expected) == 9
+    assert cirr == pytest.approx(expected, abs=1e-6)
+
+    split = golden_split(entry, "FashionIQ", exclude_reference=False)
+    fashioniq = evaluate_rankings([rank(similarity, split)]).metrics
+    assert fashioniq["recall_at_10"] == pytest.approx(
+        entry["fashioniq_reference_kept"]["R@10"] / 100, abs=1e-6
+    )
+    assert fashioniq["recall_at_50"] == pytest.approx(
+        entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -3.5])
+@pytest.mark.parametrize("target", [0, 30, 58])
+def test_a_constant_scorer_gets_the_worst_figures(make_split, make_query, constant, target):
+    subset = [f"g{(target + step) % 59}" for step in range(5)]
+    split = make_split([make_query(0, "g59", [f"g{target}"], subset)], NUM_IMAGES)
+    metrics = evaluate_rankings([rank(torch.full((1, NUM_IMAGES), constant), split)]).metrics
+    assert metrics == dict.fromkeys(PROTOCOLS["CIRR"].keys, 0.0)
+
+
+def test_intervals_equal_the_short_version():
+    rng = np.random.default_rng(5)
+    values = {"a": rng.random(40), "b": (rng.random(40) < 0.3).astype(float)}
+    drawn = np.random.default_rng(3).integers(0, 40, (200, 40))
+    for key, (low, high) in intervals({"": values}, num_resamples=200, seed=3).items():
+        means = sorted(np.mean([values[key][query] for query in row]) for row in drawn)
+        # Linear interpolation between order statistics: 0.025 * 199 = 4.975 and 0.975 * 199 = 194.025.
+        assert low == pytest.approx(means[4] + 0.975 * (means[5] - means[4]))
+        assert high == pytest.approx(means[194] + 0.025 * (means[195] - means[194]))
+
+
+def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
+    values = {"": {"a": np.random.default_rng(0).random(30)}}
+    whole = intervals(values, num_resamples=50, seed=1)
+    monkeypatch.setattr("composir.evaluation.metrics.DRAWS_PER_BLOCK", 7 * 30)
+    assert intervals(values, num_resamples=50, seed=1)["a"] == pytest.approx(whole["a"])
+    assert intervals(values, num_resamples=50, seed=2)["a"] != pytest.approx(whole["a"])
+
+
+def test_the_interval_of_a_share_is_as_wide_as_theory_says():
+    values = np.repeat([1.0, 0.0], [160, 240])
+    low, high = intervals({"": {"recall_at_1": values}})["recall_at_1"]
+    # 0.4 +- 1.96 * sqrt(0.4 * 0.6 / 400) = 0.4 +- 0.048
+    assert low == pytest.approx(0.352, abs=0.008)
+    assert high == pytest.approx(0.448, abs=0.008)
+
+
+def test_categories_are_resampled_apart():
+    values = {"dress": {"recall_at_10": np.ones(5)}, "shirt": {"recall_at_10": np.zeros(500)}}
+    assert averages(values)["recall_at_10"] == 0.5
+    # Drawn together, the share of dresses would vary; drawn apart, nothing does.
+    assert intervals(values, num_resamples=50) == {
+        "recall_at_10": (0.5, 0.5),
+        "dress.recall_at_10": (1.0, 1.0),
+        "shirt.recall_at_10": (0.0, 0.0),
+    }
+
+
+def test_hidden_answers_are_an_error_with_the_way_out(make_split, make_query):
+    split = make_split([make_query(0, "g0", []), make_query(1, "g0", [])], NUM_IMAGES, name="test1")
+    with pytest.raises(ComposirError) as error:
+        evaluate_rankings([rank(torch.zeros(2, NUM_IMAGES), split)])
+    assert str(error.value) == (
+        "CIRR test1: 2 of 2 queries have no target: their answers are hidden; "
+        "expected a split whose right answers are known, such as val; "
+        "fix: write the test server's files with `composir submit`"
+    )
+
+
+def test_a_missing_subset_is_an_error(rank_at):
+    with pytest.raises(ComposirError) as error:
+        per_query(rank_at(targets=[0, 1], subsets=[(0, 1), ()]))
+    assert str(error.value) == (
+        "CIRR val: 1 of 2 queries have no subset (first 1); "
+        "expected the image set of every query, which CIRR measures recall in; "
+        "fix: run `composir data check --dataset CIRR`"
+    )
+
+
+def test_a_shallow_ranking_is_an_error(make_split, make_query):
+    split = make_split([make_query(0, "g0", ["g1"], ["g1", "g2"])], NUM_IMAGES)
+    with pytest.raises(ComposirError) as error:
+        per_query(rank(torch.zeros(1, NUM_IMAGES), split, depth=49))
+    assert str(error.value) == (
+        "CIRR val: the ranking keeps the best 49 images of a query; "
+        "expected at least 50, the largest K of CIRR; fix: rank with depth=50"
+    )
+
+
+def test_an_unknown_data_set_is_an_error():
+    with pytest.raises(ComposirError) as error:
+        protocol_of("CIRRR")
+    assert str(error.value) == (
+        "no metrics are defined for the data set 'CIRRR'; "
+        "expected a data set in composir.evaluation.PROTOCOLS; fix: did you mean 'CIRR'?"
+    )
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(ComposirError, match=r"^there is nothing to score; expected at least one split$"):
+        evaluate_rankings([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "CIRR"}, "the dataset differs between the splits: CIRR, FashionIQ"),
+        ({"name": "test"}, "the split differs between the splits: test, val"),
+        ({"gallery_rule": "val-union"}, "the gallery rule differs between the splits: original, val-union"),
+        ({"exclude_reference": True}, "the reference rule differs between the splits: False, True"),
+        ({"text_rule": "first"}, "the text rule differs between the splits: as annotated, first"),
+    ],
+)
+def test_splits_under_different_rules_are_not_mixed(rank_at, change, message):
+    rules = {"dataset": "FashionIQ", "exclude_reference": False}
+    dress, shirt = (rank_at([0], category=category, **rules) for category in ("dress", "shirt"))
+    other = dataclasses.replace(shirt, split=dataclasses.replace(shirt.split, **change))
+    with pytest.raises(ComposirError) as error:
+        evaluate_rankings([dress, other])
+    assert str(error.value) == (
+        f"{message}; expected categories of one split, read under the same rules; fix: score them one by one"
+    )
+
+
+def test_a_category_given_twice_is_an_error(rank_at):
+    dress = rank_at([0], dataset="FashionIQ", category="dress")
+    with pytest.raises(ComposirError) as error:
+        evaluate_rankings([dress, dress])
+    assert str(error.value) == "a category comes more than once: dress, dress; expected each category once"
+
+
+def test_protocols_name_metrics_that_exist():
+    for protocol in PROTOCOLS.values():
+        assert protocol.primary in protocol.keys
+        assert {part for parts in protocol.means.values() for part in parts} <= set(protocol.keys)
