@@ -29,7 +29,7 @@ lint: $(READY)  ## Check format, lint, spelling, types and the direction of impo
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)  ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .

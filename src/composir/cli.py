@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from composir.errors import ComposirError, ProblemsError, nearest
+from composir.errors import ComposirError, nearest
 
 if TYPE_CHECKING:
     from composir.evaluation import Result
@@ -133,42 +133,42 @@ class _Bars:
 @app.command(rich_help_panel="Models")
 def train(
     context: typer.Context,
-    dataset: Annotated[Optional[str], typer.Option(help="CIRR or FashionIQ.")] = None,
-    data_root: Annotated[Optional[Path], typer.Option(help="Folder of the data set, or its parent.")] = None,
-    blip_model_name: Annotated[Optional[str], typer.Option(help="blip2_cir_align_prompt.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="CIRR or FashionIQ.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
+    blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
-        Optional[str], typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
+        str | None,
+        typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests)."),
     ] = None,
-    weights: Annotated[
-        Optional[str], typer.Option(help="Folder or file of the backbone's pretrained weights.")
-    ] = None,
-    num_epochs: Annotated[Optional[int], typer.Option(help="Passes over the training triplets.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Triplets a step; each other's negatives.")] = None,
-    learning_rate: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,
-    loss_align: Annotated[Optional[float], typer.Option(help="Weight of the alignment loss.")] = None,
-    loss_rtc: Annotated[Optional[float], typer.Option(help="Weight of the text-to-target loss.")] = None,
-    validation_frequency: Annotated[Optional[int], typer.Option(help="Epochs between validations.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Triplets a step; each other's negatives.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    loss_align: Annotated[float | None, typer.Option(help="Weight of the alignment loss.")] = None,
+    loss_rtc: Annotated[float | None, typer.Option(help="Weight of the text-to-target loss.")] = None,
+    validation_frequency: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
     save_training: Annotated[
-        Optional[bool], typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
+        bool | None, typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
     ] = None,
     save_best: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
     ] = None,
-    target_ratio: Annotated[Optional[float], typer.Option(help="Targetpad's long side over short side.")] = None,
-    transform: Annotated[Optional[str], typer.Option(help="targetpad or squarepad.")] = None,
-    num_workers: Annotated[Optional[int], typer.Option(help="Threads that decode images.")] = None,
-    output_dir: Annotated[Optional[str], typer.Option(help="Where run folders are made [models].")] = None,
+    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
+    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
     gated_fusion: Annotated[
-        Optional[bool], typer.Option("--gated-fusion/--no-gated-fusion", help="The gate, or SPRC without it.")
+        bool | None, typer.Option("--gated-fusion/--no-gated-fusion", help="The gate, or SPRC without it.")
     ] = None,
-    alpha_init: Annotated[Optional[float], typer.Option(help="Start of the gate's alpha [0.5].")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of weights, order and choices.")] = None,
-    max_steps: Annotated[Optional[int], typer.Option(help="Stop after so many optimiser steps.")] = None,
-    resume: Annotated[Optional[Path], typer.Option(help="A run folder to go on with.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
+    alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
     settings: Annotated[
-        Optional[list[str]], typer.Option("--set", help="key=value of any other setting of a recipe; repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="key=value of any other setting of a recipe; repeatable."),
     ] = None,
     json_: Json = False,
 ) -> int:
@@ -288,13 +288,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val, or train to see how far it is learned by heart.")] = "val",
     gallery: Annotated[str, typer.Option(help="FashionIQ: original or val-union.")] = "original",
     exclude_reference: Annotated[
-        Optional[bool],
+        bool | None,
         typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")] = 64,
     num_workers: Annotated[int, typer.Option(min=0, help="Threads that decode images.")] = 4,
     contact_sheet: Annotated[
-        Optional[Path], typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
+        Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
     ] = None,
     num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
     json_: Json = False,
@@ -373,14 +373,28 @@ def quickstart(
     json_: Json = False,
 ) -> int:
     """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
-    from composir.quickstart import run
+    from composir.evaluation import table
+    from composir.quickstart import quickstart as run_quickstart
 
     with _Bars() as bars:
-        document = run(out_, minutes=minutes, observer=_TrainBars(bars), tell=bars.tell)
+        done = run_quickstart(out_, minutes=minutes, observer=_TrainBars(bars), tell=bars.tell)
     if json_:
-        _print_json(document)
+        _print_json(done.to_json())
         return 0
-    out.print(document.pop("table"))
+    out.print(table(done.result))
+    root = out_ / "scenes"
+    for line in (
+        f"three example queries:  {done.contact_sheet}",
+        f"curves of the training: {done.curves}",
+        f"the model:              {done.run / 'best'}",
+        "",
+        "what to try next:",
+        f"  composir train --dataset CIRR --data-root {root} --backbone mini --no-gated-fusion   # the gate off",
+        f"  composir evaluate --model {done.run / 'best'} --data-root {root} --contact-sheet more.png --num-queries 20",
+        f"  tensorboard --logdir {done.run.parent}",
+        "  composir train --help                                  # your own recipe, CIRR, FashionIQ, BLIP-2 weights",
+    ):
+        out.print(line, soft_wrap=True, markup=False)
     return 0
 
 
@@ -389,7 +403,8 @@ def quickstart(
 
 @app.command(rich_help_panel="Start here")
 def selfcheck(
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768, json_: Json = False
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768,
+    json_: Json = False,
 ) -> int:
     """Check the gated fusion module: parameters, shapes, gradients, and that the sentence drives the change."""
     from composir.selfcheck import check_gated_fusion

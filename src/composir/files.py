@@ -31,7 +31,6 @@ def write_text(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Give an empty temporary folder beside ``folder``; on success it takes the folder's place.

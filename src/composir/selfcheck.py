@@ -74,9 +74,15 @@ def check_gated_fusion(hidden_size: int = 768) -> Report:
     with torch.no_grad():
         normal = (module(image, text) - image).abs().mean().item()
         zero = (module(image, torch.zeros_like(text)) - image).abs().mean().item()
-    lines += [f"   change made by a zero text:   {zero:.6f}", f"   change made by a normal text: {normal:.6f}"]
+    lines += [
+        f"   change made by a zero text:   {zero:.6f}",
+        f"   change made by a normal text: {normal:.6f}",
+    ]
     check(zero < normal, "the sentence drives the change: a zero text changes less than a normal text")
 
     passed = all(checks)
-    lines += ["", "All checks passed." if passed else f"{checks.count(False)} of {len(checks)} checks FAILED."]
+    lines += [
+        "",
+        "All checks passed." if passed else f"{checks.count(False)} of {len(checks)} checks FAILED.",
+    ]
     return Report(tuple(lines), num_parameters, passed)

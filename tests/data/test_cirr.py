@@ -198,9 +198,7 @@ def test_names_are_not_suggested_for_a_file_of_another_split(cirr_root, problems
         }
         for number in range(40)
     ]
-    (cirr_root / NAMES).write_text(
-        json.dumps({f"b{number}x": "./b.png" for number in range(40)} | {"a": "./a.png"})
-    )
+    (cirr_root / NAMES).write_text(json.dumps({f"b{number}x": "./b.png" for number in range(40)} | {"a": "./a.png"}))
     (cirr_root / CAPTIONS).write_text(json.dumps(entries))
     problems = problems_of(cirr.load, cirr_root, "val")
     assert len(problems) == 40
@@ -288,33 +286,22 @@ def test_a_folder_in_place_of_a_file(cirr_root, problems_of):
 def test_an_absent_split(cirr_root):
     with pytest.raises(SplitNotFoundError) as caught:
         cirr.load(cirr_root, "train")
-    assert "cap.rc2.train.json: the train split of CIRR is not in this data root; expected" in str(
-        caught.value
-    )
-    assert "split.rc2.train.json beside it; fix: put the published annotation files there" in str(
-        caught.value
-    )
+    assert "cap.rc2.train.json: the train split of CIRR is not in this data root; expected" in str(caught.value)
+    assert "split.rc2.train.json beside it; fix: put the published annotation files there" in str(caught.value)
 
 
 def test_an_unknown_split_suggests_the_nearest(cirr_root):
     with pytest.raises(SplitNotFoundError) as caught:
         cirr.load(cirr_root, "test")
-    assert (
-        str(caught.value)
-        == "CIRR has no split 'test'; expected train, val, test1; fix: did you mean 'test1'?"
-    )
+    assert str(caught.value) == "CIRR has no split 'test'; expected train, val, test1; fix: did you mean 'test1'?"
 
 
 def test_categories_are_refused(cirr_root):
-    with pytest.raises(
-        ComposirError, match="CIRR has no categories, got dress; fix: leave the categories out"
-    ):
+    with pytest.raises(ComposirError, match="CIRR has no categories, got dress; fix: leave the categories out"):
         cirr.load(cirr_root, "val", categories=["dress"])
 
 
-@pytest.mark.parametrize(
-    ("folder", "found"), [("", "no cirr/captions/ folder in it"), ("gone", "no such folder")]
-)
+@pytest.mark.parametrize(("folder", "found"), [("", "no cirr/captions/ folder in it"), ("gone", "no such folder")])
 def test_a_root_of_something_else(tmp_path, folder, found):
     root = tmp_path / folder
     with pytest.raises(ComposirError) as caught:

@@ -66,12 +66,8 @@ def test_the_reference_rule_can_be_replaced(cirr_root, fashioniq_root):
 def test_val_union_needs_targets(cirr_root):
     for file in ("captions/cap", "image_splits/split"):
         old = cirr_root / f"cirr/{file}.rc2.val.json"
-        old.with_name(old.name.replace("val", "test1")).write_text(
-            old.read_text().replace("target_hard", "x")
-        )
-    with pytest.raises(
-        ComposirError, match="the test1 split has no targets to choose a val-union gallery by; fix"
-    ):
+        old.with_name(old.name.replace("val", "test1")).write_text(old.read_text().replace("target_hard", "x"))
+    with pytest.raises(ComposirError, match="the test1 split has no targets to choose a val-union gallery by; fix"):
         load_splits("CIRR", cirr_root, "test1", gallery="val-union")
 
 

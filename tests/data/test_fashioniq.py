@@ -42,10 +42,7 @@ def test_the_parent_folder_will_do(fashioniq_root):
 
 
 def test_fewer_categories(fashioniq_root):
-    assert (
-        fashioniq.load(fashioniq_root, "val", categories=["shirt"])
-        == fashioniq.load(fashioniq_root, "val")[1:2]
-    )
+    assert fashioniq.load(fashioniq_root, "val", categories=["shirt"]) == fashioniq.load(fashioniq_root, "val")[1:2]
 
 
 def test_real_annotations_in_full():
@@ -183,9 +180,7 @@ def test_an_absent_split(fashioniq_root):
 def test_an_unknown_split(fashioniq_root):
     with pytest.raises(SplitNotFoundError) as caught:
         fashioniq.load(fashioniq_root, "valid")
-    assert str(caught.value) == (
-        "FashionIQ has no split 'valid'; expected train, val, test; fix: did you mean 'val'?"
-    )
+    assert str(caught.value) == ("FashionIQ has no split 'valid'; expected train, val, test; fix: did you mean 'val'?")
 
 
 def test_an_unknown_category_suggests_the_nearest(fashioniq_root):

@@ -167,17 +167,14 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ComposirError) as caught:
         read_image(file)
     assert str(caught.value) == (
-        f"{file}: no such image file; "
-        "fix: fetch or export the file again (composir data check finds every such file)"
+        f"{file}: no such image file; fix: fetch or export the file again (composir data check finds every such file)"
     )
 
 
 def test_an_empty_file_is_named(tmp_path):
     file = tmp_path / "a.png"
     file.touch()
-    with pytest.raises(
-        ComposirError, match=r"a\.png: the image file is empty \(0 bytes\); fix: fetch or export"
-    ):
+    with pytest.raises(ComposirError, match=r"a\.png: the image file is empty \(0 bytes\); fix: fetch or export"):
         read_image(file)
 
 
@@ -186,9 +183,7 @@ def test_a_web_page_called_jpg_shows_how_it_starts(tmp_path):
     file.write_text("<!DOCTYPE html><title>Page not found</title>")
     with pytest.raises(ComposirError) as caught:
         read_image(file)
-    assert "not an image that Pillow can read (it starts with b'<!DOCTYPE html><title>Pa')" in str(
-        caught.value
-    )
+    assert "not an image that Pillow can read (it starts with b'<!DOCTYPE html><title>Pa')" in str(caught.value)
     assert "expected PNG, JPEG or another picture format; fix: fetch or export" in str(caught.value)
 
 
@@ -198,9 +193,7 @@ def test_a_cut_off_file_is_an_error_at_any_length(tmp_path, suffix, part):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     file = save(Image.fromarray(noise), tmp_path / f"a.{suffix}")
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
-    with pytest.raises(
-        ComposirError, match=rf"a\.{suffix}: (the image data is cut off or damaged|not an image)"
-    ):
+    with pytest.raises(ComposirError, match=rf"a\.{suffix}: (the image data is cut off or damaged|not an image)"):
         read_image(file)
 
 
@@ -211,9 +204,7 @@ def test_a_folder_is_no_image(tmp_path):
 
 def test_float_pixels_have_no_known_range(tmp_path):
     file = save(Image.new("F", (2, 2), 0.5), tmp_path / "a.tif")
-    with pytest.raises(
-        ComposirError, match=r"a\.tif: holds 32-bit float pixels, whose range is unknown; expected 8"
-    ):
+    with pytest.raises(ComposirError, match=r"a\.tif: holds 32-bit float pixels, whose range is unknown; expected 8"):
         read_image(file)
 
 

@@ -50,9 +50,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def pairs_of(split: SceneSplit) -> set[tuple[str, str]]:
-    return {
-        (thing.colour, thing.shape) for scene in split.scenes for thing in scene.cells if thing is not None
-    }
+    return {(thing.colour, thing.shape) for scene in split.scenes for thing in scene.cells if thing is not None}
 
 
 def num_differences(first: Scene, second: Scene) -> int:
@@ -320,6 +318,4 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
 def test_too_few_images():
     with pytest.raises(ComposirError) as caught:
         plan(MIN_NUM_IMAGES - 1)
-    assert str(caught.value) == (
-        "143 images are too few for the scenes; expected 144 or more; fix: --images 144"
-    )
+    assert str(caught.value) == ("143 images are too few for the scenes; expected 144 or more; fix: --images 144")

@@ -84,10 +84,7 @@ def test_transparency_is_white_before_padding():
 def test_a_ratio_below_one_is_an_error():
     with pytest.raises(ComposirError) as caught:
         targetpad(Image.new("RGB", (8, 8)), ratio=0.8)
-    assert (
-        str(caught.value)
-        == "target ratio 0.8 is below 1; expected long side / short side, 1 or more; fix: use 1.25"
-    )
+    assert str(caught.value) == "target ratio 0.8 is below 1; expected long side / short side, 1 or more; fix: use 1.25"
 
 
 def test_to_array_is_channels_first_uint8():

@@ -49,9 +49,7 @@ def make_known_split(make_split, make_query):
 
     def make(**rules):
         queries = [
-            make_query(
-                number, f"g{reference}", [f"g{target}"], ["g2", "g3", "g4", "g6", "g7"], f"show {target}"
-            )
+            make_query(number, f"g{reference}", [f"g{target}"], ["g2", "g3", "g4", "g6", "g7"], f"show {target}")
             for number, (reference, target) in enumerate([(1, 2), (1, 3), (5, 4)])
         ]
         return make_split(queries, NUM_IMAGES, **rules)

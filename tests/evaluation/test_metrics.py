@@ -26,9 +26,7 @@ def rank_at(make_split, make_query):
         references = references or [NUM_IMAGES - 1] * len(targets)
         queries = [
             make_query(number, f"g{reference}", [f"g{target}"], [f"g{member}" for member in subset])
-            for number, (target, subset, reference) in enumerate(
-                zip(targets, subsets, references, strict=True)
-            )
+            for number, (target, subset, reference) in enumerate(zip(targets, subsets, references, strict=True))
         ]
         scores = torch.linspace(1, 0, NUM_IMAGES).repeat(len(queries), 1)
         return rank(scores, make_split(queries, NUM_IMAGES, **rules))
@@ -106,9 +104,7 @@ def test_fashioniq_by_hand(rank_at):
 
 def golden_split(entry: dict, dataset: str, *, exclude_reference: bool) -> Split:
     queries = tuple(
-        Query(
-            str(number), reference, "", ("",), (target,), tuple(name for name in members if name != reference)
-        )
+        Query(str(number), reference, "", ("",), (target,), tuple(name for name in members if name != reference))
         for number, (reference, target, members) in enumerate(
             zip(entry["reference"], entry["target"], entry["members"], strict=True)
         )
@@ -133,12 +129,8 @@ def test_golden_figures_of_the_reference_evaluator(golden):
 
     split = golden_split(entry, "FashionIQ", exclude_reference=False)
     fashioniq = evaluate_rankings([rank(similarity, split)]).metrics
-    assert fashioniq["recall_at_10"] == pytest.approx(
-        entry["fashioniq_reference_kept"]["R@10"] / 100, abs=1e-6
-    )
-    assert fashioniq["recall_at_50"] == pytest.approx(
-        entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6
-    )
+    assert fashioniq["recall_at_10"] == pytest.approx(entry["fashioniq_reference_kept"]["R@10"] / 100, abs=1e-6)
+    assert fashioniq["recall_at_50"] == pytest.approx(entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6)
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -3.5])

@@ -19,9 +19,7 @@ def slow_order(scores, query, split):
         return (-float(scores[place]), role, place)
 
     candidates = [
-        place
-        for place, name in enumerate(split.gallery)
-        if not (split.exclude_reference and name == query.reference)
+        place for place, name in enumerate(split.gallery) if not (split.exclude_reference and name == query.reference)
     ]
     return sorted(candidates, key=key)
 

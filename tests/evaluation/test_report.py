@@ -77,9 +77,7 @@ def test_the_target_is_framed_in_green(make_ranking, tmp_path):
     contact_sheet([make_ranking([2, 9])], tmp_path / "new" / "sheet.png")
     sheet = Image.open(tmp_path / "new" / "sheet.png")
     assert sheet.size == (width_of(10), height_of(2))
-    framed = [
-        (row, cell) for row in range(2) for cell in range(10) if has_frame(sheet, cell, row, HIT_COLOUR)
-    ]
+    framed = [(row, cell) for row in range(2) for cell in range(10) if has_frame(sheet, cell, row, HIT_COLOUR)]
     assert framed == [(0, 2), (1, 9)]
     assert sheet.getpixel((left_of(0) + THUMBNAIL // 2, top_of(0) + THUMBNAIL // 2)) == (0, 0, 255)
     assert sheet.getpixel((MARGIN + THUMBNAIL // 2, top_of(1) + THUMBNAIL // 2)) == (0, 0, 255)
@@ -91,12 +89,8 @@ def test_a_missed_target_stands_at_the_end_in_a_dashed_red_frame(make_ranking, t
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.size == (width_of(11) + 2 * GAP, height_of(1))
     assert has_frame(sheet, 10, 0, MISS_COLOUR, extra=2 * GAP)
-    assert not any(
-        has_frame(sheet, cell, 0, colour) for cell in range(10) for colour in (HIT_COLOUR, MISS_COLOUR)
-    )
-    upper_edge = [
-        sheet.getpixel((left_of(10) + 2 * GAP + x, top_of(0) + 1)) == WHITE for x in range(THUMBNAIL)
-    ]
+    assert not any(has_frame(sheet, cell, 0, colour) for cell in range(10) for colour in (HIT_COLOUR, MISS_COLOUR))
+    upper_edge = [sheet.getpixel((left_of(10) + 2 * GAP + x, top_of(0) + 1)) == WHITE for x in range(THUMBNAIL)]
     assert 0.3 < np.mean(upper_edge) < 0.5  # dashed: red at both ends, white between the dashes
 
 
@@ -130,9 +124,7 @@ def test_a_hidden_test_query_has_no_frame_and_no_extra_image(make_split, make_qu
 
 def rows_drawn(monkeypatch):
     notes = []
-    monkeypatch.setattr(
-        "composir.evaluation.report.grid", lambda rows, path: notes.append([row.note for row in rows])
-    )
+    monkeypatch.setattr("composir.evaluation.report.grid", lambda rows, path: notes.append([row.note for row in rows]))
     return notes
 
 
@@ -150,9 +142,7 @@ def test_queries_are_drawn_with_the_seed(monkeypatch, make_ranking, tmp_path):
 
 def test_queries_are_chosen_by_id_in_every_category(monkeypatch, make_ranking, tmp_path):
     notes = rows_drawn(monkeypatch)
-    rankings = [
-        make_ranking([0, 1], dataset="FashionIQ", category=category) for category in ("dress", "shirt")
-    ]
+    rankings = [make_ranking([0, 1], dataset="FashionIQ", category=category) for category in ("dress", "shirt")]
     contact_sheet(rankings, tmp_path / "sheet.png", query_ids=["101", "100"])
     assert notes == [["dress 101", "shirt 101", "dress 100", "shirt 100"]]
 
@@ -164,9 +154,7 @@ def test_an_unknown_query_is_an_error(make_ranking, tmp_path):
 
 
 def test_a_grid_without_rows_is_an_error(tmp_path):
-    with pytest.raises(
-        ComposirError, match=r"sheet\.png: there is no row to draw; expected at least one query"
-    ):
+    with pytest.raises(ComposirError, match=r"sheet\.png: there is no row to draw; expected at least one query"):
         grid([], tmp_path / "sheet.png")
 
 
@@ -228,12 +216,8 @@ def result() -> Result:
             "dress.recall_at_10": (0.1, 0.2),
         },
         baselines={
-            "image_only": dict.fromkeys(
-                ["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.01
-            ),
-            "text_only": dict.fromkeys(
-                ["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.02
-            ),
+            "image_only": dict.fromkeys(["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.01),
+            "text_only": dict.fromkeys(["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.02),
         },
         num_queries=2017,
         num_gallery=3817,

@@ -158,9 +158,7 @@ class Entry:
             return None
         return text
 
-    def image_name(
-        self, what: str, name: str | None, known: Collection[str] | None, source: Path
-    ) -> str | None:
+    def image_name(self, what: str, name: str | None, known: Collection[str] | None, source: Path) -> str | None:
         """Return ``name`` if it is in ``known`` (None: cannot be told), the names that ``source`` lists."""
         if name is None or known is None or name in known:
             return name

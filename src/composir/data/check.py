@@ -27,9 +27,7 @@ def split_key(split: Split) -> str:
     return f"{split.category}.{split.name}" if split.category else split.name
 
 
-def check_images(
-    splits: Sequence[Split], *, decode: bool = True, progress: Progress | None = None
-) -> list[Problem]:
+def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Progress | None = None) -> list[Problem]:
     """Return a problem for every image file of the splits that is missing, empty, cut off or no image.
 
     Each file is checked once, in the order of the splits. With ``decode=False`` files are looked up, not

@@ -30,9 +30,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
     if categories is not None:
-        raise ComposirError(
-            f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out"
-        )
+        raise ComposirError(f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out")
     check_split_name("CIRR", split, SPLITS)
     home = find_home(root, marker="cirr/captions", folder="cirr_dataset")
     captions_file = home / "cirr" / "captions" / f"cap.rc2.{split}.json"
@@ -97,9 +95,7 @@ def _read_query(entry: Entry, split: str, images: dict[str, Path] | None, names_
         return None
     for role, name in (("reference", reference), ("target_hard", target)):
         if name is not None and members and name not in members:
-            entry.problem(
-                f"{role} {name!r} is not a member of its img_set", f"add it to the members, or {RESTORE}"
-            )
+            entry.problem(f"{role} {name!r} is not a member of its img_set", f"add it to the members, or {RESTORE}")
     return Query(
         id=str(pairid),
         reference=reference,

@@ -69,9 +69,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 category=category,
                 queries=queries,
                 gallery=tuple(gallery or ()),
-                images={
-                    name: file_by_name.get(name, images_folder / f"{name}.png") for name in gallery or ()
-                },
+                images={name: file_by_name.get(name, images_folder / f"{name}.png") for name in gallery or ()},
                 gallery_rule="original",
                 exclude_reference=False,
                 text_rule="both captions",

@@ -72,9 +72,7 @@ def _read_path(path: Path) -> Image.Image:
         raise ComposirError("no such image file", file=path, fix=READ_FIX) from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ComposirError(
-            f"cannot be opened ({reason})", file=path, fix="make it a readable regular file"
-        ) from error
+        raise ComposirError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file") from error
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:
@@ -101,9 +99,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     except ComposirError as error:
         raise ComposirError(error.message, file=name, expected=error.expected, fix=error.fix) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing trips over
-        raise ComposirError(
-            f"the image data is cut off or damaged ({error})", file=name, fix=READ_FIX
-        ) from error
+        raise ComposirError(f"the image data is cut off or damaged ({error})", file=name, fix=READ_FIX) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

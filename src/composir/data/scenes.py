@@ -202,9 +202,7 @@ def generate(out: str | Path, *, num_images: int = 3000, seed: int = 0) -> dict[
         if out.exists():
             out.rmdir()
         home.replace(out)
-    return {
-        split.name: {"num_queries": len(split.queries), "num_gallery": len(split.scenes)} for split in splits
-    }
+    return {split.name: {"num_queries": len(split.queries), "num_gallery": len(split.scenes)} for split in splits}
 
 
 def plan(num_images: int = 3000, seed: int = 0) -> tuple[SceneSplit, ...]:
@@ -621,9 +619,7 @@ def _write(split: SceneSplit, home: Path, first_pairid: int, rng: Random) -> Non
         file.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _annotate(
-    query: SceneQuery, names: Sequence[str], pairid: int, *, with_target: bool
-) -> dict[str, object]:
+def _annotate(query: SceneQuery, names: Sequence[str], pairid: int, *, with_target: bool) -> dict[str, object]:
     """Return one entry of CIRR's caption file; every query has an image set of its own."""
     image_set: dict[str, object] = {
         "id": pairid,

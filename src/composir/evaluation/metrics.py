@@ -143,9 +143,7 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
             ]
         )
         values |= {f"recall_subset_at_{k}": _within(subset_ranks, k) for k in protocol.subset_ks}
-    return values | {
-        name: np.mean([values[part] for part in parts], axis=0) for name, parts in protocol.means.items()
-    }
+    return values | {name: np.mean([values[part] for part in parts], axis=0) for name, parts in protocol.means.items()}
 
 
 def evaluate_rankings(
@@ -207,10 +205,7 @@ def _over_categories(
     keys = next(iter(entries.values()))
     plain = {key: np.mean([entry[key] for entry in entries.values()], axis=0) for key in keys}
     own = {
-        f"{category}.{key}": value
-        for category, entry in entries.items()
-        if category
-        for key, value in entry.items()
+        f"{category}.{key}": value for category, entry in entries.items() if category for key, value in entry.items()
     }
     return plain | own
 

@@ -196,7 +196,6 @@ def _shape_error(got: str, split: Split) -> ComposirError:
     return ComposirError(
         f"the similarity has {got}",
         file=describe(split),
-        expected=f"a row for each of {len(split.queries)} queries "
-        f"and a column for each of {len(split.gallery)} images",
+        expected=f"a row for each of {len(split.queries)} queries and a column for each of {len(split.gallery)} images",
         fix="embed every query and every gallery image of this split once, in the split's order",
     )

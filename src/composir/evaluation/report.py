@@ -166,9 +166,7 @@ def _query_row(ranking: Ranking, row: int) -> Row:
     ]
     if query.targets and query.targets[0] not in dict(retrieved):
         cells.append(_missed_target(ranking, row))
-    return Row(
-        split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip()
-    )
+    return Row(split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip())
 
 
 def _missed_target(ranking: Ranking, row: int) -> Cell:

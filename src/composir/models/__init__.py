@@ -1,0 +1,1 @@
+"""The model and its parts: towers, gated fusion, Q-Former, checkpoints."""

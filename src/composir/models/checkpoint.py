@@ -38,14 +38,16 @@ def composer_weights(model: Composer) -> dict[str, Tensor]:
 
 def weights_hash(model: Composer) -> str:
     """Return 16 hex digits that identify the model: its weights, its tower's weights and its config."""
-    identity = {name: tensor for name, tensor in composer_weights(model).items()}
+    identity = composer_weights(model)
     tower = model.tower.fingerprint() if model.tower is not None else ""
     words = f"{tower} {model.config.model_dump_json()}".encode()
     identity["#identity"] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
     return hash_weights(identity)
 
 
-def save_pretrained(model: Composer, folder: Path, *, card: str = "", extra_files: dict[str, str] | None = None) -> None:
+def save_pretrained(
+    model: Composer, folder: Path, *, card: str = "", extra_files: dict[str, str] | None = None
+) -> None:
     """Write the checkpoint folder, whole or not at all; ``extra_files`` are further texts by file name.
 
     The frozen tower is not stored: config.json names it and its hash, and loading checks both.
@@ -108,10 +110,14 @@ def load_weights(model: Composer, file: Path) -> None:
     try:
         weights = load_file(file)
     except FileNotFoundError:
-        raise ComposirError("is missing", file=file, fix="the checkpoint folder is not complete: copy it again") from None
+        raise ComposirError(
+            "is missing", file=file, fix="the checkpoint folder is not complete: copy it again"
+        ) from None
     except SafetensorError as error:
         raise ComposirError(
-            f"is not a readable safetensors file ({error})", file=file, fix="the file is cut off: copy it again"
+            f"is not a readable safetensors file ({error})",
+            file=file,
+            fix="the file is cut off: copy it again",
         ) from None
     own = composer_weights(model)
     problems = _differences(own, weights)

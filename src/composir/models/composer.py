@@ -132,8 +132,8 @@ class Composer(nn.Module):
             cross_attention_frequency=config.cross_attention_frequency,
             encoder_hidden_size=config.hidden_size if config.num_adapted_tokens else config.token_width,
             use_qformer_text_input=True,
-            attn_implementation="sdpa",
         )
+        qformer._attn_implementation = "sdpa"
         self.text_embeddings = Blip2TextEmbeddings(qformer)
         self.qformer = Blip2QFormerModel(qformer)
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
@@ -191,7 +191,10 @@ class Composer(nn.Module):
         ).last_hidden_state
 
     def _with_queries(
-        self, queries: Float[Tensor, "batch queries hidden"], text: Float[Tensor, "batch words hidden"], mask: Tensor
+        self,
+        queries: Float[Tensor, "batch queries hidden"],
+        text: Float[Tensor, "batch words hidden"],
+        mask: Tensor,
     ) -> tuple[Float[Tensor, "batch length hidden"], Int[Tensor, "batch length"]]:
         ones = mask.new_ones(mask.shape[0], queries.shape[1])
         return torch.cat([queries, text], dim=1), torch.cat([ones, mask], dim=1)
@@ -238,9 +241,7 @@ class Composer(nn.Module):
         """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
         return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
 
-    def encode_target(
-        self, image_tokens: Float[Tensor, "batch tokens width"]
-    ) -> Float[Tensor, "batch queries dim"]:
+    def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
         return nn.functional.normalize(self.vision_proj(self._look(image_tokens)), dim=-1)
 

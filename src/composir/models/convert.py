@@ -13,14 +13,17 @@ SPRC_KEYS: tuple[tuple[str, str | None], ...] = (
     (r"Qformer\.bert\.embeddings\.position_embeddings\.", "text_embeddings.position_embeddings."),
     (r"Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
     (r"Qformer\.bert\.embeddings\.position_ids$", None),
-    (r"Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.", r"qformer.encoder.layer.\1.\2.attention."),
+    (
+        r"Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
+        r"qformer.encoder.layer.\1.\2.attention.",
+    ),
     (r"Qformer\.bert\.encoder\.", "qformer.encoder."),
     (r"Qformer\.cls\.", None),
     (r"(query_tokens|prompt_tokens)$", r"\1"),
     (r"(vision_proj|text_proj|itm_head)\.", r"\1."),
     (r"temp$", "temperature"),
 )
-"""SPRC's names and ours; ``None`` is dropped on purpose (position ids are counted, the word prediction head is unused)."""
+"""SPRC's names and ours; ``None`` is dropped on purpose (positions are counted, the word head is unused)."""
 
 
 @dataclass(frozen=True)

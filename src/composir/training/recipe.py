@@ -117,7 +117,9 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     if backbone not in DEFAULTS_BY_BACKBONE:
         raise ComposirError(
-            f"backbone {backbone!r} is not known", file=where, fix=nearest(str(backbone), DEFAULTS_BY_BACKBONE)
+            f"backbone {backbone!r} is not known",
+            file=where,
+            fix=nearest(str(backbone), DEFAULTS_BY_BACKBONE),
         )
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
     files = DEFAULTS_BY_BACKBONE[backbone]
