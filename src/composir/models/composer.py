@@ -160,14 +160,6 @@ class Composer(nn.Module):
         self.tower = tower
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
-            tower.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Composer:
-        """Set training mode for all but the tower, which is frozen and always in evaluation mode."""
-        super().train(mode)
-        if self.tower is not None:
-            self.tower.eval()
-        return self
 
     @property
     def device(self) -> torch.device:
@@ -243,9 +235,10 @@ class Composer(nn.Module):
 
     def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
-        return nn.functional.normalize(self.vision_proj(self._look(image_tokens)), dim=-1)
+        return nn.functional.normalize(self.vision_proj(self.look(image_tokens)), dim=-1)
 
-    def _look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
+    def look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
+        """Return the queries after reading a picture alone."""
         queries = self.query_tokens.expand(len(image_tokens), -1, -1)
         mask = torch.ones(queries.shape[:2], dtype=torch.long, device=queries.device)
         return self._read(queries, mask, self._adapt(self._normalised(image_tokens)))
@@ -291,7 +284,7 @@ class Composer(nn.Module):
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
         hidden = self._read(*self._with_queries(fused, texts, attention_mask))[:, self.config.num_query_tokens]
         self.text_proj.bias.sub_(self.text_proj(hidden).mean(dim=0))
-        self.vision_proj.bias.sub_(self.vision_proj(self._look(target_tokens)).mean(dim=(0, 1)))
+        self.vision_proj.bias.sub_(self.vision_proj(self.look(target_tokens)).mean(dim=(0, 1)))
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,10 @@ from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
 
 
+FRESH_QUERY_STD = 0.1
+"""Of query and prompt tokens that do not start from pretrained ones."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """How a model of this kind is made: its sizes, its tower, its tokenizer and its starting weights."""
@@ -76,14 +80,18 @@ def _tiny_config() -> ComposerConfig:
     )
 
 
-def _nothing(model: Composer, _: str) -> None:
-    """Leave the random start as it is."""
+def _wake_cross_attention(model: Composer, _: str = "") -> None:
+    """Let the image be heard from the first step: with BERT's small start (std 0.02) nothing is learned for long."""
+    nn.init.normal_(model.query_tokens, std=FRESH_QUERY_STD)
+    nn.init.normal_(model.prompt_tokens, std=FRESH_QUERY_STD)
+    for name, parameter in model.qformer.named_parameters():
+        if ".crossattention." in name and parameter.dim() == 2:
+            nn.init.xavier_uniform_(parameter)
 
 
 # -- mini --------------------------------------------------------------------------------------------------------------
 
 MINI_LAYERS = 3
-MINI_QUERY_STD = 0.1
 
 
 @cache
@@ -144,17 +152,12 @@ def _start_from_minilm(model: Composer, _: str) -> None:
     if unknown:
         raise AssertionError(f"MiniLM's names without a place: {unknown}")
     model.load_state_dict({**own, **weights})
-    nn.init.normal_(model.query_tokens, std=MINI_QUERY_STD)
-    nn.init.normal_(model.prompt_tokens, std=MINI_QUERY_STD)
-    for name, parameter in model.qformer.named_parameters():
-        # With BERT's small start (std 0.02) the image is hardly heard and nothing is learned for a hundred steps.
-        if ".crossattention." in name and parameter.dim() == 2:
-            nn.init.xavier_uniform_(parameter)
+    _wake_cross_attention(model)
     model.text_embeddings.word_embeddings.requires_grad_(False)
 
 
 BACKBONES: dict[str, Backbone] = {
-    "tiny": Backbone(_tiny_config, lambda weights: tiny_tower(), _tiny_tokenizer, _nothing),
+    "tiny": Backbone(_tiny_config, lambda weights: tiny_tower(), _tiny_tokenizer, _wake_cross_attention),
     "mini": Backbone(
         _mini_config,
         lambda weights: lite_tower(),

@@ -56,6 +56,11 @@ class Tower(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Tower:
+        """Stay in evaluation mode whatever is asked: a tower is never trained."""
+        return super().train(False)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""

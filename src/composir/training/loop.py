@@ -41,6 +41,8 @@ LOG, RECIPE, STATE = "training_log.csv", "recipe.toml", "training.pt"
 LOSSES = ("loss_itc", "loss_rtc", "loss_align")
 NUM_STATISTICS_IMAGES = 1024
 """Training images whose tokens fit the channel statistics of towers that need them."""
+TEMPERATURE_RANGE = (0.01, 0.5)
+"""Kept to after every step: logits are never scaled by more than 100, as in CLIP (Radford et al., 2021)."""
 NUM_CENTER_TRIPLETS = 256
 NUM_PROBE_TRIPLETS = 32
 """Training triplets on which the mean gate of the log is measured."""
@@ -357,6 +359,8 @@ class _Run:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+            with torch.no_grad():
+                self.model.temperature.clamp_(*TEMPERATURE_RANGE)
             state.step += 1
         alpha = None if self.model.gated_fusion is None else self.model.gated_fusion.alpha.item()
         for name, value in {**losses, "total": total}.items():

@@ -1,0 +1,99 @@
+"""What several tests share: golden files, and a composed-retrieval set small enough to train on in a second."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch import Tensor
+
+from composir.models.composer import Composer, ComposerConfig
+from composir.models.convert import convert_sprc
+
+GOLDEN = Path(__file__).parent / "golden"
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+SHAPES = ("ellipse", "rectangle")
+
+
+@pytest.fixture(autouse=True)
+def _no_network_and_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COMPOSIR_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
+    torch.set_num_threads(1)  # tests/training compares weights bit by bit
+
+
+@pytest.fixture
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    """Return the reader of golden safetensors files by name."""
+    return lambda name: load_file(GOLDEN / f"{name}.safetensors")
+
+
+@pytest.fixture
+def golden_model() -> Callable[..., Composer]:
+    """Return the maker of the golden model; its gate, where there is one, is random."""
+
+    def make(**settings: object) -> Composer:
+        sizes = json.loads((GOLDEN / "config.json").read_text())
+        config = ComposerConfig(
+            token_width=sizes["encoder_width"],
+            hidden_size=sizes["hidden_size"],
+            num_hidden_layers=sizes["num_hidden_layers"],
+            num_attention_heads=sizes["num_attention_heads"],
+            intermediate_size=sizes["intermediate_size"],
+            vocab_size=sizes["vocab_size"],
+            max_position_embeddings=sizes["max_position_embeddings"],
+            num_query_tokens=sizes["num_query_tokens"],
+            embed_dim=sizes["embed_dim"],
+            dropout=0.0,
+            **{"use_gated_fusion": False, **settings},  # type: ignore[arg-type]
+        )
+        model = Composer(config)
+        weights = convert_sprc(load_file(GOLDEN / "weights.safetensors")).weights
+        gate = {name: value for name, value in model.state_dict().items() if name.startswith("gated_fusion.")}
+        model.load_state_dict({**weights, **gate}, strict=True)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root in CIRR's layout: 12 pictures and 24 triplets a split, subsets of six."""
+    root = tmp_path_factory.mktemp("shapes")
+    for folder in ("cirr/captions", "cirr/image_splits", "train/0", "dev"):
+        (root / folder).mkdir(parents=True)
+    for split, place in (("train", "train/0"), ("val", "dev")):
+        names = {}
+        for shape in SHAPES:
+            for colour in COLOURS:
+                name = f"{split}-{colour}-{shape}"
+                picture = Image.new("RGB", (60, 52), "white")
+                getattr(ImageDraw.Draw(picture), shape)((12, 10, 46, 40), fill=colour)
+                picture.save(root / place / f"{name}.png")
+                names[name] = f"./{place}/{name}.png"
+        chance = random.Random(split)
+        queries = []
+        for shape in SHAPES:
+            members = [f"{split}-{colour}-{shape}" for colour in COLOURS]
+            for colour in COLOURS:
+                for target in chance.sample([other for other in COLOURS if other != colour], 2):
+                    pairid = len(queries) + (100 if split == "val" else 0)
+                    queries.append(
+                        {
+                            "pairid": pairid,
+                            "reference": f"{split}-{colour}-{shape}",
+                            "target_hard": f"{split}-{target}-{shape}",
+                            "target_soft": {f"{split}-{target}-{shape}": 1.0},
+                            "caption": f"make it {target}",
+                            "img_set": {"id": pairid, "members": members, "reference_rank": 0, "target_rank": 1},
+                        }
+                    )
+        (root / f"cirr/captions/cap.rc2.{split}.json").write_text(json.dumps(queries))
+        (root / f"cirr/image_splits/split.rc2.{split}.json").write_text(json.dumps(names))
+    return root

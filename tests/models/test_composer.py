@@ -1,0 +1,211 @@
+"""Parity with the published model, in the numbers of tests/golden."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from composir.models.convert import convert_sprc
+from composir.models.presets import build
+from composir.similarity import similarity
+
+from ..conftest import GOLDEN
+
+TOLERANCE = {"atol": 1e-5, "rtol": 0}
+WEIGHTS = {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}
+
+
+def inputs(data):
+    return data["ref_embeds"], data["target_embeds"], data["input_ids"], data["attention_mask"]
+
+
+def total(losses):
+    return sum(weight * losses[name] for name, weight in WEIGHTS.items())
+
+
+def test_hidden_states_equal_the_published_ones(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    reference, target, ids, mask = inputs(data)
+    queries = model.config.num_query_tokens
+    torch.testing.assert_close(model.fuse(reference, ids, mask), data["fusion_hidden"][:, :queries], **TOLERANCE)
+    torch.testing.assert_close(model.look(target), data["target_hidden"], **TOLERANCE)
+
+
+def test_features_and_similarity_equal_the_published_ones(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    reference, target, ids, mask = inputs(data)
+    query, targets = model.encode_query(reference, ids, mask), model.encode_target(target)
+    torch.testing.assert_close(query, data["fusion_feats"], **TOLERANCE)
+    torch.testing.assert_close(targets, data["target_feats"], **TOLERANCE)
+    torch.testing.assert_close(model.encode_prompt(ids, mask), data["text_only_feats"], **TOLERANCE)
+    torch.testing.assert_close(similarity(query, targets), data["inference_similarity"], **TOLERANCE)
+
+
+def test_losses_and_gradients_equal_the_published_ones(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    losses = model.training_losses(*inputs(data))
+    for name in WEIGHTS:
+        torch.testing.assert_close(losses[name], data[name].squeeze(0), **TOLERANCE)
+    torch.testing.assert_close(total(losses), data["loss_total"].squeeze(0), **TOLERANCE)
+    total(losses).backward()
+    gradients = convert_sprc(golden("gradients")).weights
+    names = {name for name, _ in model.named_parameters()}
+    assert set(gradients) <= names
+    assert names - set(gradients) == {"itm_head.weight", "itm_head.bias"}
+    for name, gradient in gradients.items():
+        own = model.get_parameter(name).grad
+        torch.testing.assert_close(torch.zeros_like(gradient) if own is None else own, gradient, **TOLERANCE)
+
+
+def test_twenty_steps_follow_the_published_curve(golden, golden_model):
+    data, model = golden("train_batches"), golden_model().train()
+    curve = json.loads((GOLDEN / "train_curve.json").read_text())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1e-3, pct_start=1 / 50, steps_per_epoch=5, epochs=8
+    )
+    assert len(curve) == 20
+    for step, expected in enumerate(curve):
+        batch = {
+            key.split(".")[1]: value for key, value in data.items() if key.startswith(f"batch{step % 4}.")
+        }
+        losses = model.training_losses(*inputs(batch))
+        optimizer.zero_grad()
+        total(losses).backward()
+        optimizer.step()
+        schedule.step()
+        assert total(losses).item() == pytest.approx(expected["total"], abs=1e-3), step
+        for name in WEIGHTS:
+            assert losses[name].item() == pytest.approx(expected[name], abs=1e-3), (step, name)
+
+
+def test_the_gate_off_is_not_constructed_and_alpha_zero_changes_no_number(golden, golden_model):
+    data = golden("forward")
+    off, zero = golden_model(), golden_model(use_gated_fusion=True, alpha_init=0.0)
+    assert off.gated_fusion is None
+    assert not any("gated_fusion" in name for name in off.state_dict())
+    plain, gated = off.training_losses(*inputs(data)), zero.training_losses(*inputs(data))
+    assert all(torch.equal(plain[name], gated[name]) for name in WEIGHTS)
+    reference, _, ids, mask = inputs(data)
+    assert torch.equal(off.encode_query(reference, ids, mask), zero.encode_query(reference, ids, mask))
+
+
+def test_the_gate_acts_on_the_query_and_not_on_the_target(golden, golden_model):
+    data = golden("forward")
+    off, on = golden_model(), golden_model(use_gated_fusion=True)
+    reference, target, ids, mask = inputs(data)
+    assert not torch.allclose(off.encode_query(reference, ids, mask), on.encode_query(reference, ids, mask))
+    assert torch.equal(off.encode_target(target), on.encode_target(target))
+    assert torch.equal(off.encode_prompt(ids, mask), on.encode_prompt(ids, mask))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_batch_of_one_equals_its_row_in_a_batch(golden, golden_model, gate):
+    data, model = golden("forward"), golden_model(use_gated_fusion=gate)
+    reference, target, ids, mask = inputs(data)
+    query, targets = model.encode_query(reference, ids, mask), model.encode_target(target)
+    for row in range(len(ids)):
+        one = slice(row, row + 1)
+        assert model.encode_query(reference[one], ids[one], mask[one]).shape == query[one].shape
+        torch.testing.assert_close(model.encode_query(reference[one], ids[one], mask[one]), query[one], **TOLERANCE)
+        torch.testing.assert_close(model.encode_target(target[one]), targets[one], **TOLERANCE)
+
+
+def test_padding_does_not_change_a_query(golden, golden_model):
+    data, model = golden("forward"), golden_model(use_gated_fusion=True)
+    reference, _, ids, mask = inputs(data)
+    row = int(mask.sum(dim=1).argmin())
+    length = int(mask[row].sum())
+    assert length < ids.shape[1]
+    one = slice(row, row + 1)
+    short = model.encode_query(reference[one], ids[one, :length], mask[one, :length])
+    torch.testing.assert_close(short, model.encode_query(reference[one], ids[one], mask[one]), **TOLERANCE)
+    torch.testing.assert_close(
+        model.encode_prompt(ids[one, :length], mask[one, :length]), model.encode_prompt(ids[one], mask[one]), **TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("num_query_tokens", [1, 5])
+def test_no_number_of_query_tokens_is_built_in(num_query_tokens):
+    model = build("tiny", num_query_tokens=num_query_tokens).eval()
+    tokens = torch.randn(3, 9, 24)
+    ids, mask = model.tokenize(["red", "a long blue dress", "x"])
+    assert model.encode_target(tokens).shape == (3, num_query_tokens, 16)
+    assert model.encode_query(tokens, ids, mask).shape == (3, 16)
+    losses = model.training_losses(tokens, tokens, ids, mask)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_further_candidates_are_negatives_and_shared_targets_are_not():
+    model = build("tiny").eval()
+    tokens = torch.randn(4, 9, 24)
+    ids, mask = model.tokenize(["red", "blue"])
+    plain = model.training_losses(tokens[:2], tokens[:2], ids, mask)["loss_itc"]
+    more = model.training_losses(tokens[:2], tokens, ids, mask)["loss_itc"]
+    assert more > plain
+    # The further candidates are the targets again: marked as such they are no negatives, and the loss is the plain one.
+    twice = torch.cat([tokens[:2], tokens[:2]])
+    same = torch.tensor([[True, False, True, False], [False, True, False, True]])
+    masked = model.training_losses(tokens[:2], twice, ids, mask, same_target=same)["loss_itc"]
+    unmasked = model.training_losses(tokens[:2], twice, ids, mask)["loss_itc"]
+    assert unmasked > masked > plain  # each query still has the other's target twice
+    both = same | torch.tensor([[False, False, False, True], [False, False, True, False]])
+    torch.testing.assert_close(
+        model.training_losses(tokens[:2], twice, ids, mask, same_target=both)["loss_itc"], plain
+    )
+
+
+def test_training_mode_does_not_wake_the_tower():
+    model = build("tiny").train()
+    assert model.training
+    assert model.tower is not None
+    assert not any(module.training for module in model.tower.modules())
+    assert not any(parameter.requires_grad for parameter in model.tower.parameters())
+
+
+def test_one_seed_gives_the_same_start_with_the_gate_and_without():
+    models = []
+    for gate in (True, False):
+        torch.manual_seed(3)
+        models.append(build("tiny", use_gated_fusion=gate).state_dict())
+    shared = set(models[1])
+    assert set(models[0]) - shared == {name for name in models[0] if name.startswith("gated_fusion.")}
+    assert all(torch.equal(models[0][name], models[1][name]) for name in shared)
+
+
+def test_overfits_one_batch(shapes_root):
+    torch.manual_seed(0)
+    model = build("tiny")
+    files = sorted((shapes_root / "dev").glob("*.png"))[:6]
+    tokens = model.tokens(files)
+    ids, mask = model.tokenize([f"{file.stem} please" for file in files])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    first = None
+    for _ in range(160):
+        loss = model.training_losses(tokens, tokens.roll(1, 0), ids, mask)["loss_itc"]
+        first = first or loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3 < math.log(6) < first
+
+
+def test_centred_heads_have_mean_zero():
+    torch.manual_seed(0)
+    model = build("tiny").eval()
+    reference, target = torch.randn(8, 9, 24), torch.randn(8, 9, 24)
+    ids, mask = model.tokenize([f"make it {word}" for word in "red blue green black white pink grey gold".split()])
+    model.center(reference, target, ids, mask)
+    vectors = model.vision_proj(model.look(target))
+    torch.testing.assert_close(vectors.mean(dim=(0, 1)), torch.zeros(16), atol=1e-5, rtol=0)
+
+
+def test_works_on_tokens_only_says_so(golden_model):
+    model = golden_model()
+    with pytest.raises(RuntimeError, match="without a vision tower"):
+        model.tokens([])
+    with pytest.raises(RuntimeError, match="without a tokenizer"):
+        model.tokenize(["x"])

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from composir.models.gated_fusion import GatedFusion
+
+
+def load_golden(golden, name, hidden_size, text_size):
+    data = golden(name)
+    module = GatedFusion(hidden_size, text_size)
+    parts = ("gate", "delta", "alpha", "text_proj")
+    module.load_state_dict({key: value for key, value in data.items() if key.split(".")[0] in parts}, strict=True)
+    return module, data
+
+
+@pytest.mark.parametrize(("name", "hidden_size", "text_size"), [("gate_same_width", 12, 12), ("gate_projected", 20, 8)])
+def test_equals_the_golden_arithmetic_with_and_without_mask(golden, name, hidden_size, text_size):
+    module, data = load_golden(golden, name, hidden_size, text_size)
+    image, text, mask = data["image_tokens"], data["text_tokens"], data["text_mask"]
+    torch.testing.assert_close(module(image, text, mask), data["fused"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(image, text), data["fused_without_mask"], atol=1e-5, rtol=0)
+    gate, delta = module.gate_and_delta(image, text, mask)
+    torch.testing.assert_close(gate, data["gate_values"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(delta, data["delta_values"], atol=1e-5, rtol=0)
+
+
+def test_split_products_equal_the_formula_written_out(golden):
+    module, data = load_golden(golden, "gate_projected", 20, 8)
+    image, text, mask = data["image_tokens"], data["text_tokens"], data["text_mask"]
+    for row in range(len(image)):
+        words = text[row][mask[row].bool()]
+        t = module.text_proj(words.mean(dim=0))
+        for token in range(image.shape[1]):
+            gate = module.gate(torch.cat([image[row, token], t]))
+            expected = image[row, token] + module.alpha * gate * module.delta(t)
+            torch.testing.assert_close(module(image, text, mask)[row, token], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("hidden_size", [1, 12, 768])
+def test_has_the_published_number_of_parameters(hidden_size):
+    count = sum(parameter.numel() for parameter in GatedFusion(hidden_size).parameters())
+    assert count == 5 * hidden_size**2 + 4 * hidden_size + 1
+    if hidden_size == 768:
+        assert count == 2_952_193
+
+
+def test_projection_is_counted_where_the_widths_differ():
+    count = sum(parameter.numel() for parameter in GatedFusion(1408, 768).parameters())
+    assert count == 5 * 1408**2 + 4 * 1408 + 1 + 1408 * 768 + 1408
+
+
+def test_padding_words_do_not_matter():
+    module = GatedFusion(8)
+    image, text = torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    changed = text.clone()
+    changed[0, 3:] = 99.0
+    torch.testing.assert_close(module(image, text, mask), module(image, changed, mask))
+    assert not torch.allclose(module(image, text), module(image, changed))
+
+
+def test_zero_alpha_and_identity_start_change_nothing():
+    image, text = torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    assert torch.equal(GatedFusion(8, alpha_init=0.0)(image, text), image)
+    module = GatedFusion(8)
+    assert not torch.equal(module(image, text), image)
+    module.start_as_identity()
+    assert torch.equal(module(image, text), image)
+
+
+def test_an_all_masked_sentence_is_finite():
+    module = GatedFusion(8)
+    fused = module(torch.randn(1, 5, 8), torch.randn(1, 3, 8), torch.zeros(1, 3, dtype=torch.long))
+    assert fused.isfinite().all()

