@@ -341,7 +341,7 @@ def _evaluate(
     from composir.data import load_splits
     from composir.data.check import require_images
     from composir.evaluation import evaluate as measure
-    from composir.features import CachedEmbedder, TokenCache, default_cache_dir
+    from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
     from composir.models.checkpoint import from_pretrained, weights_hash
 
     splits = load_splits(dataset, data_root, split, gallery=gallery, exclude_reference=exclude_reference)
@@ -350,8 +350,7 @@ def _evaluate(
     if composer.tower is None:
         raise ComposirError("has no vision tower and cannot embed pictures", file=folder)
     tokens = TokenCache(composer.tower, default_cache_dir(), num_workers=num_workers)
-    paths = [path for one in splits for path in one.images.values()]
-    tokens.fill(paths, lambda done, total: bars.tell("image tokens", done, total))
+    fill_splits(tokens, splits, lambda done, total: bars.tell("image tokens", done, total))
     return measure(
         CachedEmbedder(composer, tokens),
         splits,

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from composir.data.images import read_image
+from composir.data import Split, read_image
+from composir.data.check import check_images
+from composir.errors import ComposirError, ProblemsError
 from composir.files import replacing
 from composir.models.composer import Composer
 from composir.models.vision import Tower
@@ -98,6 +100,17 @@ class TokenCache:
 
     def _prepare(self, path: Path) -> np.ndarray:
         return self.tower.prepare(read_image(path))
+
+
+def fill_splits(tokens: TokenCache, splits: Sequence[Split], progress: Progress | None = None) -> None:
+    """Make the tokens of every image of the splits present; raise ``ProblemsError`` with all that cannot be read."""
+    try:
+        tokens.fill([path for split in splits for path in split.images.values()], progress)
+    except ComposirError:
+        problems = check_images(splits)
+        if problems:
+            raise ProblemsError(problems) from None
+        raise
 
 
 class CachedEmbedder:

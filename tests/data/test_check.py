@@ -53,7 +53,7 @@ def test_every_broken_image_is_listed_with_its_fix(broken_root):
 
 def test_without_decoding_missing_and_empty_files_are_found(broken_root):
     problems = check_images(load_splits("CIRR", broken_root, "val"), decode=False)
-    assert [problem.where for problem in problems] == [f"image {name!r} of CIRR val" for name in "abd"]
+    assert [problem.where for problem in problems] == [f"image {name!r} of CIRR val" for name in ("a", "b", "d")]
 
 
 def test_require_images_names_the_files(broken_root):

@@ -69,9 +69,7 @@ def test_twenty_steps_follow_the_published_curve(golden, golden_model):
     )
     assert len(curve) == 20
     for step, expected in enumerate(curve):
-        batch = {
-            key.split(".")[1]: value for key, value in data.items() if key.startswith(f"batch{step % 4}.")
-        }
+        batch = {key.split(".")[1]: value for key, value in data.items() if key.startswith(f"batch{step % 4}.")}
         losses = model.training_losses(*inputs(batch))
         optimizer.zero_grad()
         total(losses).backward()
@@ -124,7 +122,9 @@ def test_padding_does_not_change_a_query(golden, golden_model):
     short = model.encode_query(reference[one], ids[one, :length], mask[one, :length])
     torch.testing.assert_close(short, model.encode_query(reference[one], ids[one], mask[one]), **TOLERANCE)
     torch.testing.assert_close(
-        model.encode_prompt(ids[one, :length], mask[one, :length]), model.encode_prompt(ids[one], mask[one]), **TOLERANCE
+        model.encode_prompt(ids[one, :length], mask[one, :length]),
+        model.encode_prompt(ids[one], mask[one]),
+        **TOLERANCE,
     )
 
 
@@ -153,9 +153,7 @@ def test_further_candidates_are_negatives_and_shared_targets_are_not():
     unmasked = model.training_losses(tokens[:2], twice, ids, mask)["loss_itc"]
     assert unmasked > masked > plain  # each query still has the other's target twice
     both = same | torch.tensor([[False, False, False, True], [False, False, True, False]])
-    torch.testing.assert_close(
-        model.training_losses(tokens[:2], twice, ids, mask, same_target=both)["loss_itc"], plain
-    )
+    torch.testing.assert_close(model.training_losses(tokens[:2], twice, ids, mask, same_target=both)["loss_itc"], plain)
 
 
 def test_training_mode_does_not_wake_the_tower():
@@ -197,7 +195,9 @@ def test_centred_heads_have_mean_zero():
     torch.manual_seed(0)
     model = build("tiny").eval()
     reference, target = torch.randn(8, 9, 24), torch.randn(8, 9, 24)
-    ids, mask = model.tokenize([f"make it {word}" for word in "red blue green black white pink grey gold".split()])
+    ids, mask = model.tokenize(
+        [f"make it {word}" for word in ["red", "blue", "green", "black", "white", "pink", "grey", "gold"]]
+    )
     model.center(reference, target, ids, mask)
     vectors = model.vision_proj(model.look(target))
     torch.testing.assert_close(vectors.mean(dim=(0, 1)), torch.zeros(16), atol=1e-5, rtol=0)

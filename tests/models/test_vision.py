@@ -58,9 +58,7 @@ def test_lite_equals_the_published_weights_read_by_their_own_names(lite, picture
         block, before = f"_blocks.{index}", x
         if f"{block}._expand_conv.weight" in weights:
             x = convolve(x, f"{block}._expand_conv", f"{block}._bn0")
-        x = convolve(
-            x, f"{block}._depthwise_conv", f"{block}._bn1", stride=strides.get(index, 1), groups=x.shape[1]
-        )
+        x = convolve(x, f"{block}._depthwise_conv", f"{block}._bn1", stride=strides.get(index, 1), groups=x.shape[1])
         x = convolve(x, f"{block}._project_conv", f"{block}._bn2", activate=False)
         if x.shape == before.shape:
             x = x + before

@@ -20,7 +20,6 @@ from composir.models.composer import Composer, ComposerConfig
 from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
 
-
 FRESH_QUERY_STD = 0.1
 """Of query and prompt tokens that do not start from pretrained ones."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import io
+import itertools
 import math
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ from composir.data import Query, Split, load_splits
 from composir.data.check import require_images
 from composir.errors import ComposirError
 from composir.evaluation import Result, evaluate, metric_label
-from composir.features import CachedEmbedder, TokenCache, default_cache_dir
+from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
 from composir.files import recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
     WEIGHTS,
@@ -107,27 +110,21 @@ def train(
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
-    observer = observer or _Silent()
     train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
     val_splits = load_splits(recipe.dataset, recipe.data_root, "val")
     require_images([*train_splits, *val_splits])
     accelerator = _accelerator(recipe)
-    run = resume or _new_run(recipe)
-    try:
-        work = _Run(
-            recipe,
-            run,
-            accelerator,
-            train_splits=train_splits,
-            val_splits=val_splits,
-            observer=observer,
-            cache_dir=cache_dir,
-        )
-        return work.train(resume=resume is not None)
-    except BaseException:
-        if resume is None and run.exists() and not any(run.iterdir()):
-            run.rmdir()
-        raise
+    if resume is None:
+        _require_writable(Path(recipe.output_dir))
+    run = _Run(
+        recipe,
+        accelerator,
+        train_splits=train_splits,
+        val_splits=val_splits,
+        observer=observer or _Silent(),
+        cache_dir=cache_dir or default_cache_dir(),
+    )
+    return run.train(resume)
 
 
 def resume_recipe(run: Path) -> Recipe:
@@ -157,23 +154,26 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ComposirError(
+            f"cannot be written to ({error.strerror})", file=folder, fix="give another folder with --output-dir"
+        ) from None
+
+
 def _new_run(recipe: Recipe) -> Path:
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H.%M.%S")
     name = f"clip_finetuned_on_{recipe.dataset.lower()}_{recipe.blip_model_name}_{stamp}"
-    for number in range(1000):
+    for number in itertools.count():
         run = Path(recipe.output_dir) / (f"{name}_{number}" if number else name)
-        try:
+        with contextlib.suppress(FileExistsError):
             run.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ComposirError(
-                f"cannot be written to ({error.strerror})",
-                file=recipe.output_dir,
-                fix="give another folder with --output-dir",
-            ) from None
-        return run
-    raise AssertionError("a thousand runs in one second")
+            return run
+    raise AssertionError("unreachable")
 
 
 class _Run:
@@ -182,15 +182,14 @@ class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        run: Path,
         accelerator: Accelerator,
         *,
         train_splits: Sequence[Split],
         val_splits: Sequence[Split],
         observer: Observer,
-        cache_dir: Path | None,
+        cache_dir: Path,
     ) -> None:
-        self.recipe, self.run, self.accelerator, self.observer = recipe, run, accelerator, observer
+        self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
         self.val_splits = val_splits
         self.triplets = [(split, query) for split in train_splits for query in split.queries]
         torch.manual_seed(recipe.seed)
@@ -203,11 +202,9 @@ class _Run:
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)
         assert self.model.tower is not None
-        self.tokens = TokenCache(self.model.tower, cache_dir or default_cache_dir(), num_workers=recipe.num_workers)
+        self.tokens = TokenCache(self.model.tower, cache_dir, num_workers=recipe.num_workers)
         for splits in (train_splits, val_splits):
-            paths = [path for split in splits for path in split.images.values()]
-            self.tokens.fill(paths, observer.on_features)
-        self.state = _State()
+            fill_splits(self.tokens, splits, observer.on_features)
         batches = math.ceil(len(self.triplets) / recipe.batch_size)
         self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
         all_steps = self.steps_per_epoch * recipe.num_epochs
@@ -301,15 +298,18 @@ class _Run:
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def train(self, *, resume: bool) -> TrainResult:
-        """Train to the end or to an interrupt."""
-        recipe, state = self.recipe, self.state
+    def train(self, resume: Path | None) -> TrainResult:
+        """Train to the end or to an interrupt, in a new run folder or in the one to go on with."""
+        recipe = self.recipe
         optimizer, schedule = self._optimizer()
-        if resume:
-            state = self.state = self._load(optimizer, schedule)
-        else:
+        if resume is None:
             self._prepare_start()
+            self.run = _new_run(recipe)
             write_text(self.run / RECIPE, recipe.to_toml())
+            state = self.state = _State()
+        else:
+            self.run = resume
+            state = self.state = self._load(optimizer, schedule)
         optimizer = self.accelerator.prepare(optimizer)
         self.observer.on_start(self.run, recipe, state.step, self.num_steps)
         with (

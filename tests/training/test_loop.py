@@ -1,0 +1,380 @@
+"""Training on a set of a dozen pictures, in this process and in real ones that are killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from composir.errors import ComposirError, ProblemsError
+from composir.models.checkpoint import from_pretrained
+from composir.training import loop, load_recipe, read_toml, resume_recipe, train, validate
+
+
+@pytest.fixture
+def make_recipe(shapes_root, tmp_path):
+    def make(**settings):
+        return load_recipe(
+            {
+                "backbone": "tiny",
+                "data_root": str(shapes_root),
+                "output_dir": str(tmp_path / "models"),
+                "num_epochs": 2,
+                "batch_size": 5,
+                **settings,
+            }
+        )
+
+    return make
+
+
+def weights_of(run):
+    return load_file(run / "last/model/model.safetensors")
+
+
+def assert_same_weights(one, other):
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def read_log(run):
+    with (run / "training_log.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_it_promises(make_recipe):
+    recipe = make_recipe(validation_frequency=2, num_epochs=3)
+    result = train(recipe)
+    run = result.run
+    assert run.name.startswith("clip_finetuned_on_cirr_blip2_cir_align_prompt_")
+    assert {"recipe.toml", "training_log.csv", "curves.png", "last", "best"} <= {path.name for path in run.iterdir()}
+    assert validate(read_toml(run / "recipe.toml")) == recipe
+    rows = read_log(run)
+    assert list(rows[1]) == [
+        "epoch", "loss_itc", "loss_rtc", "loss_align", "total", "lr", "alpha", "mean_gate",
+        "R@1", "R@5", "R@10", "R@50", "R_s@1", "R_s@2", "R_s@3", "mean(R@5+R_s@1)", "mean of all seven",
+    ]  # fmt: skip
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["R@1"]) for row in rows] == [False, True, True]  # every second epoch, and the last
+    for row in rows:
+        parts = float(row["loss_itc"]) + 0.4 * float(row["loss_rtc"]) + 0.4 * float(row["loss_align"])
+        assert float(row["total"]) == pytest.approx(parts, abs=1e-5)
+    assert 100 * result.metrics["recall_at_5"] == pytest.approx(float(rows[-1]["R@5"]), abs=0.005) or rows[1]["R@5"]
+    events = EventAccumulator(str(run)).Reload().Tags()["scalars"]
+    assert {"train/loss_itc", "train/total", "val/recall_at_1", "val/mean_r5_rs1", "gate/alpha", "gate/mean"} <= set(
+        events
+    )
+    best = from_pretrained(result.best)
+    assert best.gated_fusion is not None
+    assert "R@5" in (result.best / "README.md").read_text()
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gate_off_has_no_gate_columns(make_recipe):
+    result = train(make_recipe(gated_fusion=False, num_epochs=1))
+    assert not {"alpha", "mean_gate"} & set(read_log(result.run)[0])
+    assert from_pretrained(result.best).gated_fusion is None
+
+
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_recipe):
+    one, again, other = (train(make_recipe(seed=seed)).run for seed in (0, 0, 1))
+    assert_same_weights(one, again)
+    assert not torch.equal(weights_of(one)["query_tokens"], weights_of(other)["query_tokens"])
+
+
+def test_cached_training_equals_training_from_a_fresh_cache(make_recipe, tmp_path):
+    one = train(make_recipe(), cache_dir=tmp_path / "cache").run
+    again = train(make_recipe(), cache_dir=tmp_path / "cache").run
+    fresh = train(make_recipe(), cache_dir=tmp_path / "other").run
+    assert_same_weights(one, again)
+    assert_same_weights(one, fresh)
+
+
+def test_every_triplet_is_seen_once_an_epoch_the_last_batch_included(make_recipe, monkeypatch):
+    seen = []
+    step = loop._Run._step
+
+    def remember(self, batch, *rest):
+        seen.append([query.id for _, query in batch])
+        return step(self, batch, *rest)
+
+    monkeypatch.setattr(loop._Run, "_step", remember)
+    train(make_recipe())
+    assert [len(batch) for batch in seen] == [5, 5, 5, 5, 4] * 2
+    first, second = (sum(seen[start : start + 5], []) for start in (0, 5))
+    assert sorted(first) == sorted(second) == sorted(set(first))
+    assert first != second
+
+
+def test_accumulated_gradients_are_those_of_the_mean_loss(make_recipe):
+    recipe = make_recipe(gradient_accumulation=2, num_epochs=1)
+    result = train(recipe)
+    steps = torch.load(result.run / "last/training.pt", weights_only=True)["state"]["step"]
+    assert steps == 3  # five batches by twos: 2 + 2 + 1
+
+
+def test_max_steps_ends_the_run_and_its_schedule(make_recipe):
+    result = train(make_recipe(max_steps=3, num_epochs=50))
+    assert len(read_log(result.run)) == 1
+    assert float(read_log(result.run)[0]["lr"]) < 1e-5
+
+
+def test_the_published_schedule_can_be_longer_than_the_run(make_recipe):
+    short = float(read_log(train(make_recipe(num_epochs=1)).run)[0]["lr"])
+    long = float(read_log(train(make_recipe(num_epochs=1, schedule_epochs=80)).run)[0]["lr"])
+    assert short < 1e-5 < 1e-4 < long
+
+
+def test_learning_rates_go_to_the_parts_they_name(make_recipe, monkeypatch):
+    groups = []
+    optimizer = loop._Run._optimizer
+
+    def remember(self):
+        made, schedule = optimizer(self)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups.append({group["max_lr"]: {names[id(p)] for p in group["params"]} for group in made.param_groups})
+        return made, schedule
+
+    monkeypatch.setattr(loop._Run, "_optimizer", remember)
+    train(
+        make_recipe(
+            num_epochs=1,
+            learning_rate=1e-3,
+            pretrained_learning_rate=2e-3,
+            gate_learning_rate=3e-3,
+            alpha_learning_rate=4e-3,
+        )
+    )
+    (group,) = groups
+    assert group[4e-3] == {"gated_fusion.alpha"}
+    assert {name.split(".")[0] for name in group[3e-3]} == {"gated_fusion"}
+    assert "query_tokens" in group[2e-3]  # tiny has no new parts but the gate
+    assert 1e-3 not in group
+
+
+def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shapes_root):
+    recipe = make_recipe(subset_negatives=3)
+    splits = loop.load_splits("CIRR", shapes_root, "train")
+    run = loop._Run(
+        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent(),
+        cache_dir=loop.default_cache_dir(),
+    )  # fmt: skip
+    for split, query in run.triplets:
+        files = run._look_alikes(split, query, np.random.default_rng(0))
+        assert len(set(files)) == 3
+        assert split.images[query.targets[0]] not in files
+        assert {file.stem for file in files} <= {*query.subset, query.reference}
+    batch = run.triplets[:4]
+    _, candidates, _, _, same = run._inputs(batch, np.random.default_rng(0))
+    assert len(candidates) == 4 + 12
+    assert same.shape == (4, 16)
+    assert same[:, :4].diagonal().all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gate_identity_start": True},
+        {"center_embeddings": True},
+        {"subset_negatives": 2},
+        {"mask_same_target": True},
+        {"max_grad_norm": 0.01},
+        {"loss_rtc": 0.0},
+        {"loss_align": 0.0},
+        {"alpha_init": 0.1},
+        {"transform": "squarepad"},
+        {"target_ratio": 1.0},
+        {"weight_decay": 0.5},
+        {"eps": 1e-2},
+        {"betas": [0.5, 0.9]},
+        {"pct_start": 0.9},
+        {"div_factor": 1.0},
+        {"batch_size": 6},
+        {"gradient_accumulation": 2},
+        {"learning_rate": 2e-3},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_no_setting_does_nothing(make_recipe, settings):
+    plain, changed = (train(make_recipe(num_epochs=1, **more)).run for more in ({}, settings))
+    first, second = weights_of(plain), weights_of(changed)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_save_training_no_weights_are_kept(make_recipe):
+    result = train(make_recipe(save_training=False))
+    assert result.best is None
+    assert not (result.run / "last").exists()
+    assert read_log(result.run)
+
+
+def test_without_save_best_every_validated_epoch_is_kept(make_recipe):
+    run = train(make_recipe(save_best=False)).run
+    assert from_pretrained(run / "epoch-1").config == from_pretrained(run / "epoch-2").config
+
+
+# -- interrupts, kills and resuming ------------------------------------------------------------------------------------
+
+COMMAND = [sys.executable, "-c", "from composir.cli import main; main()", "train"]
+
+
+def arguments(recipe):
+    return [
+        "--backbone", recipe.backbone, "--data-root", recipe.data_root, "--output-dir", recipe.output_dir,
+        "--num-epochs", str(recipe.num_epochs), "--batch-size", str(recipe.batch_size), "--dataset", "CIRR",
+    ]  # fmt: skip
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def start(recipe):
+    return subprocess.Popen(
+        [*COMMAND, *arguments(recipe)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment()
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.005)
+
+
+def run_folder(recipe):
+    from pathlib import Path
+
+    return next(iter(Path(recipe.output_dir).glob("clip_finetuned_on_*")), None)
+
+
+def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recipe, monkeypatch):
+    recipe = make_recipe(num_epochs=3, subset_negatives=1)
+    unbroken = train(recipe)
+    step, count = loop._Run._step, []
+
+    def interrupt(self, *arguments_):
+        step(self, *arguments_)
+        count.append(1)
+        if len(count) in (3, 8):  # in the middle of the first epoch, and of the second
+            os.kill(os.getpid(), signal.SIGINT if len(count) == 3 else signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Run, "_step", interrupt)
+    broken = train(recipe)
+    assert broken.interrupted
+    assert broken.epochs == 0
+    broken = train(resume_recipe(broken.run), resume=broken.run)
+    assert broken.interrupted
+    assert broken.epochs == 1
+    resumed = train(resume_recipe(broken.run), resume=broken.run)
+    assert not resumed.interrupted
+    assert len(count) == 15
+    assert_same_weights(unbroken.run, resumed.run)
+    assert read_log(unbroken.run) == read_log(resumed.run)
+    assert resumed.metrics == unbroken.metrics
+
+
+def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(make_recipe, tmp_path):
+    recipe = make_recipe(num_epochs=12)
+    unbroken = train(make_recipe(num_epochs=12, output_dir=str(tmp_path / "unbroken")))
+    process = start(recipe)
+    wait_for(lambda: run_folder(recipe) and (run_folder(recipe) / "last/training.pt").exists(), process)
+    run, chance = run_folder(recipe), random.Random(0)
+    for _ in range(3):
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process = subprocess.Popen(
+            [*COMMAND, "--resume", str(run)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env=environment(),
+        )  # fmt: skip
+        before = len(read_log(run))
+        wait_for(lambda before=before: len(read_log(run)) > before or process.poll() is not None, process)
+        if process.poll() is not None:
+            break
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == 0, words
+    assert_same_weights(unbroken.run, run)
+    assert [row["epoch"] for row in read_log(run)] == [str(epoch) for epoch in range(1, 13)]
+    assert read_log(run) == read_log(unbroken.run)
+
+
+def test_ctrl_c_saves_and_prints_how_to_go_on(make_recipe):
+    recipe = make_recipe(num_epochs=2000)
+    process = start(recipe)
+    wait_for(lambda: run_folder(recipe) and (run_folder(recipe) / "training_log.csv").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"composir train --resume {run_folder(recipe)}" in words.replace("\n", " ")
+    assert resume_recipe(run_folder(recipe)).num_epochs == 2000
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_ids(make_recipe, monkeypatch):
+    recipe = make_recipe(num_epochs=3)
+    compute, count = loop.Composer.training_losses, []
+
+    def spoil(self, *inputs, **settings):
+        losses = compute(self, *inputs, **settings)
+        count.append(1)
+        return {**losses, "loss_itc": losses["loss_itc"] * float("nan")} if len(count) == 7 else losses
+
+    monkeypatch.setattr(loop.Composer, "training_losses", spoil)
+    with pytest.raises(ComposirError, match=r"the loss is nan at step 7, on the triplets \d+, \d+"):
+        train(recipe)
+    (run,) = (path for path in __import__("pathlib").Path(recipe.output_dir).iterdir())
+    assert torch.load(run / "last/training.pt", weights_only=True)["state"]["step"] == 5
+
+
+def test_broken_data_is_told_before_a_run_folder_is_made(make_recipe, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    (root / "train/0/train-red-ellipse.png").unlink()
+    (root / "dev/val-red-ellipse.png").write_bytes(b"")
+    with pytest.raises(ProblemsError) as error:
+        train(make_recipe(data_root=str(root)))
+    assert len(error.value.problems) == 2
+    (root / "train/0/train-red-ellipse.png").write_text("not an image")
+    shutil.copy(shapes_root / "dev/val-red-ellipse.png", root / "dev")
+    with pytest.raises(ProblemsError, match="train-red-ellipse"):
+        train(make_recipe(data_root=str(root)))
+    assert not list((tmp_path / "models").glob("*"))
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(make_recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ComposirError, match=r"file.*cannot be written to.*--output-dir"):
+        train(make_recipe(output_dir=str(tmp_path / "file" / "models")))
+
+
+def test_resuming_what_is_no_run_says_so(tmp_path, make_recipe):
+    with pytest.raises(ComposirError, match="holds no state to resume from"):
+        resume_recipe(tmp_path)
+    run = train(make_recipe(num_epochs=1)).run
+    (run / "last/training.pt").write_bytes(b"cut off")
+    with pytest.raises(ComposirError, match=r"training\.pt: cannot be read"):
+        train(resume_recipe(run), resume=run)
+
+
+def test_a_finished_run_resumes_to_itself(make_recipe):
+    done = train(make_recipe())
+    before = weights_of(done.run)
+    again = train(resume_recipe(done.run), resume=done.run)
+    assert again.metrics == done.metrics
+    assert all(torch.equal(before[name], value) for name, value in weights_of(done.run).items())

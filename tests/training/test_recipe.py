@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from composir.errors import ComposirError
+from composir.training import Recipe, load_recipe, parse_value, validate
+from composir.training.recipe import DEFAULTS_BY_BACKBONE, read_toml
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_every_shipped_recipe_is_valid_and_used():
+    names = {name for files in DEFAULTS_BY_BACKBONE.values() for name in files.values()}
+    assert names == {file.name for file in RECIPES.glob("*.toml")}
+    for name in names:
+        validate(read_toml(RECIPES / name))
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_backbone(tmp_path):
+    file = tmp_path / "own.toml"
+    file.write_text('backbone = "mini"\nbatch_size = 7\nseed = 5\n')
+    recipe = load_recipe({"seed": 9}, file)
+    assert (recipe.seed, recipe.batch_size) == (9, 7)
+    assert recipe.learning_rate == validate(read_toml(RECIPES / "mini.toml")).learning_rate
+
+
+@pytest.mark.parametrize(("dataset", "div_factor"), [("CIRR", 25.0), ("FashionIQ", 100.0), ("fashioniq", 100.0)])
+def test_the_published_recipe_depends_on_the_data_set(dataset, div_factor):
+    recipe = load_recipe({"dataset": dataset, "backbone": "pretrain"})
+    assert recipe.div_factor == div_factor
+    assert (recipe.betas, recipe.eps, recipe.weight_decay) == ((0.9, 0.98), 1e-7, 0.05)
+    assert recipe.gated_fusion
+    assert recipe.dataset in ("CIRR", "FashionIQ")
+
+
+def test_a_written_recipe_reads_back_the_same(tmp_path):
+    recipe = load_recipe({"backbone": "mini", "seed": 3, "max_steps": 17, "gated_fusion": False})
+    file = tmp_path / "recipe.toml"
+    file.write_text(recipe.to_toml())
+    assert validate(read_toml(file)) == recipe
+    assert load_recipe({}, file) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bach_size": 3}, ["unknown key 'bach_size' (did you mean 'batch_size'?)"]),
+        ({"batch_size": "3"}, ["batch_size = '3'", "integer"]),
+        ({"batch_size": 1}, ["batch_size = 1", "greater than 1"]),
+        ({"learning_rate": -1.0}, ["learning_rate = -1.0", "greater than 0"]),
+        ({"transform": "squarpad"}, ["transform = 'squarpad'", "'targetpad' or 'squarepad'"]),
+        ({"target_ratio": 0.5}, ["target_ratio = 0.5", "greater than or equal to 1"]),
+        ({"blip_model_name": "blip2_cir"}, ["blip_model_name 'blip2_cir' is not known", "blip2_cir_align_prompt"]),
+        ({"seeed": 1, "num_epoch": 2}, ["'seeed' (did you mean 'seed'?)", "'num_epoch' (did you mean 'num_epochs'?)"]),
+    ],
+)
+def test_wrong_settings_are_named_with_their_value_all_at_once(settings, words):
+    with pytest.raises(ComposirError) as error:
+        load_recipe({"backbone": "mini", **settings})
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_unknown_backbone_and_data_set_suggest_the_nearest():
+    with pytest.raises(ComposirError, match=r"backbone 'minni' is not known; fix: did you mean 'mini'\?"):
+        load_recipe({"backbone": "minni"})
+    with pytest.raises(ComposirError, match=r"unknown data set 'CIR'.*did you mean 'CIRR'\?"):
+        load_recipe({"dataset": "CIR"})
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
+    with pytest.raises(ComposirError, match=r"nowhere\.toml: recipe file not found"):
+        load_recipe({}, tmp_path / "nowhere.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(ComposirError, match=r"bad\.toml: is not TOML"):
+        load_recipe({}, tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("1e-2", 0.01), ("true", True), ("squarepad", "squarepad"), ("[1, 2]", [1, 2])]
+)
+def test_values_of_set_are_toml_else_words(text, value):
+    assert parse_value(text) == value
+
+
+def test_every_setting_has_a_default():
+    assert Recipe() == Recipe.model_validate({})
