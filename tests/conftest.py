@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from composir.models.composer import Composer, ComposerConfig
-from composir.models.convert import convert_sprc
+from composir.models.convert import SPRC_KEYS, rename
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -54,7 +54,7 @@ def golden_model() -> Callable[..., Composer]:
             **{"use_gated_fusion": False, **settings},  # type: ignore[arg-type]
         )
         model = Composer(config)
-        weights = convert_sprc(load_file(GOLDEN / "weights.safetensors")).weights
+        weights = rename(load_file(GOLDEN / "weights.safetensors"), SPRC_KEYS).weights
         gate = {name: value for name, value in model.state_dict().items() if name.startswith("gated_fusion.")}
         model.load_state_dict({**weights, **gate}, strict=True)
         return model.eval()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from composir.models.checkpoint import from_pretrained as load
-    from composir.similarity import similarity
+    from composir.scoring import similarity
 
 __all__ = ["load", "similarity"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> object:
 
         return from_pretrained
     if name == "similarity":
-        from composir.similarity import similarity
+        from composir.scoring import similarity
 
         return similarity
     raise AttributeError(f"module 'composir' has no attribute {name!r}")

@@ -34,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
@@ -174,7 +174,7 @@ def train(
 ) -> int:
     """Train a model; flags that are not given come from --config, else from the backbone's own recipe.
 
-    `composir train --dataset CIRR --data-root DIR --backbone mini`
+    Example: composir train --dataset CIRR --data-root DIR --backbone mini
     """
     from composir.training import Recipe, load_recipe, resume_recipe
     from composir.training import train as run_training
@@ -282,7 +282,7 @@ class _TrainBars:
 
 @app.command(rich_help_panel="Models")
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/<run>/best.")],
+    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best.")],
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
     split: Annotated[str, typer.Option(help="val, or train to see how far it is learned by heart.")] = "val",
@@ -422,7 +422,7 @@ def selfcheck(
 @data_app.command("scenes")
 def data_scenes(
     out_: Annotated[Path, typer.Option("--out", help="Folder to make, in CIRR's layout.")],
-    images: Annotated[int, typer.Option(min=1, help="Training images; validation has a quarter of that.")] = 2000,
+    images: Annotated[int, typer.Option(min=1, help="Pictures, shared 4 : 1 : 1 by train, val and test1.")] = 3000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same files.")] = 0,
     json_: Json = False,
 ) -> int:
@@ -433,7 +433,8 @@ def data_scenes(
     if json_:
         _print_json({"counts": counts})
     else:
-        out.print("\n".join(f"{name}: {count:,}" for name, count in counts.items()))
+        for name, count in counts.items():
+            out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} pictures")
         out.print(f"next: composir train --dataset CIRR --data-root {out_} --backbone mini", soft_wrap=True)
     return 0
 

@@ -187,7 +187,7 @@ def test_hidden_answers_are_an_error_with_the_way_out(make_split, make_query):
     assert str(error.value) == (
         "CIRR test1: 2 of 2 queries have no target: their answers are hidden; "
         "expected a split whose right answers are known, such as val; "
-        "fix: write the test server's files with `composir submit`"
+        "fix: evaluate val: only the test server knows the answers of this split"
     )
 
 

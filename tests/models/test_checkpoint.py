@@ -92,7 +92,7 @@ def test_a_config_that_does_not_fit_is_one_clear_error(saved, changes, words):
 
 def test_a_missing_or_cut_file_is_one_clear_error(saved, tmp_path):
     _, folder = saved
-    with pytest.raises(ComposirError, match="is not a checkpoint folder: it has no config.json"):
+    with pytest.raises(ComposirError, match=r"is not a checkpoint folder: it has no config\.json"):
         from_pretrained(tmp_path / "nowhere")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from composir.models.convert import convert_sprc
+from composir.models.convert import SPRC_KEYS, rename
 from composir.models.presets import build
-from composir.similarity import similarity
+from composir.scoring import similarity
 
 from ..conftest import GOLDEN
 
@@ -51,7 +51,7 @@ def test_losses_and_gradients_equal_the_published_ones(golden, golden_model):
         torch.testing.assert_close(losses[name], data[name].squeeze(0), **TOLERANCE)
     torch.testing.assert_close(total(losses), data["loss_total"].squeeze(0), **TOLERANCE)
     total(losses).backward()
-    gradients = convert_sprc(golden("gradients")).weights
+    gradients = rename(golden("gradients"), SPRC_KEYS).weights
     names = {name for name, _ in model.named_parameters()}
     assert set(gradients) <= names
     assert names - set(gradients) == {"itm_head.weight", "itm_head.bias"}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from composir.errors import ComposirError
-from composir.models import vision
+from composir.models import presets, vision
 from composir.models.efficientnet import STAGES, EfficientNetLite0, SameConv2d
 from composir.models.presets import build
 from composir.models.vision import LiteFeatures, lite_tower, tiny_tower
@@ -109,8 +109,6 @@ def test_the_fingerprint_tells_weights_apart(lite):
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
-    from composir.models import presets
-
     presets._minilm_file.cache_clear()
     with pytest.raises(ComposirError, match=r"which is not installed; fix: pip install 'composir\[mini\]'"):
         build("mini")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from composir.errors import ComposirError, ProblemsError
 from composir.models.checkpoint import from_pretrained
-from composir.training import loop, load_recipe, read_toml, resume_recipe, train, validate
+from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_every_triplet_is_seen_once_an_epoch_the_last_batch_included(make_recipe
     monkeypatch.setattr(loop._Run, "_step", remember)
     train(make_recipe())
     assert [len(batch) for batch in seen] == [5, 5, 5, 5, 4] * 2
-    first, second = (sum(seen[start : start + 5], []) for start in (0, 5))
+    first, second = ([query_id for batch in seen[start : start + 5] for query_id in batch] for start in (0, 5))
     assert sorted(first) == sorted(second) == sorted(set(first))
     assert first != second
 
@@ -134,7 +136,8 @@ def test_max_steps_ends_the_run_and_its_schedule(make_recipe):
 def test_the_published_schedule_can_be_longer_than_the_run(make_recipe):
     short = float(read_log(train(make_recipe(num_epochs=1)).run)[0]["lr"])
     long = float(read_log(train(make_recipe(num_epochs=1, schedule_epochs=80)).run)[0]["lr"])
-    assert short < 1e-5 < 1e-4 < long
+    assert short < 1e-5
+    assert long > 10 * short
 
 
 def test_learning_rates_go_to_the_parts_they_name(make_recipe, monkeypatch):
@@ -256,9 +259,11 @@ def wait_for(condition, process, seconds=120):
 
 
 def run_folder(recipe):
-    from pathlib import Path
-
     return next(iter(Path(recipe.output_dir).glob("clip_finetuned_on_*")), None)
+
+
+def has_more_rows(run, number):
+    return len(read_log(run)) > number
 
 
 def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recipe, monkeypatch):
@@ -288,12 +293,12 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
 
 
 def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(make_recipe, tmp_path):
-    recipe = make_recipe(num_epochs=12)
-    unbroken = train(make_recipe(num_epochs=12, output_dir=str(tmp_path / "unbroken")))
+    recipe = make_recipe(num_epochs=40)
+    unbroken = train(make_recipe(num_epochs=40, output_dir=str(tmp_path / "unbroken")))
     process = start(recipe)
     wait_for(lambda: run_folder(recipe) and (run_folder(recipe) / "last/training.pt").exists(), process)
     run, chance = run_folder(recipe), random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -301,14 +306,11 @@ def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(make_recipe,
             [*COMMAND, "--resume", str(run)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
             env=environment(),
         )  # fmt: skip
-        before = len(read_log(run))
-        wait_for(lambda before=before: len(read_log(run)) > before or process.poll() is not None, process)
-        if process.poll() is not None:
-            break
+        wait_for(functools.partial(has_more_rows, run, len(read_log(run))), process)
     _, words = process.communicate(timeout=120)
     assert process.returncode == 0, words
     assert_same_weights(unbroken.run, run)
-    assert [row["epoch"] for row in read_log(run)] == [str(epoch) for epoch in range(1, 13)]
+    assert [row["epoch"] for row in read_log(run)] == [str(epoch) for epoch in range(1, 41)]
     assert read_log(run) == read_log(unbroken.run)
 
 
@@ -338,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_ids(make_recipe, monkeypa
     monkeypatch.setattr(loop.Composer, "training_losses", spoil)
     with pytest.raises(ComposirError, match=r"the loss is nan at step 7, on the triplets \d+, \d+"):
         train(recipe)
-    (run,) = (path for path in __import__("pathlib").Path(recipe.output_dir).iterdir())
+    (run,) = Path(recipe.output_dir).iterdir()
     assert torch.load(run / "last/training.pt", weights_only=True)["state"]["step"] == 5
 
 

@@ -112,7 +112,7 @@ def check_scorable(splits: Sequence[Split], *, depth: int) -> None:
                 f"{num_hidden} of {num_queries} queries have no target: their answers are hidden",
                 file=describe(split),
                 expected="a split whose right answers are known, such as val",
-                fix="write the test server's files with `composir submit`",
+                fix="evaluate val: only the test server knows the answers of this split",
             )
         without_subset = [query.id for query in split.queries if not query.subset]
         if protocol.subset_ks and without_subset:

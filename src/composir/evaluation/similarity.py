@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from composir.similarity import similarity as similarity_of_block
+from composir.scoring import similarity as similarity_of_block
 
 QUERIES_PER_BLOCK = 512
 PRODUCTS_PER_BLOCK = 2**24

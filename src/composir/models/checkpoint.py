@@ -156,9 +156,7 @@ def _read_config(folder: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
     except ValueError as error:
         raise ComposirError(f"is not JSON ({error})", file=file, fix="copy the checkpoint again") from None
     if not isinstance(fields, dict) or fields.get("model") != MODEL_NAME:
-        raise ComposirError(
-            "is not the config of a composir model", file=file, fix="for other weights see composir convert"
-        )
+        raise ComposirError("is not the config of a composir model", file=file, fix="give the best/ folder of a run")
     if fields.pop("format", 0) > FORMAT:
         raise ComposirError(
             f"was written by composir {fields.get('composir_version')}, which is newer",

@@ -23,7 +23,7 @@ from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
 from composir.losses import alignment_loss, contrastive_loss
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
-from composir.similarity import similarity
+from composir.scoring import similarity
 
 if TYPE_CHECKING:
     from composir.models.text import Tokenizer

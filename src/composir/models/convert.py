@@ -23,7 +23,19 @@ SPRC_KEYS: tuple[tuple[str, str | None], ...] = (
     (r"(vision_proj|text_proj|itm_head)\.", r"\1."),
     (r"temp$", "temperature"),
 )
-"""SPRC's names and ours; ``None`` is dropped on purpose (positions are counted, the word head is unused)."""
+"""The names of SPRC, and of LAVIS's BLIP-2 behind the tower, and ours. ``None`` is dropped on purpose: positions are
+counted, and the head that predicts words is unused."""
+
+
+HF_KEYS: tuple[tuple[str, str | None], ...] = (
+    (r"embeddings\.position_ids$", None),
+    (r"embeddings\.", "text_embeddings."),
+    (r"(qformer|itm_head)\.", r"\1."),
+    (r"query_tokens$", "query_tokens"),
+    (r"vision_projection\.", "vision_proj."),
+    (r"text_projection\.", "text_proj."),
+)
+"""Hugging Face's names (``Blip2ForImageTextRetrieval``) and ours."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,11 @@ class Converted:
     dropped: tuple[str, ...]
 
 
-def convert_sprc(weights: Mapping[str, Tensor]) -> Converted:
-    """Return SPRC's weights under this project's names; a key the map does not know raises ``KeyError``."""
+def rename(weights: Mapping[str, Tensor], keys: tuple[tuple[str, str | None], ...]) -> Converted:
+    """Return weights under this project's names by a key map; a key the map does not know raises ``KeyError``."""
     renamed, dropped = {}, []
     for key, tensor in weights.items():
-        for pattern, replacement in SPRC_KEYS:
+        for pattern, replacement in keys:
             match = re.match(pattern, key)
             if match:
                 if replacement is None:

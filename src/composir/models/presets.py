@@ -16,6 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from composir.errors import ComposirError, nearest
+from composir.models.blip2 import initialise, read_start
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
@@ -28,12 +29,12 @@ FRESH_QUERY_STD = 0.1
 class Backbone:
     """How a model of this kind is made: its sizes, its tower, its tokenizer and its starting weights."""
 
-    config: Callable[[], ComposerConfig]
+    config: Callable[[str], ComposerConfig]
+    """Made, as all here, from the ``weights`` a user names: a folder, a file, "" for what a pip package brings."""
     tower: Callable[[str], Tower]
-    """Made from the ``weights`` a user names: a folder, a file, or "" for what a pip package brings."""
     tokenizer: Callable[[], Tokenizer]
     initialise: Callable[[Composer, str], None]
-    """Gives a fresh model its starting weights, from the same ``weights``."""
+    """Gives a fresh model its starting weights."""
     new_parts: tuple[str, ...] = ("gated_fusion.",)
     """Pieces of the names of weights that start at random; the others start from pretrained ones."""
 
@@ -46,7 +47,7 @@ def build(backbone: str, weights: str = "", **settings: object) -> Composer:
     if backbone not in BACKBONES:
         raise ComposirError(f"backbone {backbone!r} is not known", fix=nearest(backbone, BACKBONES))
     parts = BACKBONES[backbone]
-    config = parts.config().model_copy(update={"backbone": backbone, **settings})
+    config = parts.config(weights).model_copy(update={"backbone": backbone, **settings})
     model = Composer(config, tower=parts.tower(weights), tokenizer=parts.tokenizer())
     parts.initialise(model, weights)
     return model
@@ -65,7 +66,7 @@ def _tiny_tokenizer() -> Tokenizer:
     return Tokenizer(tokenizer)
 
 
-def _tiny_config() -> ComposerConfig:
+def _tiny_config(_: str) -> ComposerConfig:
     return ComposerConfig(
         token_width=24,
         hidden_size=32,
@@ -109,7 +110,7 @@ def _minilm_tokenizer() -> Tokenizer:
         return Tokenizer(WordPieceTokenizer.from_str(archive.read("tokenizer.json").decode()))
 
 
-def _mini_config() -> ComposerConfig:
+def _mini_config(_: str) -> ComposerConfig:
     return ComposerConfig(
         token_width=LiteFeatures.WIDTH,
         hidden_size=384,
@@ -155,6 +156,26 @@ def _start_from_minilm(model: Composer, _: str) -> None:
     model.text_embeddings.word_embeddings.requires_grad_(False)
 
 
+# -- BLIP-2 ------------------------------------------------------------------------------------------------------------
+
+
+def _blip2_tokenizer() -> Tokenizer:
+    """Return BERT's uncased WordPiece vocabulary, which MiniLM's package brings, and BLIP-2's one further word."""
+    with zipfile.ZipFile(_minilm_file()) as archive:
+        words = WordPieceTokenizer.from_str(archive.read("tokenizer.json").decode())
+    words.add_special_tokens(["[DEC]"])
+    return Tokenizer(words)
+
+
+def _blip2(backbone: str) -> Backbone:
+    return Backbone(
+        config=lambda weights: read_start(backbone, weights).config,
+        tower=lambda weights: read_start(backbone, weights).tower,
+        tokenizer=_blip2_tokenizer,
+        initialise=lambda model, weights: initialise(model, read_start(backbone, weights)),
+    )
+
+
 BACKBONES: dict[str, Backbone] = {
     "tiny": Backbone(_tiny_config, lambda weights: tiny_tower(), _tiny_tokenizer, _wake_cross_attention),
     "mini": Backbone(
@@ -174,4 +195,6 @@ BACKBONES: dict[str, Backbone] = {
             ".crossattention.",
         ),
     ),
+    "pretrain": _blip2("pretrain"),
+    "pretrain_vitL": _blip2("pretrain_vitL"),
 }

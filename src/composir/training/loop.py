@@ -319,7 +319,7 @@ class _Run:
             while state.epoch < recipe.num_epochs and state.step < self.num_steps:
                 for batch in self._batches(state.epoch, state.batch):
                     self._step(batch, optimizer, schedule, board)
-                    if interrupted.is_set() or state.step >= self.num_steps:
+                    if self._is_between_steps() and (interrupted.is_set() or state.step >= self.num_steps):
                         break
                 if interrupted.is_set():
                     self._save(optimizer, schedule)
@@ -352,8 +352,7 @@ class _Run:
             )
         self.accelerator.backward(total / recipe.gradient_accumulation)
         state.batch += 1
-        is_last = state.batch * recipe.batch_size >= len(self.triplets)
-        if state.batch % recipe.gradient_accumulation == 0 or is_last:
+        if self._is_between_steps():
             if recipe.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
             optimizer.step()
@@ -369,6 +368,11 @@ class _Run:
         if alpha is not None:
             board.add_scalar("gate/alpha", alpha, state.step)
         self.observer.on_step(state.step, total.item(), alpha)
+
+    def _is_between_steps(self) -> bool:
+        """Return whether the gradients of all batches so far are in the weights."""
+        is_last = self.state.batch * self.recipe.batch_size >= len(self.triplets)
+        return is_last or self.state.batch % self.recipe.gradient_accumulation == 0
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class Recipe(BaseModel):
 
     dataset: str = "CIRR"
     """Key of ``DATASETS``."""
-    data_root: str = ""
+    data_root: str = "."
     """Folder of the data set, or its parent."""
     blip_model_name: str = MODEL_NAME
     backbone: str = "pretrain"
