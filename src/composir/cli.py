@@ -72,13 +72,16 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
-        _print_error(_usage_error(error))
+        _print_error(_usage_error(error, arguments))
     sys.exit(code)
 
 
-def _usage_error(error: Any) -> str:
-    """Return one line for a mistake in the flags, with the nearest flag or command that exists."""
+def _usage_error(error: Any, arguments: list[str]) -> str:
+    """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
     message = " ".join(str(error.format_message()).split())
+    flag = next((flag for flag in getattr(getattr(error, "param", None), "opts", []) if flag in arguments[:-1]), None)
+    if flag:
+        message += f" (got {arguments[arguments.index(flag) + 1]!r})"
     option = getattr(error, "option_name", None)
     command = getattr(error.ctx, "command", None) if error.ctx else None
     if option and command is not None and not getattr(error, "possibilities", None):

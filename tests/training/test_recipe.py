@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from composir.errors import ComposirError
+from composir.models.presets import BACKBONES
 from composir.training import Recipe, load_recipe, parse_value, validate
-from composir.training.recipe import DEFAULTS_BY_BACKBONE, read_toml
+from composir.training.recipe import read_toml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_every_shipped_recipe_is_valid_and_used():
-    names = {name for files in DEFAULTS_BY_BACKBONE.values() for name in files.values()}
+    names = {name for backbone in BACKBONES.values() for name in backbone.recipes.values()}
     assert names == {file.name for file in RECIPES.glob("*.toml")}
     for name in names:
         validate(read_toml(RECIPES / name))

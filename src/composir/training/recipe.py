@@ -15,6 +15,7 @@ from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.gated_fusion import ALPHA_INIT
+from composir.models.presets import BACKBONES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,14 +23,6 @@ else:
     import tomli as tomllib
 
 MODELS = (MODEL_NAME,)
-
-DEFAULTS_BY_BACKBONE: dict[str, dict[str, str]] = {
-    "tiny": {"": "tiny.toml"},
-    "mini": {"": "mini.toml"},
-    "pretrain": {"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
-    "pretrain_vitL": {"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
-}
-"""The recipe whose values hold for what is not given, by backbone and data set ("" is any other)."""
 
 
 class Recipe(BaseModel):
@@ -115,14 +108,14 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     settings = {**(read_toml(config) if config else {}), **given}
     where = config if config else None
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
-    if backbone not in DEFAULTS_BY_BACKBONE:
+    if backbone not in BACKBONES:
         raise ComposirError(
             f"backbone {backbone!r} is not known",
             file=where,
-            fix=nearest(str(backbone), DEFAULTS_BY_BACKBONE),
+            fix=nearest(str(backbone), BACKBONES),
         )
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
-    files = DEFAULTS_BY_BACKBONE[backbone]
+    files = BACKBONES[backbone].recipes
     defaults = tomllib.loads(
         resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
     )

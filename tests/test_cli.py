@@ -1,0 +1,193 @@
+"""The command line as a person and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from composir.cli import main
+from composir.errors import ComposirError
+
+
+@pytest.fixture
+def run(capsys):
+    """Return the caller of the command line: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def trained(run, shapes_root, tmp_path):
+    code, out, err = run(
+        "train", "--dataset", "CIRR", "--data-root", shapes_root, "--backbone", "tiny", "--num-epochs", 1,
+        "--output-dir", tmp_path / "models", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_train_prints_one_json_document(trained):
+    assert set(trained) == {"run", "best", "epochs", "metrics", "seconds"}
+    assert trained["epochs"] == 1
+    assert 0 <= trained["metrics"]["recall_at_5"] <= 1
+
+
+def test_the_published_command_runs_with_every_flag_it_has(run, shapes_root, tmp_path):
+    code, out, err = run(
+        "train", "--dataset", "CIRR", "--blip-model-name", "blip2_cir_align_prompt", "--backbone", "tiny",
+        "--num-epochs", "1", "--batch-size", "64", "--learning-rate", "1e-5", "--loss-align", "0.4",
+        "--loss-rtc", "0.4", "--validation-frequency", "1", "--save-training", "--save-best",
+        "--target-ratio", "1.25", "--transform", "targetpad", "--num-workers", "4",
+        "--data-root", shapes_root, "--output-dir", tmp_path / "models",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "best: " in out
+    assert "next: composir evaluate --model" in out
+
+
+def test_evaluate_prints_what_the_contract_names(run, trained, shapes_root, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    code, out, err = run(
+        "evaluate", "--model", trained["best"], "--dataset", "cirr", "--data-root", shapes_root,
+        "--contact-sheet", sheet, "--num-queries", 3, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert {"metrics", "intervals", "baselines", "signature", "num_queries", "num_gallery"} <= set(document)
+    assert set(document["baselines"]) == {"image_only", "text_only"}
+    assert document["metrics"] == trained["metrics"]
+    assert (document["num_queries"], document["num_gallery"]) == (24, 12)
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("evaluate", "--model", trained["best"], "--dataset", "CIRR", "--data-root", shapes_root)
+    assert code == 0
+    assert "R_s@1" in out
+    assert "image only" in out
+
+
+def test_evaluation_does_not_depend_on_the_batch(run, trained, shapes_root):
+    documents = [
+        json.loads(
+            run(
+                "evaluate", "--model", trained["best"], "--data-root", shapes_root, "--batch-size", size, "--json"
+            )[1]
+        )
+        for size in (1, 7, 64)
+    ]  # fmt: skip
+    assert documents[0] == documents[1] == documents[2]
+
+
+def test_keeping_the_reference_changes_figures_and_signature(run, trained, shapes_root):
+    plain, kept = (
+        json.loads(run("evaluate", "--model", trained["best"], "--data-root", shapes_root, *more, "--json")[1])
+        for more in ((), ("--keep-reference",))
+    )
+    assert plain["signature"] != kept["signature"]
+    assert plain["metrics"] != kept["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--bacbone", "mini"], ["--bacbone", "--backbone"]),
+        (["trian"], ["trian", "train"]),
+        (["train", "--backbone", "minni"], ["backbone 'minni'", "did you mean 'mini'?"]),
+        (["train", "--batch-size", "many"], ["--batch-size", "many"]),
+        (["train", "--backbone", "tiny", "--data-root", "no/where"], ["no/where", "no such folder", "--data-root"]),
+        (["train", "--config", "no/where.toml"], ["no/where.toml", "recipe file not found"]),
+        (["train", "--backbone", "tiny", "--set", "sead=1"], ["unknown key 'sead'", "did you mean 'seed'?"]),
+        (["train", "--backbone", "tiny", "--set", "seed"], ["--set 'seed' has no value", "expected key=value"]),
+        (["train", "--resume", "no/run"], ["no/run", "holds no state to resume from"]),
+        (["evaluate", "--model", "no/model", "--data-root", "no/where"], ["no/where", "no such folder"]),
+        (["data", "check", "--dataset", "CIR", "--data-root", "x"], ["unknown data set 'CIR'", "did you mean 'CIRR'?"]),
+        (["data", "scenes"], ["--out"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("backbone", ["pretrain", "pretrain_vitL"])
+def test_a_backbone_without_weights_says_where_they_come_from(run, shapes_root, tmp_path, backbone):
+    code, _, err = run("train", "--backbone", backbone, "--data-root", shapes_root, "--output-dir", tmp_path / "models")
+    assert code == 2
+    assert "needs pretrained weights" in err
+    assert "--backbone mini" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_broken_image_is_one_line_and_nothing_is_trained(run, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    image = root / "train/0/train-red-ellipse.png"
+    image.write_bytes(image.read_bytes()[:70])
+    code, _, err = run("train", "--backbone", "tiny", "--data-root", root, "--output-dir", tmp_path / "models")
+    assert code == 2
+    assert "train-red-ellipse.png" in err
+    assert "fix: " in err
+    assert err.strip().splitlines()[-1].startswith("error: 1 problem: ")
+    assert not list((tmp_path / "models").glob("*"))
+
+
+def test_a_model_without_the_learning_rate_it_needs_is_warned_of(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, _, err = run("train", "--backbone", "mini", "--learning-rate", "1e-5", "--data-root", "no/where")
+    assert "note: --learning-rate 1e-05 is meant for the pretrained BLIP-2 backbones" in err
+
+
+def test_data_commands(run, shapes_root, tmp_path):
+    code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
+    assert code == 0
+    assert json.loads(out)["problems"] == []
+    code, out, _ = run("data", "stats", "--data-root", shapes_root, "--json")
+    assert code == 0
+    assert json.loads(out)["counts"]["val"]["num_queries"] == 24
+    code, out, _ = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
+    assert code == 0
+    assert "next: composir train" in out
+    code, _, err = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
+    assert code == 2
+    assert "already exists" in err
+    root = tmp_path / "broken"
+    shutil.copytree(shapes_root, root)
+    (root / "dev/val-red-ellipse.png").unlink()
+    (root / "dev/val-blue-ellipse.png").write_bytes(b"")
+    code, out, _ = run("data", "check", "--data-root", root, "--json")
+    assert code == 2
+    problems = json.loads(out)["problems"]
+    assert len(problems) == 2
+    assert all(set(problem) == {"file", "where", "message", "fix"} for problem in problems)
+
+
+def test_selfcheck_json(run):
+    code, out, _ = run("selfcheck", "--json")
+    assert code == 0
+    assert json.loads(out) == {"num_parameters": 2_952_193, "passed": True}
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    with pytest.raises(ComposirError):
+        main(["train", "--backbone", "minni", "--debug"])
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "quickstart", "selfcheck", "data scenes", "data check", "data stats"]
+)
+def test_every_command_explains_itself(run, command):
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "Usage: composir" in out

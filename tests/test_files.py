@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from composir.files import recover_folder, replacing, replacing_folder, write_text
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "x.txt"
+    write_text(file, "old ü")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text(encoding="utf-8") == "old ü"
+    write_text(file, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+    assert file.read_text() == "new"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    with replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(RuntimeError), replacing_folder(folder) as temporary:
+        (temporary / "a").write_text("2")
+        raise RuntimeError
+    assert (folder / "a").read_text() == "1"
+    with replacing_folder(folder) as temporary:
+        (temporary / "b").write_text("3")
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_crash_between_the_two_renames_is_mended(tmp_path):
+    folder, old = tmp_path / "model", tmp_path / ".model.old"
+    old.mkdir()
+    (old / "a").write_text("1")
+    recover_folder(folder)
+    assert (folder / "a").read_text() == "1"
+    assert not old.exists()
+    old.mkdir()  # the crash came after both: the new folder is in its place, the old one is left over
+    recover_folder(folder)
+    assert (folder / "a").read_text() == "1"
+    assert not old.exists()
