@@ -51,10 +51,7 @@ def test_mini_s_query_listens_to_picture_and_sentence_from_the_start(mini):
     with torch.inference_mode():
 
         def spread(tokens, ids, mask):
-            fused = mini.fuse(tokens, ids, mask)
-            words = mini.text_embeddings(ids)
-            hidden = mini._read(*mini._with_queries(fused, words, mask))[:, mini.config.num_query_tokens]
-            return hidden.var(dim=0).sum().item()
+            return mini.answer(mini.fuse(tokens, ids, mask), ids, mask).var(dim=0).sum().item()
 
         by_picture = spread(tokens, ids[:1].expand(6, -1), mask[:1].expand(6, -1))
         by_sentence = spread(tokens[:1].expand(6, -1, -1), ids, mask)

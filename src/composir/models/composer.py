@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2TextEmbeddings
 
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
@@ -171,16 +171,27 @@ class Composer(nn.Module):
     def _read(
         self,
         embeddings: Float[Tensor, "batch length hidden"],
-        mask: Int[Tensor, "batch length"],
+        mask: Int[Tensor, "batch length"] | None,
         image_tokens: Float[Tensor, "batch tokens width"] | None = None,
-    ) -> Float[Tensor, "batch length hidden"]:
-        """Return the Q-Former's last hidden states; with image tokens, the leading queries read them."""
-        return self.qformer(
-            query_embeds=embeddings,
-            query_length=0 if image_tokens is None else self.config.num_query_tokens,
-            attention_mask=mask,
-            encoder_hidden_states=image_tokens,
-        ).last_hidden_state
+        *,
+        at: slice,
+    ) -> Float[Tensor, "batch read hidden"]:
+        """Return the Q-Former's last hidden states at some positions; with image tokens, the queries, which lead.
+
+        The same as ``Blip2QFormerModel`` gives there, but the last layer is computed for what is read of it alone.
+        """
+        num_queries = 0 if image_tokens is None else self.config.num_query_tokens
+        attend = None if mask is None else mask[:, None, None, :].bool()  # (batch, head, from, to)
+        hidden = self.qformer.dropout(self.qformer.layernorm(embeddings))
+        *layers, last = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
+        for layer in layers:
+            hidden = layer(hidden, attend, image_tokens, query_length=num_queries)
+        read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=attend)
+        if image_tokens is None:
+            return last.feed_forward_chunk(read)
+        if last.has_cross_attention:
+            read = last.crossattention(read, encoder_hidden_states=image_tokens)
+        return last.feed_forward_chunk_query(read)
 
     def _with_queries(
         self,
@@ -211,7 +222,7 @@ class Composer(nn.Module):
             tokens = self.gated_fusion(tokens, self.qformer.layernorm(text), attention_mask)
         queries = self.query_tokens.expand(len(input_ids), -1, -1)
         embeddings, mask = self._with_queries(queries, text, attention_mask)
-        return self._read(embeddings, mask, self._adapt(tokens))[:, : self.config.num_query_tokens]
+        return self._read(embeddings, mask, self._adapt(tokens), at=slice(self.config.num_query_tokens))
 
     def compose(
         self,
@@ -220,9 +231,19 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
-        embeddings, mask = self._with_queries(fused_queries, self.text_embeddings(input_ids), attention_mask)
-        hidden = self._read(embeddings, mask)[:, self.config.num_query_tokens]  # (batch, hidden)
+        hidden = self.answer(fused_queries, input_ids, attention_mask)
         return nn.functional.normalize(self.text_proj(hidden), dim=-1)
+
+    def answer(
+        self,
+        fused_queries: Float[Tensor, "batch queries hidden"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch hidden"]:
+        """Return the hidden state at [CLS] of the sentence behind the fused queries."""
+        embeddings, mask = self._with_queries(fused_queries, self.text_embeddings(input_ids), attention_mask)
+        cls = self.config.num_query_tokens
+        return self._read(embeddings, mask, at=slice(cls, cls + 1))[:, 0]
 
     def encode_query(
         self,
@@ -240,8 +261,8 @@ class Composer(nn.Module):
     def look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
         """Return the queries after reading a picture alone."""
         queries = self.query_tokens.expand(len(image_tokens), -1, -1)
-        mask = torch.ones(queries.shape[:2], dtype=torch.long, device=queries.device)
-        return self._read(queries, mask, self._adapt(self._normalised(image_tokens)))
+        tokens = self._adapt(self._normalised(image_tokens))
+        return self._read(queries, None, tokens, at=slice(None))
 
     def encode_prompt(
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
@@ -253,7 +274,7 @@ class Composer(nn.Module):
         sequence = sequence + self.text_embeddings.position_embeddings.weight[: sequence.shape[1]]
         ones = attention_mask.new_ones(prompt.shape[:2])
         mask = torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
-        return nn.functional.normalize(self.text_proj(self._read(sequence, mask)[:, 0]), dim=-1)
+        return nn.functional.normalize(self.text_proj(self._read(sequence, mask, at=slice(1))[:, 0]), dim=-1)
 
     def gate_values(
         self,
@@ -280,9 +301,8 @@ class Composer(nn.Module):
         Without it a fresh Q-Former gives all pictures nearly the same embedding, and the loss stays at the logarithm
         of the batch for a hundred steps.
         """
-        texts = self.text_embeddings(input_ids)
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
-        hidden = self._read(*self._with_queries(fused, texts, attention_mask))[:, self.config.num_query_tokens]
+        hidden = self.answer(fused, input_ids, attention_mask)
         self.text_proj.bias.sub_(self.text_proj(hidden).mean(dim=0))
         self.vision_proj.bias.sub_(self.vision_proj(self.look(target_tokens)).mean(dim=(0, 1)))
 
