@@ -308,5 +308,7 @@ def test_a_root_of_something_else(tmp_path, folder, found):
         cirr.load(root, "val")
     assert str(caught.value) == (
         f"{root}: {found}; expected the data set's own folder, or its parent with cirr_dataset/; "
-        "fix: pass the folder that holds cirr/captions/ as --data-root"
+        "fix: pass the folder that holds cirr/captions/ as --data-root; it comes from "
+        "the GitHub repository Cuberick-Orion/CIRR (docs/data.md); without it: `composir data scenes --out scenes`, "
+        "then --dataset CIRR --data-root scenes"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
+import json
 import os
 import random
 import shutil
@@ -88,6 +90,46 @@ def test_the_gate_off_has_no_gate_columns(make_recipe):
     result = train(make_recipe(gated_fusion=False, num_epochs=1))
     assert not {"alpha", "mean_gate"} & set(read_log(result.run)[0])
     assert from_pretrained(result.best).gated_fusion is None
+
+
+@pytest.fixture
+def fashion_root(shapes_root, tmp_path):
+    """Return a data root in FashionIQ's layout, from the same pictures; its texts have two captions a query."""
+    root = tmp_path / "fashion"
+    for folder in ("captions", "image_splits", "images"):
+        (root / folder).mkdir(parents=True)
+    for split, place in (("train", "train/0"), ("val", "dev")):
+        files = sorted((shapes_root / place).glob("*.png"))
+        for category in ("dress", "shirt", "toptee"):
+            names = [f"{category}-{file.stem}" for file in files]
+            for name, file in zip(names, files, strict=True):
+                shutil.copy(file, root / "images" / f"{name}.png")
+            queries = [
+                {"candidate": one, "target": other, "captions": ["is another one.", f"like {other.split('-')[2]}"]}
+                for one, other in itertools.pairwise(names)
+            ]
+            (root / f"captions/cap.{category}.{split}.json").write_text(json.dumps(queries))
+            (root / f"image_splits/split.{category}.{split}.json").write_text(json.dumps(names))
+    return root
+
+
+def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe, fashion_root, monkeypatch):
+    texts = set()
+    tokenize = loop.Composer.tokenize
+
+    def remember(self, given):
+        texts.update(given)
+        return tokenize(self, given)
+
+    monkeypatch.setattr(loop.Composer, "tokenize", remember)
+    run = train(make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=3)).run
+    assert run.name.startswith("clip_finetuned_on_fashioniq_")
+    row = read_log(run)[-1]
+    assert {"dress R@10", "shirt R@50", "toptee mean(R@10+R@50)", "R@10", "R@50", "mean(R@10+R@50)"} <= set(row)
+    mean = sum(float(row[f"{category} R@10"]) for category in ("dress", "shirt", "toptee")) / 3
+    assert float(row["R@10"]) == pytest.approx(mean, abs=0.011)
+    kinds = {"Is another one", "Is another one and like red", "Like red and is another one", "Like red"}
+    assert {text for text in texts if "red" in text or text == "Is another one"} >= kinds
 
 
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_recipe):

@@ -45,8 +45,8 @@ class AnnotationsError(ProblemsError):
         self.splits = splits
 
 
-def find_home(root: Path, *, marker: str, folder: str) -> Path:
-    """Return the folder that holds ``marker``: ``root`` itself, or ``folder`` inside it."""
+def find_home(root: Path, *, marker: str, folder: str, source: str) -> Path:
+    """Return the folder that holds ``marker``: ``root`` itself, or ``folder`` inside it; ``source`` offers the data."""
     root = Path(root)
     homes = (root, root / folder)
     for home in homes:
@@ -56,7 +56,8 @@ def find_home(root: Path, *, marker: str, folder: str) -> Path:
         f"no {marker}/ folder in it" if root.is_dir() else "no such folder",
         file=root,
         expected=f"the data set's own folder, or its parent with {folder}/",
-        fix=f"pass the folder that holds {marker}/ as --data-root",
+        fix=f"pass the folder that holds {marker}/ as --data-root; it comes from {source} (docs/data.md); "
+        "without it: `composir data scenes --out scenes`, then --dataset CIRR --data-root scenes",
     )
 
 

@@ -32,7 +32,9 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     if categories is not None:
         raise ComposirError(f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out")
     check_split_name("CIRR", split, SPLITS)
-    home = find_home(root, marker="cirr/captions", folder="cirr_dataset")
+    home = find_home(
+        root, marker="cirr/captions", folder="cirr_dataset", source="the GitHub repository Cuberick-Orion/CIRR"
+    )
     captions_file = home / "cirr" / "captions" / f"cap.rc2.{split}.json"
     names_file = home / "cirr" / "image_splits" / f"split.rc2.{split}.json"
     require_some("CIRR", split, (captions_file, names_file))

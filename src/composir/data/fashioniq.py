@@ -45,7 +45,9 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 fix=nearest(category, CATEGORIES),
             )
     check_split_name("FashionIQ", split, SPLITS)
-    home = find_home(root, marker="captions", folder="fashionIQ_dataset")
+    home = find_home(
+        root, marker="captions", folder="fashionIQ_dataset", source="the GitHub repository XiaoxiaoGuo/fashion-iq"
+    )
     files_by_category = {
         category: (
             home / "captions" / f"cap.{category}.{split}.json",

@@ -190,7 +190,7 @@ class _Run:
         cache_dir: Path,
     ) -> None:
         self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
-        self.val_splits = val_splits
+        self.train_splits, self.val_splits = train_splits, val_splits
         self.triplets = [(split, query) for split in train_splits for query in split.queries]
         torch.manual_seed(recipe.seed)
         self.model = build(
@@ -216,7 +216,7 @@ class _Run:
         """Fit what a fresh model takes from the training data: channel statistics, a gate, centred heads."""
         generator = np.random.default_rng(self.recipe.seed)
         if self.model.standardise is not None:
-            paths = sorted({path for split, _ in self.triplets[:1] for path in split.images.values()})
+            paths = sorted({path for split in self.train_splits for path in split.images.values()})
             chosen = generator.permutation(len(paths))[:NUM_STATISTICS_IMAGES]
             self.model.standardise.fit(self.tokens([paths[index] for index in sorted(chosen)]))
         if self.recipe.gate_identity_start and self.model.gated_fusion is not None:
