@@ -70,7 +70,7 @@ def save_pretrained(
         save_file(composer_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
         if model.tokenizer is not None:
             model.tokenizer.save(temporary / TOKENIZER)
-        (temporary / CARD).write_text(card or default_card(model), encoding="utf-8")
+        (temporary / CARD).write_text(card or model_card(model), encoding="utf-8")
         for name, text in (extra_files or {}).items():
             write_text(temporary / name, text)
 
@@ -173,17 +173,18 @@ def _read_config(folder: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
         raise ComposirError(wrong, file=file, fix="use the config.json the checkpoint was saved with") from None
 
 
-def default_card(model: Composer) -> str:
-    """Return a model card that says what the model is and how to use it; figures come from the run that trains it."""
+def model_card(model: Composer, about: str = "") -> str:
+    """Return a model card: what the model is, ``about`` it (figures, say), and how to use it."""
     gate = "with gated fusion" if model.gated_fusion is not None else "without gated fusion"
+    about = f"\n{about.strip()}\n" if about else ""
     return f"""---
 library_name: composir
 tags: [composed-image-retrieval]
 ---
-# A composed image retrieval model
+# {MODEL_NAME}, {model.config.backbone} backbone, {gate}
 
-`{MODEL_NAME}` on the `{model.config.backbone}` backbone, {gate}.
-
+Finds a picture by a reference picture and a sentence that says what should differ.
+{about}
 ```python
 import composir
 

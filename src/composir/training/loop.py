@@ -32,10 +32,10 @@ from composir.files import recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
     WEIGHTS,
     load_weights,
+    model_card,
     save_pretrained,
     weights_hash,
 )
-from composir.models.composer import Composer
 from composir.models.presets import BACKBONES, build
 from composir.plots import plot_curves
 from composir.training.recipe import Recipe, read_toml, validate
@@ -416,7 +416,7 @@ class _Run:
         if is_best:
             state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
         if recipe.save_training:
-            card = _card(recipe, result, self.model)
+            card = model_card(self.model, _about(recipe, result))
             folders = ([self.run / "best"] if is_best else []) + (
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
             )
@@ -502,19 +502,14 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _card(recipe: Recipe, result: Result, model: Composer) -> str:
+def _about(recipe: Recipe, result: Result) -> str:
+    """Return what the model card says of the run: its recipe, its figures with intervals, the signature."""
     figures = "\n".join(
         f"| {metric_label(key)} | {100 * value:.2f} | {100 * result.intervals[key][0]:.2f} – "
         f"{100 * result.intervals[key][1]:.2f} |"
         for key, value in result.metrics.items()
     )
-    gate = "with gated fusion" if recipe.gated_fusion else "without gated fusion"
-    return f"""---
-library_name: composir
-tags: [composed-image-retrieval]
----
-# {recipe.blip_model_name}, {recipe.backbone} backbone, {gate}
-
+    return f"""
 Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train --config recipe.toml` repeats it.
 
 | {recipe.dataset} val | percent | 95 % interval |
@@ -522,13 +517,4 @@ Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train -
 {figures}
 
 Signature: `{result.signature}`
-
-```python
-import composir
-
-model = composir.load("path/to/this/folder")
-query = model.embed_query(["reference.jpg"], ["the same, but red"])   # (1, {model.config.embed_dim})
-targets = model.embed_target(["a.jpg", "b.jpg"])   # (2, {model.config.num_query_tokens}, {model.config.embed_dim})
-print(composir.similarity(query, targets))
-```
 """
