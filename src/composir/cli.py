@@ -17,7 +17,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -105,10 +104,8 @@ class _Bars:
         self.bars: dict[str, TaskID] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=err,
@@ -270,8 +267,8 @@ class _TrainBars:
 
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         rate = (step - self.first_step) * self.batch_size / (time.perf_counter() - self.start)
-        gate = "" if alpha is None else f" alpha {alpha:.4f}"
-        self.bars.tell("training", step, self.num_steps, f"loss {loss:.3f}{gate} {rate:.0f} triplets/s")
+        gate = "" if alpha is None else f" alpha {alpha:.3f}"
+        self.bars.tell("training", step, self.num_steps, f"loss {loss:.2f}{gate} {rate:.0f}/s")
 
     def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
         from composir.evaluation import metric_label
@@ -371,7 +368,7 @@ def quickstart(
     out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
         "quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training may take on this machine.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 2.5,
     json_: Json = False,
 ) -> int:
     """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
