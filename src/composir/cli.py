@@ -368,7 +368,7 @@ def quickstart(
     out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
         "quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 2.5,
+    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 3.0,
     json_: Json = False,
 ) -> int:
     """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""

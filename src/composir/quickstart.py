@@ -20,7 +20,7 @@ from composir.training import Observer, load_recipe, resume_recipe, train
 
 DATA, MODELS, CACHE, SHEET = "scenes", "models", "cache", "contact_sheet.png"
 NUM_IMAGES = 1800
-STEPS_PER_MINUTE = 60
+STEPS_PER_MINUTE = 58
 """Steps of batch 32 that two cores take in a minute, roughly; only the length of the training depends on it."""
 NUM_EXAMPLES = 3
 
