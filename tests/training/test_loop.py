@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from composir.errors import ComposirError, ProblemsError
 from composir.models.checkpoint import from_pretrained
+from composir.models.composer import Composer
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
 
 
@@ -115,13 +116,13 @@ def fashion_root(shapes_root, tmp_path):
 
 def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe, fashion_root, monkeypatch):
     texts = set()
-    tokenize = loop.Composer.tokenize
+    tokenize = Composer.tokenize
 
     def remember(self, given):
         texts.update(given)
         return tokenize(self, given)
 
-    monkeypatch.setattr(loop.Composer, "tokenize", remember)
+    monkeypatch.setattr(Composer, "tokenize", remember)
     run = train(make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=3)).run
     assert run.name.startswith("clip_finetuned_on_fashioniq_")
     row = read_log(run)[-1]
@@ -372,14 +373,14 @@ def test_ctrl_c_saves_and_prints_how_to_go_on(make_recipe):
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_ids(make_recipe, monkeypatch):
     recipe = make_recipe(num_epochs=3)
-    compute, count = loop.Composer.training_losses, []
+    compute, count = Composer.training_losses, []
 
     def spoil(self, *inputs, **settings):
         losses = compute(self, *inputs, **settings)
         count.append(1)
         return {**losses, "loss_itc": losses["loss_itc"] * float("nan")} if len(count) == 7 else losses
 
-    monkeypatch.setattr(loop.Composer, "training_losses", spoil)
+    monkeypatch.setattr(Composer, "training_losses", spoil)
     with pytest.raises(ComposirError, match=r"the loss is nan at step 7, on the triplets \d+, \d+"):
         train(recipe)
     (run,) = Path(recipe.output_dir).iterdir()
