@@ -158,7 +158,7 @@ def _start_from_minilm(model: Composer, _: str) -> None:
     # MiniLM's [CLS] hardly looks at anything (its attention rests on [SEP]; sentences are its mean over words): over
     # 192 triplets its variance is 0.0004 at a squared norm of 135, which normalising blows up to noise. With keys of
     # zero the last layer's attention starts uniform, [CLS] starts as that mean over words and queries, the variance is
-    # 400 times as large, and the plateau at the logarithm of the batch is gone (docs/decisions.md).
+    # more than twenty times as large, and the plateau at the logarithm of the batch is gone (docs/decisions.md).
     last = f"encoder.layer.{model.config.num_hidden_layers - 1}.attention.attention.key"
     for part in ("weight", "bias"):
         nn.init.zeros_(model.qformer.get_parameter(f"{last}.{part}"))
