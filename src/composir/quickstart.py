@@ -93,10 +93,9 @@ def _train(out: Path, minutes: float, observer: Observer) -> Path:
             "validation_frequency": 100,
         }
     )
-    for run in sorted((out / MODELS).glob("*/last")) if (out / MODELS).exists() else []:
-        if resume_recipe(run.parent) == recipe:
-            return train(recipe, resume=run.parent, observer=observer, cache_dir=out / CACHE).run
-    done = train(recipe, observer=observer, cache_dir=out / CACHE)
+    runs = [state.parent for state in sorted((out / MODELS).glob("*/last"))]
+    begun = next((run for run in runs if resume_recipe(run) == recipe), None)
+    done = train(recipe, resume=begun, observer=observer, cache_dir=out / CACHE)
     if done.interrupted:
         raise KeyboardInterrupt
     return done.run

@@ -55,7 +55,7 @@ def read_start(backbone: str, source: str) -> Start:
 
 def initialise(model: Composer, start: Start) -> None:
     """Give a fresh model the pretrained weights; what they lack beyond ``FRESH`` raises ``ComposirError``."""
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("tower.")}
+    own = model.own_weights()
     missing = [name for name in own if name not in start.weights and not name.startswith(FRESH)]
     unknown = [name for name in start.weights if name not in own]
     if missing or unknown:
@@ -63,8 +63,7 @@ def initialise(model: Composer, start: Start) -> None:
             f"the weights do not fit: missing {missing or 'nothing'}, unexpected {unknown or 'nothing'}",
             file=start.tower.weights,
         )
-    tower = {f"tower.{name}": tensor for name, tensor in start.tower.state_dict().items()}
-    model.load_state_dict({**own, **start.weights, **tower}, strict=True)
+    model.load_own_weights({**own, **start.weights})
 
 
 def _read_lavis(backbone: str, file: Path) -> Start:

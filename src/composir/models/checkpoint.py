@@ -27,18 +27,9 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenize
 MODEL_NAME = "blip2_cir_align_prompt"
 
 
-def composer_weights(model: Composer) -> dict[str, Tensor]:
-    """Return the weights a checkpoint holds: everything but the frozen tower."""
-    return {
-        name: tensor.detach().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith("tower.")
-    }
-
-
 def weights_hash(model: Composer) -> str:
     """Return 16 hex digits that identify the model: its weights, its tower's weights and its config."""
-    identity = composer_weights(model)
+    identity = model.own_weights()
     tower = model.tower.fingerprint() if model.tower is not None else ""
     words = f"{tower} {model.config.model_dump_json()}".encode()
     identity["#identity"] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
@@ -65,9 +56,10 @@ def save_pretrained(
             "weights": model.tower.weights,
             "fingerprint": model.tower.fingerprint(),
         }
+    contiguous = {name: tensor.contiguous() for name, tensor in model.own_weights().items()}
     with replacing_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(composer_weights(model), temporary / WEIGHTS, metadata={"format": "pt"})
+        save_file(contiguous, temporary / WEIGHTS, metadata={"format": "pt"})
         if model.tokenizer is not None:
             model.tokenizer.save(temporary / TOKENIZER)
         (temporary / CARD).write_text(card or model_card(model), encoding="utf-8")
@@ -119,7 +111,7 @@ def load_weights(model: Composer, file: Path) -> None:
             file=file,
             fix="the file is cut off: copy it again",
         ) from None
-    own = composer_weights(model)
+    own = model.own_weights()
     problems = _differences(own, weights)
     if problems:
         raise ComposirError(
@@ -127,8 +119,7 @@ def load_weights(model: Composer, file: Path) -> None:
             file=file,
             fix="use the config.json and model.safetensors of one and the same checkpoint",
         )
-    tower = {} if model.tower is None else {f"tower.{k}": v for k, v in model.tower.state_dict().items()}
-    model.load_state_dict({**weights, **tower}, strict=True)
+    model.load_own_weights(weights)
 
 
 def _differences(own: dict[str, Tensor], weights: dict[str, Tensor]) -> Sequence[str]:

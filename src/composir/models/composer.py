@@ -7,7 +7,7 @@ image token), hidden (of the Q-Former), dim (of an embedding).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -165,6 +165,15 @@ class Composer(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.query_tokens.device
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """Return all weights but the frozen tower's, by name: what a checkpoint holds."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("tower.")}
+
+    def load_own_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over all weights but the tower's; a name too many or too few raises ``RuntimeError``."""
+        tower = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("tower.")}
+        self.load_state_dict({**weights, **tower}, strict=True)
 
     # -- the four passes -------------------------------------------------------------------------------------------
 

@@ -446,7 +446,7 @@ class _Run:
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "state": {name: getattr(state, name) for name in state.__dataclass_fields__},
+                "state": vars(state),
             },
             buffer,
         )
