@@ -16,6 +16,7 @@ from torch import Tensor
 
 from composir.data import Split, read_image
 from composir.data.check import check_images
+from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError
 from composir.files import replacing
 from composir.models.composer import Composer
@@ -47,10 +48,10 @@ class TokenCache:
         self.tower = tower
         self.directory = directory
         self.num_workers = max(1, num_workers)
-        self._place_by_path: dict[Path, tuple[np.ndarray, int]] = {}
+        self._place_by_path: dict[ImageSource, tuple[np.ndarray, int]] = {}
         self._key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
 
-    def fill(self, paths: Iterable[Path], progress: Progress | None = None) -> None:
+    def fill(self, paths: Iterable[ImageSource], progress: Progress | None = None) -> None:
         """Make the tokens of every file present; one that cannot be read raises ``ComposirError`` naming it."""
         missing = [path for path in dict.fromkeys(paths) if path not in self._place_by_path]
         if not missing:
@@ -70,21 +71,21 @@ class TokenCache:
             block = np.load(file, mmap_mode="r")
         self._place_by_path.update({path: (block, row) for row, path in enumerate(missing)})
 
-    def __call__(self, paths: Sequence[Path]) -> Float[Tensor, "batch tokens width"]:
+    def __call__(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch tokens width"]:
         """Return the tokens of the files, fp16, in their order, computing what is not there yet."""
         self.fill(paths)
         rows = [block[row] for block, row in (self._place_by_path[path] for path in paths)]
         return torch.from_numpy(np.stack(rows))
 
-    def _content_key(self, paths: Sequence[Path]) -> str:
+    def _content_key(self, paths: Sequence[ImageSource]) -> str:
         with ThreadPoolExecutor(self.num_workers) as pool:
-            contents = pool.map(lambda path: hashlib.sha256(path.read_bytes()).digest(), paths)
+            contents = pool.map(_content, paths)
             digest = hashlib.sha256(self._key.encode())
             for content in contents:
                 digest.update(content)
         return digest.hexdigest()[:32]
 
-    def _compute(self, paths: Sequence[Path], out: np.ndarray, progress: Progress | None) -> None:
+    def _compute(self, paths: Sequence[ImageSource], out: np.ndarray, progress: Progress | None) -> None:
         with ThreadPoolExecutor(self.num_workers) as pool:
             done = 0
             # One batch is decoded while the tower works on the one before.
@@ -98,8 +99,15 @@ class TokenCache:
                 if progress is not None:
                     progress(done, len(paths))
 
-    def _prepare(self, path: Path) -> np.ndarray:
+    def _prepare(self, path: ImageSource) -> np.ndarray:
         return self.tower.prepare(read_image(path))
+
+
+def _content(source: ImageSource) -> bytes:
+    digest = hashlib.sha256(file_of(source).read_bytes())
+    if isinstance(source, Crop):
+        digest.update(repr(source.box).encode())
+    return digest.digest()
 
 
 def fill_splits(tokens: TokenCache, splits: Sequence[Split], progress: Progress | None = None) -> None:
@@ -127,7 +135,7 @@ class CachedEmbedder:
         self._num_images = 0
 
     @torch.inference_mode()
-    def embed_gallery(self, paths: Sequence[Path]) -> Float[Tensor, "batch vectors dim"]:
+    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
         """Return the target embedding of every image."""
         tokens = self.tokens(paths)
         self._token_sum = self._token_sum + tokens.double().sum(dim=0)
@@ -135,7 +143,7 @@ class CachedEmbedder:
         return self.model.encode_target(tokens.to(self.model.device))
 
     @torch.inference_mode()
-    def embed_queries(self, paths: Sequence[Path], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query embedding of every pair of reference image and sentence."""
         tokens = self.tokens(paths).to(self.model.device)
         return self.model.encode_query(tokens, *self.model.tokenize(texts))

@@ -109,7 +109,7 @@ def test_a_root_without_any_split(cirr_root):
         check_dataset("CIRR", cirr_root)
     assert str(caught.value) == (
         f"{cirr_root}: holds no annotation file of CIRR; "
-        "expected at least one of the splits train, val, test1, test; "
+        "expected at least one of the splits train, val, test1; "
         "fix: put the published annotation files there"
     )
 

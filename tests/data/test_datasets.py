@@ -8,7 +8,10 @@ from composir.errors import ComposirError
 
 
 def test_the_table():
-    assert {"CIRR": cirr.load, "FashionIQ": fashioniq.load} == DATASETS
+    assert {name: dataset.load for name, dataset in DATASETS.items()} == {
+        "CIRR": cirr.load,
+        "FashionIQ": fashioniq.load,
+    }
 
 
 def test_the_exported_names():

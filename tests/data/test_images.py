@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from composir.data.images import read_image, to_rgb
+from composir.data.images import Crop, read_image, to_rgb
 from composir.errors import ComposirError
 
 # Two rows, two columns: red green / blue white.
@@ -251,3 +251,19 @@ def test_threads_read_at_once_and_no_setting_is_changed(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(read, range(8)))
     assert before == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+
+
+def test_a_crop_is_the_part_in_its_box_cut_at_the_edge(tmp_path: Path) -> None:
+    file = tmp_path / "corners.png"
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    Image.fromarray(pixels).save(file)
+    part = read_image(Crop(file, (1.4, -3, 99, 2)))
+    assert np.asarray(part).tolist() == pixels[0:2, 1:6].tolist()
+
+
+def test_a_crop_outside_the_picture_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "small.png"
+    Image.new("RGB", (6, 4)).save(file)
+    message = r"small\.png: the box \(6, 0, 9, 4\) holds no pixel of it; expected .* within 6 x 4 pixels; fix: "
+    with pytest.raises(ComposirError, match=message):
+        read_image(Crop(file, (6, 0, 9, 4)))

@@ -9,12 +9,9 @@ from pathlib import Path
 
 from composir.data.annotations import AnnotationsError, SplitNotFoundError
 from composir.data.datasets import DATASETS, find_dataset
-from composir.data.images import FETCH_FIX, IMAGE_SUFFIXES, READ_FIX, read_image
+from composir.data.images import FETCH_FIX, IMAGE_SUFFIXES, READ_FIX, ImageSource, file_of, read_image
 from composir.data.triplets import Split
 from composir.errors import ComposirError, Problem, ProblemsError
-
-SPLIT_NAMES = ("train", "val", "test1", "test")
-"""What any data set in the table may call a split."""
 
 MAX_THREADS = 8
 
@@ -33,7 +30,7 @@ def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Prog
     Each file is checked once, in the order of the splits. With ``decode=False`` files are looked up, not
     opened: missing and empty ones are found, damaged ones are not.
     """
-    where_by_file: dict[Path, str] = {}
+    where_by_file: dict[ImageSource, str] = {}
     for split in splits:
         for name, file in split.images.items():
             where_by_file.setdefault(file, f"image {name!r} of {split.dataset} {split_key(split)}")
@@ -45,7 +42,7 @@ def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Prog
             if error is not None:
                 message = error.message + (f", expected {error.expected}" if error.expected else "")
                 fix = error.fix if error.fix not in (None, READ_FIX) else FETCH_FIX
-                problems.append(Problem(str(file), where, message, _other_suffix(file) or fix))
+                problems.append(Problem(str(file), where, message, _other_suffix(file_of(file)) or fix))
             if progress is not None:
                 progress(num_done, len(where_by_file))
     return problems
@@ -72,11 +69,11 @@ def check_dataset(
     checked as far as its split file can be read. Raises ``SplitNotFoundError`` where there is no split.
     """
     dataset = find_dataset(dataset)
-    load = DATASETS[dataset]
+    load, names = DATASETS[dataset].load, DATASETS[dataset].splits
     problems: list[Problem] = []
     splits: list[Split] = []
     num_found = 0
-    for name in SPLIT_NAMES:
+    for name in names:
         try:
             splits += load(Path(root), name, categories=categories)
         except SplitNotFoundError:
@@ -89,7 +86,7 @@ def check_dataset(
         raise SplitNotFoundError(
             f"holds no annotation file of {dataset}",
             file=root,
-            expected=f"at least one of the splits {', '.join(SPLIT_NAMES)}",
+            expected=f"at least one of the splits {', '.join(names)}",
             fix="put the published annotation files there",
         )
     problems += check_images(splits, decode=decode, progress=progress)
@@ -127,7 +124,7 @@ def stats(splits: Sequence[Split]) -> dict[str, dict[str, int | float]]:
     return stats_by_key
 
 
-def _check_by_reading(file: Path) -> ComposirError | None:
+def _check_by_reading(file: ImageSource) -> ComposirError | None:
     try:
         read_image(file)
     except ComposirError as error:
@@ -135,7 +132,8 @@ def _check_by_reading(file: Path) -> ComposirError | None:
     return None
 
 
-def _check_by_size(file: Path) -> ComposirError | None:
+def _check_by_size(source: ImageSource) -> ComposirError | None:
+    file = file_of(source)
     if not file.is_file():
         return ComposirError("no such image file")
     return ComposirError("the image file is empty (0 bytes)") if file.stat().st_size == 0 else None

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data import cirr, fashioniq
 from composir.data.triplets import Split
 from composir.errors import ComposirError, nearest
 
-DATASETS: dict[str, Callable[..., tuple[Split, ...]]] = {"CIRR": cirr.load, "FashionIQ": fashioniq.load}
-"""Name to ``load(root, split, *, categories=None) -> tuple[Split, ...]``; a new data set is one line here."""
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """How a data set is read."""
+
+    load: Callable[..., tuple[Split, ...]]
+    """``load(root, split, *, categories=None) -> tuple[Split, ...]``: one split, or one a category."""
+    splits: tuple[str, ...]
+    """The names of its splits."""
+    evaluated: str = "val"
+    """The split that evaluation measures unless told otherwise: its answers are public."""
+
+
+DATASETS: dict[str, Dataset] = {
+    "CIRR": Dataset(cirr.load, cirr.SPLITS),
+    "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS),
+}
+"""By name; a new data set is one file and one line here."""
 
 GALLERIES = ("original", "val-union")
 
@@ -47,7 +64,7 @@ def load_splits(
         raise ComposirError(
             f"unknown gallery {gallery!r}", expected=" or ".join(GALLERIES), fix=nearest(gallery, GALLERIES)
         )
-    splits = DATASETS[find_dataset(dataset)](Path(root), split, categories=categories)
+    splits = DATASETS[find_dataset(dataset)].load(Path(root), split, categories=categories)
     if gallery == "val-union":
         splits = tuple(val_union(one) for one in splits)
     if exclude_reference is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,19 +29,38 @@ TRANSPOSE_BY_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of an image file that counts as an image of its own, as GeneCIS cuts objects out of photographs."""
+
+    file: Path
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom in pixels of the upright picture; what reaches over its edge is left out."""
+
+    def __str__(self) -> str:
+        return f"{self.file} (box {', '.join(f'{side:g}' for side in self.box)})"
+
+
+ImageSource: TypeAlias = Path | Crop
+"""Where an image of a ``Split`` is: a file, or a part of one."""
+
 MODES_OF_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_16_BITS = 65535
 NUM_LEADING_BYTES = 24
 
 
-def read_image(source: str | Path | BinaryIO) -> Image.Image:
+def read_image(source: str | ImageSource | BinaryIO) -> Image.Image:
     """Return the picture as it should be seen: RGB, 8 bits, upright, on white, its first frame.
 
-    ``source`` is a path or an open binary file. A file that is missing, empty, cut off or no image raises
-    ``ComposirError`` naming it. No setting of Pillow is read or changed, so threads may call this at once.
+    ``source`` is a path, a part of a file, or an open binary file. A file that is missing, empty, cut off or no
+    image, and a part outside the picture, raise ``ComposirError`` naming it. No setting of Pillow is read or
+    changed, so threads may call this at once.
     """
     if isinstance(source, (str, Path)):
         return _read_path(Path(source))
+    if isinstance(source, Crop):
+        return _cut(_read_path(source.file), source)
     return _decode(source, str(getattr(source, "name", "uploaded image")))
 
 
@@ -73,6 +93,24 @@ def _read_path(path: Path) -> Image.Image:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ComposirError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file") from error
+
+
+def file_of(source: ImageSource) -> Path:
+    """Return the file that an image is in."""
+    return source.file if isinstance(source, Crop) else source
+
+
+def _cut(image: Image.Image, crop: Crop) -> Image.Image:
+    left, top, right, bottom = (round(side) for side in crop.box)
+    box = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise ComposirError(
+            f"the box {crop.box} holds no pixel of it",
+            file=crop.file,
+            expected=f"left, top, right, bottom within {image.width} x {image.height} pixels",
+            fix="correct the box in the annotation file, or put the full-size picture there",
+        )
+    return image.crop(box)
 
 
 def _decode(file: BinaryIO, name: str) -> Image.Image:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from composir.data.images import ImageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,10 @@ class Query:
     """Names of the right answers, the annotated one first; empty where the test server hides them."""
     subset: tuple[str, ...] = ()
     """CIRR: the other members of the image set, reference left out; empty for other data sets."""
+    gallery: tuple[str, ...] = ()
+    """GeneCIS: the candidates of this query alone, names in ``Split.gallery``; empty where all of that are."""
+    aspects: tuple[str, ...] = ()
+    """CIRCO: what kinds of change the sentence asks for, such as ``cardinality``; empty for other data sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,10 @@ class Split:
     queries: tuple[Query, ...]
     gallery: tuple[str, ...]
     """Names of the candidate images in the order of the data set's own file, each once."""
-    images: dict[str, Path]
-    """The file of every gallery image and every reference, by name."""
+    images: Mapping[str, ImageSource]
+    """The file (or part of one) of every gallery image and every reference, by name."""
     gallery_rule: str
-    """How the gallery was chosen: ``original`` (the split file) or ``val-union`` (FashionIQ)."""
+    """How the gallery was chosen: ``original`` (the data set's own), ``val-union`` (FashionIQ), ..."""
     exclude_reference: bool
     """Whether the query's reference is taken out of its ranking (CIRR yes, FashionIQ no)."""
     text_rule: str

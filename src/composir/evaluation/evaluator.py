@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from composir.data.images import ImageSource
 from composir.data.triplets import Split
 from composir.errors import ComposirError
 from composir.evaluation.metrics import (
@@ -39,11 +39,11 @@ class Embedder(Protocol):
     Embeddings are L2-normalised, without gradients, and must not depend on how they are batched.
     """
 
-    def embed_gallery(self, paths: Sequence[Path]) -> Float[Tensor, "batch vectors dim"]:
+    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
         """Return the target embedding of every image."""
         ...
 
-    def embed_queries(self, paths: Sequence[Path], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query embedding of every pair of reference image and sentence; ``""`` is no sentence."""
         ...
 

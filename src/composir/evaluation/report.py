@@ -12,7 +12,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
-from composir.data.images import read_image
+from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
 from composir.evaluation.evaluator import Result
 from composir.evaluation.ranking import PADDING, Ranking, describe, target_ranks
@@ -48,7 +48,7 @@ _DASH = 14
 class Cell:
     """One retrieved image of a picture row."""
 
-    path: Path
+    path: ImageSource
     caption: str
     """Stands under the image, such as ``1  ·  0.731``."""
     colour: str = ""
@@ -61,7 +61,7 @@ class Cell:
 class Row:
     """A query and what was retrieved for it."""
 
-    reference: Path
+    reference: ImageSource
     sentence: str
     cells: tuple[Cell, ...]
     note: str = ""
@@ -234,7 +234,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
         draw.text((left, caption_top), caption, fill=cell.colour or _FAINT_COLOUR, font=caption_font)
 
 
-def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, path: Path, corner: tuple[int, int]) -> None:
+def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, path: ImageSource, corner: tuple[int, int]) -> None:
     """Draw the image at its own aspect in the middle of a hairline square."""
     left, top = corner
     inner = THUMBNAIL - 2 * FRAME_WIDTH

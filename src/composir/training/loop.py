@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from composir.data import Query, Split, load_splits
 from composir.data.check import require_images
+from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import Result, evaluate, metric_label
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
@@ -216,7 +217,7 @@ class _Run:
         """Fit what a fresh model takes from the training data: channel statistics, a gate, centred heads."""
         generator = np.random.default_rng(self.recipe.seed)
         if self.model.standardise is not None:
-            paths = sorted({path for split in self.train_splits for path in split.images.values()})
+            paths = sorted({path for split in self.train_splits for path in split.images.values()}, key=str)
             chosen = generator.permutation(len(paths))[:NUM_STATISTICS_IMAGES]
             self.model.standardise.fit(self.tokens([paths[index] for index in sorted(chosen)]))
         if self.recipe.gate_identity_start and self.model.gated_fusion is not None:
@@ -288,7 +289,7 @@ class _Run:
             same_target,
         )
 
-    def _look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[Path]:
+    def _look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[ImageSource]:
         """Return the files of as many pictures like the query's target as the recipe asks for."""
         if not self.recipe.subset_negatives:
             return []
