@@ -316,7 +316,7 @@ def evaluate(
             bars=bars,
         )
     if contact_sheet:
-        write_sheet(result.rankings, contact_sheet, num_queries=num_queries)
+        write_sheet(result.rankings["composed"], contact_sheet, num_queries=num_queries)
     if json_:
         _print_json(result.to_json())
     else:

@@ -69,7 +69,7 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
     tokens = TokenCache(model.tower, out / CACHE)
     result = evaluate(CachedEmbedder(model, tokens), splits, weights_hash=weights_hash(model), progress=tell)
     examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
-    contact_sheet(result.rankings, out / SHEET, query_ids=examples)
+    contact_sheet(result.rankings["composed"], out / SHEET, query_ids=examples)
     return Quickstart(
         result=result,
         data=data,

@@ -20,9 +20,25 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def make_query() -> Callable[..., Query]:
     def make(
-        number: int, reference: str, targets: Sequence[str], subset: Sequence[str] = (), text: str = "is red"
+        number: int,
+        reference: str,
+        targets: Sequence[str],
+        subset: Sequence[str] = (),
+        text: str = "is red",
+        *,
+        gallery: Sequence[str] = (),
+        aspects: Sequence[str] = (),
     ) -> Query:
-        return Query(str(number), reference, text, (text,), tuple(targets), tuple(subset))
+        return Query(
+            id=str(number),
+            reference=reference,
+            text=text,
+            texts=(text,),
+            targets=tuple(targets),
+            subset=tuple(subset),
+            gallery=tuple(gallery),
+            aspects=tuple(aspects),
+        )
 
     return make
 

@@ -67,7 +67,7 @@ def test_an_oracle_is_right_and_its_halves_are_not(make_known_split):
     assert result.baselines["text_only"] == pytest.approx(dict.fromkeys(PROTOCOLS["CIRR"].keys, 2 / 3))
     assert (result.num_queries, result.num_gallery) == (3, NUM_IMAGES)
     assert result.primary == "mean_r5_rs1"
-    assert [ranking.top[:, 0].tolist() for ranking in result.rankings] == [[2, 3, 4]]
+    assert [ranking.top[:, 0].tolist() for ranking in result.rankings["composed"]] == [[2, 3, 4]]
 
 
 def test_every_gallery_image_is_embedded_once_and_no_batch_is_larger(make_known_split):
@@ -102,7 +102,7 @@ def test_categories_are_scored_apart_and_averaged(make_known_split):
     assert result.metrics["recall_at_10"] == 0.5
     assert result.baselines["text_only"]["dress.recall_at_10"] == pytest.approx(2 / 3)
     assert (result.num_queries, result.num_gallery) == (4, 2 * NUM_IMAGES)
-    assert len(result.rankings) == 2
+    assert len(result.rankings["composed"]) == 2
     assert result.signature_fields["categories"] == "dress,shirt"
 
 
@@ -120,6 +120,7 @@ def test_the_document_is_plain_json(make_known_split):
         "metrics",
         "intervals",
         "baselines",
+        "audit",
         "num_queries",
         "num_gallery",
         "primary_metric",

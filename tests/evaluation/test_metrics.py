@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
-from composir.evaluation import PROTOCOLS, Ranking, averages, evaluate_rankings, intervals, per_query, rank
+from composir.evaluation import PROTOCOLS, Ranking, average_precision, averages, intervals, measure, per_query, rank
 from composir.evaluation.metrics import protocol_of
 
 NUM_IMAGES = 60
@@ -38,7 +40,7 @@ def test_cirr_by_hand(rank_at):
     subsets = [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7), (7, 8, 9, 10, 11), (1, 2, 3, 4, 50)]
     ranking = rank_at(targets=[0, 4, 9, 50], subsets=subsets)
     # Ranks in the gallery 1, 5, 10, 51; in the subset 1, 2, 3, 5.
-    assert evaluate_rankings([ranking]).metrics == pytest.approx(
+    assert measure({"composed": [ranking]}).metrics == pytest.approx(
         {
             "recall_at_1": 1 / 4,
             "recall_at_5": 2 / 4,
@@ -83,7 +85,7 @@ def test_fashioniq_by_hand(rank_at):
         rank_at(targets=[0, 1, 49, 59], category="toptee", **rules),  # ranks 1, 2, 50, 60
     )
     # R@10: 1/2, 0/1, 2/4, mean 1/3. R@50: 2/2, 0/1, 3/4, mean 7/12. Mean of both: (4/12 + 7/12) / 2 = 11/24.
-    assert evaluate_rankings(rankings).metrics == pytest.approx(
+    assert measure({"composed": rankings}).metrics == pytest.approx(
         {
             "recall_at_10": 1 / 3,
             "recall_at_50": 7 / 12,
@@ -102,6 +104,114 @@ def test_fashioniq_by_hand(rank_at):
     )
 
 
+def test_circo_by_hand(make_split, make_query):
+    queries = [
+        # Right answers at ranks 1, 3 and 60; the annotated one is third.
+        make_query(0, "g30", ["g2", "g0", "g59"], aspects=["cardinality", "addition"]),
+        # Seven right answers, all after rank 5, the annotated one sixth.
+        make_query(1, "g30", [f"g{place}" for place in range(5, 12)], aspects=["addition"]),
+    ]
+    split = make_split(queries, NUM_IMAGES, dataset="CIRCO", exclude_reference=False)
+    metrics = measure({"composed": [rank(torch.linspace(1, 0, NUM_IMAGES).repeat(2, 1), split)]}).metrics
+    first = (1 / 1 + 2 / 3) / 3  # precision 1 at rank 1 and 2/3 at rank 3, three right answers
+    second_at_10 = (1 / 6 + 2 / 7 + 3 / 8 + 4 / 9 + 5 / 10) / 7
+    second_at_25 = (1 / 6 + 2 / 7 + 3 / 8 + 4 / 9 + 5 / 10 + 6 / 11 + 7 / 12) / 7
+    assert metrics == pytest.approx(
+        {
+            "map_at_5": (first + 0) / 2,
+            "map_at_10": (first + second_at_10) / 2,
+            "map_at_25": (first + second_at_25) / 2,
+            "map_at_50": (first + second_at_25) / 2,
+            "recall_at_5": 1 / 2,
+            "recall_at_10": 1,
+            "recall_at_25": 1,
+            "recall_at_50": 1,
+            "addition.map_at_10": (first + second_at_10) / 2,
+            "cardinality.map_at_10": first,
+        },
+        abs=1e-12,
+    )
+
+
+def test_average_precision_is_divided_by_what_fits_in_k():
+    # Six right answers, of which five fill the best five: as good as it gets.
+    assert average_precision(np.ones((1, 50), bool), np.array([6]), 5).tolist() == [1.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hits=st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4),
+    more=st.integers(0, 3),
+    k=st.integers(1, 12),
+)
+def test_average_precision_equals_the_short_version(hits, more, k):
+    num_targets = np.array([max(1, sum(row)) + more for row in hits])
+    for row, targets, fast in zip(hits, num_targets, average_precision(np.array(hits), num_targets, k), strict=True):
+        total = sum(sum(row[: rank + 1]) / (rank + 1) for rank in range(k) if row[rank])
+        assert fast == pytest.approx(total / min(targets, k), abs=1e-12)
+
+
+def test_genecis_by_hand(make_split, make_query):
+    # Of each query's own four candidates the target is first, second and fourth.
+    galleries = [["g5", "g9", "g20", "g40"], ["g3", "g7", "g8", "g50"], ["g0", "g1", "g2", "g55"]]
+    targets = ["g5", "g7", "g55"]
+    queries = [
+        make_query(number, "g59", [target], gallery=gallery)
+        for number, (target, gallery) in enumerate(zip(targets, galleries, strict=True))
+    ]
+    split = make_split(queries, NUM_IMAGES, dataset="GeneCIS", category="focus_object", exclude_reference=False)
+    ranking = rank(torch.linspace(1, 0, NUM_IMAGES).repeat(3, 1), split)
+    assert ranking.top[:, :5].tolist() == [[5, 9, 20, 40, -1], [3, 7, 8, 50, -1], [0, 1, 2, 55, -1]]
+    assert ranking.target_ranks.tolist() == [1, 2, 4]
+    metrics = measure({"composed": [ranking]}).metrics
+    assert [metrics[f"recall_at_{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+
+
+def test_a_constant_scorer_wins_nothing_where_the_target_comes_first_in_the_gallery(make_split, make_query):
+    query = make_query(0, "g59", ["g0"], gallery=["g0", "g1", "g2", "g3"])
+    split = make_split([query], NUM_IMAGES, dataset="GeneCIS", exclude_reference=False)
+    assert set(measure({"composed": [rank(torch.zeros(1, NUM_IMAGES), split)]}).metrics.values()) == {0.0}
+
+
+def test_fashion200k_counts_any_image_with_the_target_caption(make_split, make_query):
+    queries = [make_query(0, "g59", ["g30", "g9"]), make_query(1, "g59", ["g0"]), make_query(2, "g59", ["g55"])]
+    split = make_split(queries, NUM_IMAGES, dataset="Fashion200k", exclude_reference=False)
+    metrics = measure({"composed": [rank(torch.linspace(1, 0, NUM_IMAGES).repeat(3, 1), split)]}).metrics
+    # First right answers at 10, 1 and 56.
+    assert [metrics[f"recall_at_{k}"] for k in (1, 10, 50)] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    assert metrics["mean_r10_r50"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        # Ranks 1, 5, 10 and 51.
+        ("Shoes", {"recall_at_1": 1 / 4, "recall_at_10": 3 / 4, "recall_at_50": 3 / 4, "mean_r1_r10_r50": 7 / 12}),
+        ("LaSCo", {"recall_at_1": 1 / 4, "recall_at_5": 2 / 4, "recall_at_10": 3 / 4, "recall_at_50": 3 / 4}),
+        ("own", {"recall_at_1": 1 / 4, "recall_at_5": 2 / 4, "recall_at_10": 3 / 4, "recall_at_50": 3 / 4}),
+    ],
+)
+def test_recall_of_further_data_sets_by_hand(rank_at, dataset, expected):
+    ranking = rank_at(targets=[0, 4, 9, 50], dataset=dataset)
+    assert measure({"composed": [ranking]}).metrics == pytest.approx(expected)
+
+
+def test_own_data_has_subset_recall_where_every_query_has_a_subset(rank_at):
+    metrics = measure({"composed": [rank_at([1, 2], [(0, 1), (2, 3)], dataset="own")]}).metrics
+    assert [metrics[f"recall_subset_at_{k}"] for k in (1, 2, 3)] == [1 / 2, 1, 1]
+    assert "recall_subset_at_1" not in measure({"composed": [rank_at([1, 2], [(0, 1), ()], dataset="own")]}).metrics
+
+
+def test_a_figure_that_speaks_of_some_queries_counts_those(make_split, make_query):
+    values = {"": {"all": np.array([1.0, 0.0, 1.0, 0.0]), "some": np.array([1.0, np.nan, 0.0, np.nan])}}
+    assert averages(values) == {"all": 0.5, "some": 0.5}
+    drawn = np.random.default_rng(3).integers(0, 4, (200, 4))
+    means = [np.nanmean(values[""]["some"][row]) for row in drawn if not set(row) <= {1, 3}]
+    assert intervals(values, num_resamples=200, seed=3)["some"] == pytest.approx(
+        (np.quantile(means, 0.025), np.quantile(means, 0.975))
+    )
+
+
 def golden_split(entry: dict, dataset: str, *, exclude_reference: bool) -> Split:
     queries = tuple(
         Query(str(number), reference, "", ("",), (target,), tuple(name for name in members if name != reference))
@@ -117,7 +227,7 @@ def golden_split(entry: dict, dataset: str, *, exclude_reference: bool) -> Split
 def test_golden_figures_of_the_reference_evaluator(golden):
     entry = json.loads((golden / "metrics.json").read_text())
     similarity = load_file(golden / "metrics_similarity.safetensors")["similarity"]
-    cirr = evaluate_rankings([rank(similarity, golden_split(entry, "CIRR", exclude_reference=True))]).metrics
+    cirr = measure({"composed": [rank(similarity, golden_split(entry, "CIRR", exclude_reference=True))]}).metrics
     expected = {
         key.replace("R_s@", "recall_subset_at_").replace("R@", "recall_at_"): value / 100
         for key, value in entry["cirr"].items()
@@ -128,7 +238,7 @@ def test_golden_figures_of_the_reference_evaluator(golden):
     assert cirr == pytest.approx(expected, abs=1e-6)
 
     split = golden_split(entry, "FashionIQ", exclude_reference=False)
-    fashioniq = evaluate_rankings([rank(similarity, split)]).metrics
+    fashioniq = measure({"composed": [rank(similarity, split)]}).metrics
     assert fashioniq["recall_at_10"] == pytest.approx(entry["fashioniq_reference_kept"]["R@10"] / 100, abs=1e-6)
     assert fashioniq["recall_at_50"] == pytest.approx(entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6)
 
@@ -138,7 +248,7 @@ def test_golden_figures_of_the_reference_evaluator(golden):
 def test_a_constant_scorer_gets_the_worst_figures(make_split, make_query, constant, target):
     subset = [f"g{(target + step) % 59}" for step in range(5)]
     split = make_split([make_query(0, "g59", [f"g{target}"], subset)], NUM_IMAGES)
-    metrics = evaluate_rankings([rank(torch.full((1, NUM_IMAGES), constant), split)]).metrics
+    metrics = measure({"composed": [rank(torch.full((1, NUM_IMAGES), constant), split)]}).metrics
     assert metrics == dict.fromkeys(PROTOCOLS["CIRR"].keys, 0.0)
 
 
@@ -183,7 +293,7 @@ def test_categories_are_resampled_apart():
 def test_hidden_answers_are_an_error_with_the_way_out(make_split, make_query):
     split = make_split([make_query(0, "g0", []), make_query(1, "g0", [])], NUM_IMAGES, name="test1")
     with pytest.raises(ComposirError) as error:
-        evaluate_rankings([rank(torch.zeros(2, NUM_IMAGES), split)])
+        measure({"composed": [rank(torch.zeros(2, NUM_IMAGES), split)]})
     assert str(error.value) == (
         "CIRR test1: 2 of 2 queries have no target: their answers are hidden; "
         "expected a split whose right answers are known, such as val; "
@@ -201,14 +311,10 @@ def test_a_missing_subset_is_an_error(rank_at):
     )
 
 
-def test_a_shallow_ranking_is_an_error(make_split, make_query):
-    split = make_split([make_query(0, "g0", ["g1"], ["g1", "g2"])], NUM_IMAGES)
-    with pytest.raises(ComposirError) as error:
-        per_query(rank(torch.zeros(1, NUM_IMAGES), split, depth=49))
-    assert str(error.value) == (
-        "CIRR val: the ranking keeps the best 49 images of a query; "
-        "expected at least 50, the largest K of CIRR; fix: rank with depth=50"
-    )
+def test_figures_that_a_ranking_does_not_hold_are_left_out(rank_at):
+    ranking = rank_at(targets=[3], subsets=[(0, 1, 2, 3)])
+    shallow = dataclasses.replace(ranking, top=ranking.top[:, :9], subset=((),))
+    assert per_query(shallow).keys() == {"recall_at_1", "recall_at_5"}
 
 
 def test_an_unknown_data_set_is_an_error():
@@ -222,7 +328,7 @@ def test_an_unknown_data_set_is_an_error():
 
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ComposirError, match=r"^there is nothing to score; expected at least one split$"):
-        evaluate_rankings([])
+        measure({"composed": []})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +346,7 @@ def test_splits_under_different_rules_are_not_mixed(rank_at, change, message):
     dress, shirt = (rank_at([0], category=category, **rules) for category in ("dress", "shirt"))
     other = dataclasses.replace(shirt, split=dataclasses.replace(shirt.split, **change))
     with pytest.raises(ComposirError) as error:
-        evaluate_rankings([dress, other])
+        measure({"composed": [dress, other]})
     assert str(error.value) == (
         f"{message}; expected categories of one split, read under the same rules; fix: score them one by one"
     )
@@ -249,7 +355,7 @@ def test_splits_under_different_rules_are_not_mixed(rank_at, change, message):
 def test_a_category_given_twice_is_an_error(rank_at):
     dress = rank_at([0], dataset="FashionIQ", category="dress")
     with pytest.raises(ComposirError) as error:
-        evaluate_rankings([dress, dress])
+        measure({"composed": [dress, dress]})
     assert str(error.value) == "a category comes more than once: dress, dress; expected each category once"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from composir.errors import ComposirError, ProblemsError
-from composir.evaluation import PADDING, rank, rank_blocks, target_ranks
+from composir.evaluation import PADDING, rank, rank_blocks
 
 
 def slow_order(scores, query, split):
@@ -19,7 +19,9 @@ def slow_order(scores, query, split):
         return (-float(scores[place]), role, place)
 
     candidates = [
-        place for place, name in enumerate(split.gallery) if not (split.exclude_reference and name == query.reference)
+        place
+        for place, name in enumerate(split.gallery)
+        if not (split.exclude_reference and name == query.reference) and name in (query.gallery or split.gallery)
     ]
     return sorted(candidates, key=key)
 
@@ -40,7 +42,10 @@ def problems(draw):
         reference, *others = draw(names)
         num_targets = draw(st.integers(1, len(others)))
         subset = draw(st.permutations(others))[: draw(st.integers(0, len(others)))]
-        queries.append((reference, others[:num_targets], subset))
+        gallery = (
+            {*others[:num_targets], *subset, *draw(st.sets(st.sampled_from(others)))} if draw(st.booleans()) else ()
+        )
+        queries.append((reference, others[:num_targets], subset, gallery))
     return rows, queries, draw(st.booleans()), draw(st.integers(1, num_images + 2)), draw(st.integers(1, 4))
 
 
@@ -49,7 +54,7 @@ def problems(draw):
 def test_ranking_equals_a_full_sort(make_split, make_query, problem):
     rows, queries, exclude_reference, depth, block = problem
     split = make_split(
-        [make_query(number, *query) for number, query in enumerate(queries)],
+        [make_query(number, *query, gallery=sorted(gallery)) for number, (*query, gallery) in enumerate(queries)],
         len(rows[0]),
         exclude_reference=exclude_reference,
     )
@@ -57,16 +62,19 @@ def test_ranking_equals_a_full_sort(make_split, make_query, problem):
     ranking = rank(similarity, split, depth=depth)
     assert ranking.top.shape == ranking.scores.shape == (len(queries), depth)
     for row, query in enumerate(split.queries):
-        order = slow_order(rows[row], query, split)[:depth]
+        whole_order = slow_order(rows[row], query, split)
+        order = whole_order[:depth]
+        assert ranking.target_ranks[row] == whole_order.index(split.gallery.index(query.targets[0])) + 1
         padding = depth - len(order)
         assert ranking.top[row].tolist() == order + [PADDING] * padding
         assert ranking.scores[row].tolist() == [rows[row][place] for place in order] + [-np.inf] * padding
-        members = [split.gallery[place] for place in slow_order(rows[row], query, split)]
+        members = [split.gallery[place] for place in whole_order]
         assert ranking.subset[row] == tuple(name for name in members if name in query.subset)
 
     by_blocks = rank_blocks(similarity.split(block), split, depth=depth)
     np.testing.assert_array_equal(by_blocks.top, ranking.top)
     np.testing.assert_array_equal(by_blocks.scores, ranking.scores)
+    np.testing.assert_array_equal(by_blocks.target_ranks, ranking.target_ranks)
     assert by_blocks.subset == ranking.subset
 
 
@@ -84,7 +92,7 @@ def test_a_tied_target_comes_last_and_the_annotated_one_after_all(make_split, ma
     ranking = rank(torch.full((1, 5), 0.3), split, depth=5)
     assert ranking.top.tolist() == [[1, 3, 2, 0, PADDING]]
     assert ranking.subset == (("g1", "g0"),)
-    assert target_ranks(ranking).tolist() == [4]
+    assert ranking.target_ranks.tolist() == [4]
 
 
 def test_the_reference_is_kept_where_the_split_says_so(make_split, make_query):
@@ -106,7 +114,7 @@ def test_a_query_without_targets_is_ranked_and_has_no_target_rank(make_split, ma
     split = make_split([make_query(0, "g0", [])], 3)
     ranking = rank(torch.tensor([[0.1, 0.2, 0.3]]), split, depth=3)
     assert ranking.top.tolist() == [[2, 1, PADDING]]
-    assert target_ranks(ranking).tolist() == [0]
+    assert ranking.target_ranks.tolist() == [0]
 
 
 def test_nan_is_an_error_that_names_the_query(make_split, make_query):

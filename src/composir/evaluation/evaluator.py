@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,16 +13,9 @@ from torch import Tensor
 from composir.data.images import ImageSource
 from composir.data.triplets import Split
 from composir.errors import ComposirError
-from composir.evaluation.metrics import (
-    NUM_RESAMPLES,
-    averages,
-    check_scorable,
-    evaluate_rankings,
-    per_query,
-    protocol_of,
-)
-from composir.evaluation.ranking import DEPTH, Ranking, describe, rank_blocks
-from composir.evaluation.signature import signature_fields, signature_text
+from composir.evaluation.metrics import NUM_RESAMPLES, check_scorable
+from composir.evaluation.ranking import Ranking, check_gallery, describe, rank_blocks
+from composir.evaluation.result import COMPOSED, IMAGE_ONLY, KINDS, TEXT_ONLY, Result, measure
 from composir.evaluation.similarity import similarity
 
 SCORES_PER_BLOCK = 2**25
@@ -55,56 +48,12 @@ class Embedder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """The figures of a model on a split, with what it takes to read them rightly."""
-
-    metrics: dict[str, float]
-    """Fractions in [0, 1]; with categories also ``dress.recall_at_10``, the plain key being their mean."""
-    intervals: dict[str, tuple[float, float]]
-    """The 95 % bootstrap interval over queries of every metric."""
-    baselines: dict[str, dict[str, float]]
-    """The same metrics of ``image_only`` and ``text_only``; empty where they were not asked for."""
-    num_queries: int
-    """Over all categories; always the number in the annotation."""
-    num_gallery: int
-    """Gallery images over all categories."""
-    signature_fields: dict[str, str]
-    """What was measured, by field."""
-    rankings: tuple[Ranking, ...]
-    """The composed queries' rankings, one per category."""
-
-    @property
-    def signature(self) -> str:
-        """What was measured, as one short string."""
-        return signature_text(self.signature_fields)
-
-    @property
-    def primary(self) -> str:
-        """The key of the figure that the field compares by."""
-        return protocol_of(self.signature_fields["dataset"]).primary
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document that ``composir evaluate --json`` prints, made of plain JSON types."""
-        return {
-            "metrics": dict(self.metrics),
-            "intervals": {key: list(interval) for key, interval in self.intervals.items()},
-            "baselines": {name: dict(metrics) for name, metrics in self.baselines.items()},
-            "num_queries": self.num_queries,
-            "num_gallery": self.num_gallery,
-            "primary_metric": self.primary,
-            "signature": self.signature,
-            "signature_fields": dict(self.signature_fields),
-        }
-
-
 def evaluate(
     embedder: Embedder,
     splits: Sequence[Split],
     *,
     batch_size: int = 64,
     weights_hash: str = "unknown",
-    depth: int = DEPTH,
     baselines: bool = True,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -112,41 +61,47 @@ def evaluate(
 ) -> Result:
     """Return the figures of ``embedder`` on ``splits``: one split, or one per category.
 
-    Every gallery image is embedded once. The baselines use the same model and gallery: ``image_only``
-    asks with the empty sentence, ``text_only`` with the reference neutralised; they tell how much of the
-    figure needs the composition at all. ``weights_hash`` identifies the model in the signature;
-    ``seed`` is the bootstrap's.
-
-    Raises ``ComposirError`` before anything is embedded where the splits cannot be scored (hidden answers,
-    targets outside the gallery), and later where the model gives NaN or the wrong number of embeddings.
+    ``rank_splits`` and then ``measure``, which say what the arguments are. Raises ``ComposirError`` before
+    anything is embedded where the splits cannot be scored (hidden answers, targets outside the gallery), and
+    later where the model gives NaN or the wrong number of embeddings.
     """
-    check_scorable(splits, depth=depth)
-    rankings: dict[str, list[Ranking]] = {"composed": []}
-    if baselines:
-        rankings |= {"image_only": [], "text_only": []}
+    check_scorable(splits)
+    kinds = KINDS if baselines else (COMPOSED,)
+    rankings = rank_splits(embedder, splits, kinds=kinds, batch_size=batch_size, progress=progress)
+    return measure(rankings, weights_hash=weights_hash, num_resamples=num_resamples, seed=seed)
+
+
+def rank_splits(
+    embedder: Embedder,
+    splits: Sequence[Split],
+    *,
+    kinds: Sequence[str] = (COMPOSED,),
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, tuple[Ranking, ...]]:
+    """Return the rankings of every split by kind of query; the answers may be hidden.
+
+    Every gallery image is embedded once. All kinds use the same model and gallery: ``image_only`` asks with the
+    empty sentence, ``text_only`` with the reference neutralised; they tell how much of a figure needs the
+    composition at all. Memory: the gallery's embeddings and ``SCORES_PER_BLOCK`` similarities.
+    """
+    rankings: dict[str, list[Ranking]] = {kind: [] for kind in kinds}
     with torch.no_grad():
         for split in splits:
+            check_gallery(split)
             batches = _Batches(split, batch_size, progress)
             gallery = _embed_gallery(embedder, split, batches)
             for kind, ranked in rankings.items():
-                queries = _QUERY_EMBEDDINGS[kind](embedder, split, batches)
-                rows = max(1, SCORES_PER_BLOCK // len(gallery))
-                blocks = (similarity(block, gallery) for block in queries.split(rows))
-                ranked.append(rank_blocks(blocks, split, depth=depth))
-    composed = rankings.pop("composed")
-    values = evaluate_rankings(composed, num_resamples=num_resamples, seed=seed)
-    return Result(
-        metrics=values.metrics,
-        intervals=values.intervals,
-        baselines={
-            kind: averages({ranking.split.category: per_query(ranking) for ranking in ranked})
-            for kind, ranked in rankings.items()
-        },
-        num_queries=sum(len(split.queries) for split in splits),
-        num_gallery=sum(len(split.gallery) for split in splits),
-        signature_fields=signature_fields(splits, weights_hash=weights_hash),
-        rankings=tuple(composed),
-    )
+                ranked.append(rank_embeddings(_QUERY_EMBEDDINGS[kind](embedder, split, batches), gallery, split))
+    return {kind: tuple(ranked) for kind, ranked in rankings.items()}
+
+
+def rank_embeddings(
+    queries: Float[Tensor, "num_queries dim"], gallery: Float[Tensor, "gallery vectors dim"], split: Split
+) -> Ranking:
+    """Return the ranking of a split whose queries and gallery are embedded, by blocks of queries."""
+    rows = max(1, SCORES_PER_BLOCK // len(gallery))
+    return rank_blocks((similarity(block, gallery) for block in queries.split(rows)), split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +113,7 @@ class _Batches:
     progress: Progress | None
 
     def embed(self, what: str, count: int, embed: Callable[[slice], Tensor]) -> Tensor:
-        parts = []
+        embeddings = None
         for start in range(0, count, self.batch_size):
             stop = min(start + self.batch_size, count)
             part = embed(slice(start, stop))
@@ -168,10 +123,13 @@ class _Batches:
                     file=describe(self.split),
                     expected="one each: no image and no query may be dropped",
                 )
-            parts.append(part)
+            if embeddings is None:  # the whole at once: parts and their whole would take twice the memory
+                embeddings = part.new_empty((count, *part.shape[1:]))
+            embeddings[start:stop] = part
             if self.progress is not None:
                 self.progress(f"{describe(self.split)}: {what}", stop, count)
-        return torch.cat(parts)
+        assert embeddings is not None  # a split has at least one query and one image
+        return embeddings
 
 
 def _embed_gallery(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:
@@ -204,7 +162,7 @@ def _embed_text_only(embedder: Embedder, split: Split, batches: _Batches) -> Ten
 
 
 _QUERY_EMBEDDINGS: dict[str, Callable[[Embedder, Split, _Batches], Tensor]] = {
-    "composed": _embed_composed,
-    "image_only": _embed_image_only,
-    "text_only": _embed_text_only,
+    COMPOSED: _embed_composed,
+    IMAGE_ONLY: _embed_image_only,
+    TEXT_ONLY: _embed_text_only,
 }

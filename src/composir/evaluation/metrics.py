@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
 
 from composir.data.triplets import Split
 from composir.errors import ComposirError, nearest
-from composir.evaluation.ranking import Ranking, check_gallery, describe, target_ranks
+from composir.evaluation.ranking import Ranking, check_gallery, describe, first_ranks, hits
 
 METRIC_VERSION = "1"
 """Raised whenever a figure computed from the same ranking would change."""
@@ -18,27 +18,38 @@ NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 DRAWS_PER_BLOCK = 2**22
 """Resampled queries counted at once: 32 MB."""
+ASPECT_K = 10
+"""CIRCO reports the mean average precision of every semantic aspect at this K."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricProtocol:
     """What is measured on a data set."""
 
-    recall_ks: tuple[int, ...]
-    """The K of ``recall_at_K``: the share of queries whose annotated target is among the best K."""
-    subset_ks: tuple[int, ...]
-    """The K of ``recall_subset_at_K``: the same among the members of the query's subset alone."""
-    means: Mapping[str, tuple[str, ...]]
-    """Figures that are the arithmetic mean of others, by name."""
     primary: str
     """The figure that the field compares by."""
+    recall_ks: tuple[int, ...]
+    """The K of ``recall_at_K``: the share of queries whose annotated target is among the best K."""
+    any_target: bool = False
+    """Whether recall counts any right answer (Fashion200k) instead of the annotated one alone."""
+    subset_ks: tuple[int, ...] = ()
+    """The K of ``recall_subset_at_K``: the same among the members of the query's subset alone."""
+    subsets_required: bool = True
+    """Whether every query must have a subset; else the figures are there only where every query has one."""
+    map_ks: tuple[int, ...] = ()
+    """The K of ``map_at_K``: the mean over queries of the average precision over all right answers (CIRCO)."""
+    means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Figures that are the arithmetic mean of others, by name."""
+    solved_k: int = 10
+    """A query counts as solved by one modality alone where its target is among that modality's best K."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every metric key, in the order of a table."""
+        """Every metric key, in the order of a table; aspects not counted."""
+        maps = tuple(f"map_at_{k}" for k in self.map_ks)
         recalls = tuple(f"recall_at_{k}" for k in self.recall_ks)
         subset_recalls = tuple(f"recall_subset_at_{k}" for k in self.subset_ks)
-        return (*recalls, *subset_recalls, *self.means)
+        return (*maps, *recalls, *subset_recalls, *self.means)
 
 
 _CIRR_RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
@@ -46,31 +57,37 @@ _CIRR_SUBSET_RECALLS = ("recall_subset_at_1", "recall_subset_at_2", "recall_subs
 
 PROTOCOLS: dict[str, MetricProtocol] = {
     "CIRR": MetricProtocol(
+        primary="mean_r5_rs1",
         recall_ks=(1, 5, 10, 50),
         subset_ks=(1, 2, 3),
         means={
             "mean_r5_rs1": ("recall_at_5", "recall_subset_at_1"),
             "mean_of_seven": (*_CIRR_RECALLS, *_CIRR_SUBSET_RECALLS),  # SPRC selects its checkpoint by it
         },
-        primary="mean_r5_rs1",
     ),
     "FashionIQ": MetricProtocol(
-        recall_ks=(10, 50),
-        subset_ks=(),
-        means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
         primary="mean_r10_r50",
+        recall_ks=(10, 50),
+        means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
+    ),
+    "CIRCO": MetricProtocol(primary="map_at_10", recall_ks=(5, 10, 25, 50), map_ks=(5, 10, 25, 50)),
+    "GeneCIS": MetricProtocol(primary="recall_at_1", recall_ks=(1, 2, 3), solved_k=1),
+    "Fashion200k": MetricProtocol(
+        primary="mean_r10_r50",
+        recall_ks=(1, 10, 50),
+        any_target=True,
+        means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
+    ),
+    "Shoes": MetricProtocol(
+        primary="mean_r1_r10_r50",
+        recall_ks=(1, 10, 50),
+        means={"mean_r1_r10_r50": ("recall_at_1", "recall_at_10", "recall_at_50")},
+    ),
+    "LaSCo": MetricProtocol(primary="recall_at_10", recall_ks=(1, 5, 10, 50)),
+    "own": MetricProtocol(
+        primary="recall_at_10", recall_ks=(1, 5, 10, 50), subset_ks=(1, 2, 3), subsets_required=False
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class MetricValues:
-    """The figures of one or several rankings, as fractions in [0, 1]."""
-
-    metrics: dict[str, float]
-    """By key; with categories also ``dress.recall_at_10``, the plain key being their unweighted mean."""
-    intervals: dict[str, tuple[float, float]]
-    """The 95 % bootstrap interval over queries of every metric, low and high."""
 
 
 def protocol_of(dataset: str) -> MetricProtocol:
@@ -84,25 +101,17 @@ def protocol_of(dataset: str) -> MetricProtocol:
     return PROTOCOLS[dataset]
 
 
-def check_scorable(splits: Sequence[Split], *, depth: int) -> None:
+def check_scorable(splits: Sequence[Split]) -> None:
     """Return nothing; raise ``ComposirError`` unless rankings of ``splits`` can be scored together.
 
     They must be categories of one split of one data set, under the same rules, each once, and every
-    query must have its targets, and its subset where the data set measures one, in the gallery. ``depth``,
-    how many images a ranking keeps, must reach the data set's largest K.
+    query must have its targets, and its subset where the data set measures one, in the gallery.
     Cheap: call it before anything is embedded.
     """
     if not splits:
         raise ComposirError("there is nothing to score", expected="at least one split")
     _check_same_rules(splits)
     protocol = protocol_of(splits[0].dataset)
-    if depth < max(protocol.recall_ks):
-        raise ComposirError(
-            f"the ranking keeps the best {depth} images of a query",
-            file=describe(splits[0]),
-            expected=f"at least {max(protocol.recall_ks)}, the largest K of {splits[0].dataset}",
-            fix=f"rank with depth={max(protocol.recall_ks)}",
-        )
     for split in splits:
         check_gallery(split)
         num_queries = len(split.queries)
@@ -115,7 +124,7 @@ def check_scorable(splits: Sequence[Split], *, depth: int) -> None:
                 fix="evaluate val: only the test server knows the answers of this split",
             )
         without_subset = [query.id for query in split.queries if not query.subset]
-        if protocol.subset_ks and without_subset:
+        if protocol.subset_ks and protocol.subsets_required and without_subset:
             raise ComposirError(
                 f"{len(without_subset)} of {num_queries} queries have no subset (first {without_subset[0]})",
                 file=describe(split),
@@ -125,17 +134,23 @@ def check_scorable(splits: Sequence[Split], *, depth: int) -> None:
 
 
 def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]]:
-    """Return every metric of the ranking's data set by key, with one value in [0, 1] per query.
+    """Return every query's own value of every figure of its data set, by metric key.
 
-    Recall counts the annotated target alone, as the official evaluators of CIRR and FashionIQ do; a mean
-    is the mean of the query's own values, so the mean over queries of any entry is the published figure.
+    A value is NaN where the figure does not speak of the query (an aspect that it does not have). Recall counts
+    the annotated target alone, as the official evaluators of CIRR, FashionIQ and CIRCO do (Fashion200k: any
+    right answer); average precision counts all right answers (see ``average_precision``). A mean is the mean of
+    the query's own values, so the mean over queries of any entry is the published figure. Figures that the
+    ranking does not hold (subsets that are not known, K beyond its depth) are left out.
     """
     split = ranking.split
-    check_scorable([split], depth=ranking.top.shape[1])
+    check_scorable([split])
     protocol = protocol_of(split.dataset)
-    ranks = target_ranks(ranking)
-    values = {f"recall_at_{k}": _within(ranks, k) for k in protocol.recall_ks}
-    if protocol.subset_ks:
+    depth = ranking.top.shape[1]
+    right = hits(ranking)
+    values = {f"map_at_{k}": average_precision(right, _num_targets(split), k) for k in protocol.map_ks if k <= depth}
+    ranks = first_ranks(right if protocol.any_target else hits(ranking, annotated_only=True))
+    values |= {f"recall_at_{k}": _within(ranks, k) for k in protocol.recall_ks if k <= depth}
+    if protocol.subset_ks and all(ranking.subset):
         subset_ranks = np.array(
             [
                 order.index(query.targets[0]) + 1 if query.targets[0] in order else 0
@@ -143,29 +158,45 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
             ]
         )
         values |= {f"recall_subset_at_{k}": _within(subset_ranks, k) for k in protocol.subset_ks}
-    return values | {name: np.mean([values[part] for part in parts], axis=0) for name, parts in protocol.means.items()}
+    for name, parts in protocol.means.items():
+        if all(part in values for part in parts):
+            values[name] = np.mean([values[part] for part in parts], axis=0)
+    if protocol.map_ks and depth >= ASPECT_K:
+        precision = average_precision(right, _num_targets(split), ASPECT_K)
+        for aspect in sorted({aspect for query in split.queries for aspect in query.aspects}):
+            has_aspect = np.array([aspect in query.aspects for query in split.queries])
+            values[f"{aspect}.map_at_{ASPECT_K}"] = np.where(has_aspect, precision, np.nan)
+    return values
 
 
-def evaluate_rankings(
-    rankings: Sequence[Ranking], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> MetricValues:
-    """Return the figures of ``rankings`` with their intervals: one ranking, or one per category."""
-    depth = min((ranking.top.shape[1] for ranking in rankings), default=0)
-    check_scorable([ranking.split for ranking in rankings], depth=depth)
-    values_by_category = {ranking.split.category: per_query(ranking) for ranking in rankings}
-    return MetricValues(
-        metrics=averages(values_by_category),
-        intervals=intervals(values_by_category, num_resamples=num_resamples, seed=seed),
-    )
+def average_precision(
+    hits: Bool[np.ndarray, "num_queries depth"], num_targets: Int64[np.ndarray, " num_queries"], k: int
+) -> Float64[np.ndarray, " num_queries"]:
+    """Return AP@K: the sum over i <= K of precision(i) * rel(i), divided by min(number of right answers, K).
+
+    Source: the official evaluator of CIRCO (Baldrati et al., ICCV 2023, arXiv 2303.15247).
+    """
+    best = hits[:, :k]
+    precision = best.cumsum(axis=1) / np.arange(1, best.shape[1] + 1)  # (num_queries, k)
+    return (precision * best).sum(axis=1) / np.minimum(num_targets, k)
+
+
+def solved(ranking: Ranking) -> Bool[np.ndarray, " num_queries"]:
+    """Return whether each query's target (Fashion200k: any) is among the best ``MetricProtocol.solved_k``."""
+    protocol = protocol_of(ranking.split.dataset)
+    right = hits(ranking, annotated_only=not protocol.any_target)
+    return first_ranks(right[:, : protocol.solved_k]) > 0
 
 
 def averages(values_by_category: Mapping[str, Mapping[str, Float64[np.ndarray, " _"]]]) -> dict[str, float]:
-    """Return the mean over queries of every metric, then over categories, keyed as ``MetricValues.metrics``.
+    """Return the mean over queries of every metric, then over categories, as fractions in [0, 1].
 
-    ``values_by_category`` holds what ``per_query`` returns, under ``""`` where there are no categories.
+    ``values_by_category`` holds what ``per_query`` returns, under ``""`` where there are no categories. With
+    categories there is also ``dress.recall_at_10``, the plain key being their unweighted mean. Queries that a
+    figure does not speak of do not count in it.
     """
     means = {
-        category: {key: np.mean(value) for key, value in values.items()}
+        category: {key: np.nanmean(value) for key, value in values.items()}
         for category, values in values_by_category.items()
     }
     return {key: float(value) for key, value in _over_categories(means).items()}
@@ -185,13 +216,40 @@ def intervals(
     rng = np.random.default_rng(seed)
     draws = {}
     for category, values in values_by_category.items():
-        resampled = _bootstrap_means(np.stack(list(values.values()), axis=1), num_resamples, rng)
+        resampled = bootstrap(np.stack(list(values.values()), axis=1), num_resamples, rng)
         draws[category] = dict(zip(values, resampled.T, strict=True))
     tail = (1 - CONFIDENCE) / 2
     return {
-        key: (float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail)))
+        key: (float(np.nanquantile(means, tail)), float(np.nanquantile(means, 1 - tail)))
         for key, means in _over_categories(draws).items()
     }
+
+
+def bootstrap(
+    values: Float64[np.ndarray, "num_queries num_metrics"], num_resamples: int, rng: np.random.Generator
+) -> Float64[np.ndarray, "num_resamples num_metrics"]:
+    """Return the means over ``num_resamples`` draws of queries with replacement, the same draws for all columns.
+
+    NaN entries do not count in their column; a draw that holds nothing else gives NaN.
+    """
+    num_queries = len(values)
+    counted = ~np.isnan(values)
+    sums = np.where(counted, values, 0.0)
+    rows_per_block = max(1, DRAWS_PER_BLOCK // num_queries)
+    blocks = []
+    for start in range(0, num_resamples, rows_per_block):
+        num_rows = min(rows_per_block, num_resamples - start)
+        drawn = rng.integers(0, num_queries, (num_rows, num_queries))
+        cells = drawn + num_queries * np.arange(num_rows)[:, None]
+        counts = np.bincount(cells.ravel(), minlength=num_rows * num_queries).reshape(num_rows, num_queries)
+        weights = counts.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as said
+            blocks.append(weights @ sums / (num_queries if counted.all() else weights @ counted))
+    return np.concatenate(blocks)
+
+
+def _num_targets(split: Split) -> Int64[np.ndarray, " num_queries"]:
+    return np.array([len(query.targets) for query in split.queries], dtype=np.int64)
 
 
 def _within(ranks: np.ndarray, k: int) -> Float64[np.ndarray, " num_queries"]:
@@ -208,21 +266,6 @@ def _over_categories(
         f"{category}.{key}": value for category, entry in entries.items() if category for key, value in entry.items()
     }
     return plain | own
-
-
-def _bootstrap_means(
-    values: Float64[np.ndarray, "num_queries num_metrics"], num_resamples: int, rng: np.random.Generator
-) -> Float64[np.ndarray, "num_resamples num_metrics"]:
-    num_queries = len(values)
-    rows_per_block = max(1, DRAWS_PER_BLOCK // num_queries)
-    blocks = []
-    for start in range(0, num_resamples, rows_per_block):
-        num_rows = min(rows_per_block, num_resamples - start)
-        drawn = rng.integers(0, num_queries, (num_rows, num_queries))
-        cells = drawn + num_queries * np.arange(num_rows)[:, None]
-        counts = np.bincount(cells.ravel(), minlength=num_rows * num_queries).reshape(num_rows, num_queries)
-        blocks.append(counts @ values / num_queries)
-    return np.concatenate(blocks)
 
 
 def _check_same_rules(splits: Sequence[Split]) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError, Problem, ProblemsError
 
 DEPTH = 50
-"""How many gallery images a ranking keeps: the largest K of CIRR and FashionIQ."""
+"""How many gallery images a ranking keeps: the largest K of every data set, and what the test servers take."""
 PADDING = -1
 """Stands in ``Ranking.top`` where the gallery holds no further image."""
 KEYS_PER_BLOCK = 2**22
@@ -32,18 +32,22 @@ class Ranking:
 
     split: Split
     top: Int64[np.ndarray, "num_queries depth"]
-    """Places in ``split.gallery``, best first; ``PADDING`` once the gallery is exhausted."""
+    """Places in ``split.gallery``, best first; ``PADDING`` once the query's candidates are exhausted."""
     scores: Float32[np.ndarray, "num_queries depth"]
-    """The similarities of ``top``; minus infinity where ``top`` is padded."""
+    """The similarities of ``top``; minus infinity where ``top`` is padded, NaN where they are not known."""
+    target_ranks: Int64[np.ndarray, " num_queries"]
+    """The rank of the annotated target among all candidates, 1 for the best; 0 where it is not known: a hidden
+    answer, or a file of predictions that does not hold the target."""
     subset: tuple[tuple[str, ...], ...]
-    """Every query's subset members by name, best first; empty where the query has no subset."""
+    """Every query's subset members by name, best first; empty where the query has none or they are not known."""
 
 
 def rank(similarity: Float[Tensor, "num_queries gallery"], split: Split, *, depth: int = DEPTH) -> Ranking:
     """Return the ``depth`` best images of every query and the order of its subset members.
 
     ``similarity`` has a row per ``split.queries`` and a column per ``split.gallery``; it is read as float32.
-    The reference is left out where ``split.exclude_reference`` says so. Images with equal scores come in
+    The reference is left out where ``split.exclude_reference`` says so, and so are images outside the query's
+    own gallery where it has one. Images with equal scores come in
     the order of the gallery, except that right answers come after all others and the annotated one last:
     a scorer that cannot tell images apart never profits from their order.
 
@@ -61,7 +65,7 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
     check_gallery(split)
     place_by_name = {name: place for place, name in enumerate(split.gallery)}
     rows_per_block = max(1, KEYS_PER_BLOCK // len(split.gallery))
-    top, scores, subset = [], [], []
+    top, scores, target_ranks, subset = [], [], [], []
     num_ranked = 0
     for block in blocks:
         for rows in block.split(rows_per_block):
@@ -71,28 +75,45 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
             block_top, block_scores = _take_top(keys, rows, depth)
             top.append(block_top)
             scores.append(block_scores)
+            target_ranks.extend(_rank_targets(keys, queries, place_by_name))
             subset.extend(_order_subsets(keys, queries, place_by_name))
             num_ranked += len(rows)
     if num_ranked != len(split.queries):
         raise _shape_error(f"{num_ranked} rows", split)
-    return Ranking(split, torch.cat(top).numpy(), torch.cat(scores).numpy(), tuple(subset))
-
-
-def target_ranks(ranking: Ranking) -> Int64[np.ndarray, " num_queries"]:
-    """Return the rank of every query's annotated target, 1 for the best; 0 where ``top`` does not hold it.
-
-    A query without targets (a hidden test set) has 0.
-    """
-    place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
-    targets = np.array(
-        [place_by_name[query.targets[0]] if query.targets else _NO_TARGET for query in ranking.split.queries]
+    return Ranking(
+        split,
+        top=torch.cat(top).numpy(),
+        scores=torch.cat(scores).numpy(),
+        target_ranks=np.array(target_ranks, dtype=np.int64),
+        subset=tuple(subset),
     )
-    hits = ranking.top == targets[:, None]  # (num_queries, depth)
+
+
+def hits(ranking: Ranking, *, annotated_only: bool = False) -> Bool[np.ndarray, "num_queries depth"]:
+    """Return which images of ``top`` are right answers; with ``annotated_only`` the annotated target alone."""
+    place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
+    num_targets = 1 if annotated_only else max(len(query.targets) for query in ranking.split.queries)
+    found = np.zeros(ranking.top.shape, bool)
+    for number in range(num_targets):
+        places = np.array(
+            [
+                place_by_name[query.targets[number]] if number < len(query.targets) else _NO_TARGET
+                for query in ranking.split.queries
+            ]
+        )
+        found |= ranking.top == places[:, None]
+    return found
+
+
+def first_ranks(hits: Bool[np.ndarray, "num_queries depth"]) -> Int64[np.ndarray, " num_queries"]:
+    """Return the rank of every query's first hit, 1 for the best, 0 where there is none."""
+    if not hits.shape[1]:
+        return np.zeros(len(hits), np.int64)
     return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
 
 
 def check_gallery(split: Split) -> None:
-    """Return nothing; raise ``ProblemsError`` naming every target and subset member outside the gallery.
+    """Return nothing; raise ``ProblemsError`` naming every target, candidate and subset member outside the gallery.
 
     A split without queries or without a gallery is a ``ComposirError``.
     """
@@ -104,18 +125,21 @@ def check_gallery(split: Split) -> None:
             fix=f"run `composir data check --dataset {split.dataset}`",
         )
     gallery = set(split.gallery)
-    problems = [
-        Problem(
-            file=describe(split),
-            where=f"query {query.id}",
-            message=f"{role} {name!r} is not among the {len(gallery)} images of the gallery",
-            fix=f"run `composir data check --dataset {split.dataset}` and complete the split file",
-        )
-        for query in split.queries
-        for role, names in (("target", query.targets), ("subset member", query.subset))
-        for name in names
-        if name not in gallery
-    ]
+    problems = []
+    for query in split.queries:
+        own = set(query.gallery)
+        roles = (("candidate", query.gallery, gallery), ("target", query.targets, own or gallery))
+        for role, names, known in (*roles, ("subset member", query.subset, own or gallery)):
+            problems += [
+                Problem(
+                    file=describe(split),
+                    where=f"query {query.id}",
+                    message=f"{role} {name!r} is not among the {len(known)} images of the gallery",
+                    fix=f"run `composir data check --dataset {split.dataset}` and complete the split file",
+                )
+                for name in names
+                if name not in known
+            ]
     if problems:
         raise ProblemsError(problems)
 
@@ -144,10 +168,13 @@ def _sort_keys(
             roles[row, place_by_name[query.targets[0]]] = _ANNOTATED_TARGET
     places = torch.arange(num_images - 1, -1, -1)  # earlier in the gallery is larger
     keys = (ordered.long() << 32) + (roles << _PLACE_BITS) + places
-    if exclude_reference:
-        for row, query in enumerate(queries):
-            if query.reference in place_by_name:
-                keys[row, place_by_name[query.reference]] = _EXCLUDED
+    for row, query in enumerate(queries):
+        if query.gallery:
+            outside = torch.ones(num_images, dtype=torch.bool)
+            outside[[place_by_name[name] for name in query.gallery]] = False
+            keys[row, outside] = _EXCLUDED
+        if exclude_reference and query.reference in place_by_name:
+            keys[row, place_by_name[query.reference]] = _EXCLUDED
     return keys
 
 
@@ -163,6 +190,17 @@ def _take_top(
     padded = torch.full((len(keys), depth), float("-inf"))
     padded[:, : best.shape[1]] = scores.masked_fill(exhausted, float("-inf"))
     return top, padded
+
+
+def _rank_targets(
+    keys: Int64[Tensor, "block gallery"], queries: tuple[Query, ...], place_by_name: dict[str, int]
+) -> list[int]:
+    """Return the rank of every annotated target among all candidates, 0 for a hidden one or one left out."""
+    places = torch.tensor([place_by_name[query.targets[0]] if query.targets else 0 for query in queries]).long()
+    target_keys = keys.gather(1, places[:, None])  # (block, 1)
+    ranks = (keys > target_keys).sum(dim=1) + 1
+    known = torch.tensor([bool(query.targets) for query in queries]).bool() & (target_keys[:, 0] != _EXCLUDED)
+    return ranks.where(known, 0).tolist()
 
 
 def _order_subsets(

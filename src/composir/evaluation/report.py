@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from rich.table import Table
 
 from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
-from composir.evaluation.evaluator import Result
-from composir.evaluation.ranking import PADDING, Ranking, describe, target_ranks
+from composir.evaluation.ranking import PADDING, Ranking, describe
+from composir.evaluation.result import Result
 from composir.files import replacing
 
 NUM_SHOWN = 10
@@ -159,7 +160,7 @@ def _query_row(ranking: Ranking, row: int) -> Row:
     cells = [
         Cell(
             split.images[name],
-            caption=f"{number}  ·  {score:.3f}",
+            caption=_numbered(f"{number}", score),
             colour=HIT_COLOUR if name in query.targets else "",
         )
         for number, (name, score) in enumerate(retrieved, start=1)
@@ -171,13 +172,19 @@ def _query_row(ranking: Ranking, row: int) -> Row:
 
 def _missed_target(ranking: Ranking, row: int) -> Cell:
     """Return the cell of a target that is not among the images shown."""
-    rank = target_ranks(ranking)[row]
-    if rank:
-        caption = f"target at {rank}  ·  {ranking.scores[row, rank - 1]:.3f}"
-    else:
+    rank = ranking.target_ranks[row]
+    if not rank:
         caption = f"target below {ranking.top.shape[1]}"
+    elif rank > ranking.top.shape[1]:
+        caption = f"target at {rank:,}"
+    else:
+        caption = _numbered(f"target at {rank}", ranking.scores[row, rank - 1])
     target = ranking.split.queries[row].targets[0]
     return Cell(ranking.split.images[target], caption, colour=MISS_COLOUR, apart=True)
+
+
+def _numbered(number: str, score: float) -> str:
+    return number if math.isnan(score) else f"{number}  ·  {score:.3f}"
 
 
 def _find_queries(rankings: Sequence[Ranking], query_ids: Sequence[str]) -> list[tuple[Ranking, int]]:
