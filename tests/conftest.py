@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
+from composir.cli import main
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.convert import SPRC_KEYS, rename
 
@@ -26,6 +27,19 @@ def _no_network_and_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COMPOSIR_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
     torch.set_num_threads(1)  # tests/training compares weights bit by bit
+
+
+@pytest.fixture
+def run(capsys):
+    """Return the caller of the command line: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture

@@ -12,19 +12,6 @@ from composir.errors import ComposirError
 
 
 @pytest.fixture
-def run(capsys):
-    """Return the caller of the command line: exit code, stdout, stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
 def trained(run, shapes_root, tmp_path):
     code, out, err = run(
         "train", "--dataset", "CIRR", "--data-root", shapes_root, "--backbone", "tiny", "--num-epochs", 1,

@@ -9,7 +9,9 @@ from PIL import Image
 
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
-from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
+from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits, open_embedder
+from composir.models.checkpoint import save_pretrained, weights_hash
+from composir.models.composer import Composer
 from composir.models.presets import build
 
 
@@ -122,3 +124,23 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_the_number_of_threads_does_not_change_the_tokens(model, paths):
     one, many = (TokenCache(model.tower, num_workers=count)(paths) for count in (0, 5))
     assert np.array_equal(one.numpy(), many.numpy())
+
+
+def test_a_checkpoint_is_opened_with_all_tokens_present(model, shapes_root, tmp_path):
+    save_pretrained(model, tmp_path / "best")
+    splits = load_splits("CIRR", shapes_root, "val")
+    told = []
+    embedder, weights = open_embedder(
+        tmp_path / "best", splits, cache_dir=tmp_path / "cache", progress=lambda *done: told.append(done)
+    )
+    assert told[-1] == (12, 12)
+    assert weights == weights_hash(model)
+    paths = [splits[0].images[name] for name in splits[0].gallery]
+    expected = CachedEmbedder(model, TokenCache(model.tower)).embed_gallery(paths)
+    torch.testing.assert_close(embedder.embed_gallery(paths), expected, rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_a_tower_cannot_be_opened(model, shapes_root, tmp_path):
+    save_pretrained(Composer(model.config), tmp_path / "best")
+    with pytest.raises(ComposirError, match="has no vision tower and cannot embed pictures"):
+        open_embedder(tmp_path / "best", load_splits("CIRR", shapes_root, "val"))

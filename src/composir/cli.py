@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,10 +22,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, Problem, nearest
 
 if TYPE_CHECKING:
+    from composir.data import Split
     from composir.evaluation import Result
+    from composir.features import CachedEmbedder
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -46,7 +49,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 DataRoot = Annotated[
     Path, typer.Option("--data-root", help="Folder of the data set in its published layout, or its parent.")
 ]
-Dataset = Annotated[str, typer.Option("--dataset", help="CIRR or FashionIQ.")]
+Dataset = Annotated[
+    str,
+    typer.Option("--dataset", help="CIRR, FashionIQ, CIRCO, GeneCIS, Fashion200k, Shoes, LaSCo or own (docs/data.md)."),
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -279,85 +285,228 @@ class _TrainBars:
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------
 
+Categories = Annotated[
+    list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
+]
+Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
+ExcludeReference = Annotated[
+    bool | None,
+    typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+
 
 @app.command(rich_help_panel="Models")
 def evaluate(
-    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best.")],
-    data_root: DataRoot,
-    dataset: Dataset = "CIRR",
-    split: Annotated[str, typer.Option(help="val, or train to see how far it is learned by heart.")] = "val",
-    gallery: Annotated[str, typer.Option(help="FashionIQ: original or val-union.")] = "original",
-    exclude_reference: Annotated[
-        bool | None,
-        typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
+    model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")] = 64,
-    num_workers: Annotated[int, typer.Option(min=0, help="Threads that decode images.")] = 4,
+    rankings: Annotated[
+        Path | None, typer.Option(help="Instead of a model: what --save-rankings wrote; needs no data root.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set in its published layout, or its parent.")
+    ] = None,
+    dataset: Dataset = "CIRR",
+    split: Annotated[
+        str | None, typer.Option(help="The split whose answers are public unless given; train: learned by heart?")
+    ] = None,
+    categories: Categories = None,
+    gallery: Gallery = "original",
+    exclude_reference: ExcludeReference = None,
+    skip_missing_images: Annotated[
+        bool, typer.Option("--skip-missing-images", help="Measure the queries whose images are all there.")
+    ] = False,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = 4,
+    save_rankings: Annotated[
+        Path | None, typer.Option(help="Write the rankings; --rankings and compare read them.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page into this folder.")] = None,
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
     ] = None,
     num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
     json_: Json = False,
 ) -> int:
-    """Measure a model on a split, with the image-only and text-only baselines beside it."""
-    from composir.evaluation import contact_sheet as write_sheet
-    from composir.evaluation import table
+    """Measure a model, a file of predictions or saved rankings on a split.
 
-    with _Bars() as bars:
-        result = _evaluate(
-            model,
-            dataset,
-            data_root,
-            split,
-            gallery=gallery,
-            exclude_reference=exclude_reference,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            bars=bars,
+    A model is also asked with the picture alone and with the sentence alone.
+    Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
+    """
+    from composir.evaluation import audit_lines, table
+    from composir.evaluation import contact_sheet as write_sheet
+    from composir.evaluation import save_rankings as write_rankings
+
+    _require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
+    if data_root is None and (rankings is None or contact_sheet):
+        raise ComposirError(
+            "--data-root is missing",
+            expected="with --model, --predictions and --contact-sheet; --rankings goes without",
+            fix="give the data set's folder, or its parent",
         )
+    splits = None
+    if data_root is not None:
+        splits = _load_splits(
+            dataset, data_root, split, categories, gallery, exclude_reference, skip_missing=skip_missing_images
+        )
+    result = _measure(model, predictions, rankings, splits, batch_size=batch_size, num_workers=num_workers)
+    files = {}
+    if save_rankings:
+        write_rankings(result, save_rankings)
+        files["rankings"] = save_rankings
     if contact_sheet:
         write_sheet(result.rankings["composed"], contact_sheet, num_queries=num_queries)
+        files["contact sheet"] = contact_sheet
+    if report:
+        from composir.evaluation.page import write_page
+
+        files["report"] = write_page(result, report)
     if json_:
         _print_json(result.to_json())
     else:
         out.print(table(result))
-        if contact_sheet:
-            out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
+        for line in audit_lines(result):
+            out.print(line, soft_wrap=True)
+        for name, file in files.items():
+            out.print(f"{name}: {file}", soft_wrap=True)
     return 0
 
 
-def _evaluate(
-    folder: Path,
+def _measure(
+    model: Path | None,
+    predictions: list[Path] | None,
+    rankings: Path | None,
+    splits: tuple[Split, ...] | None,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> Result:
+    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
+    from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
+    from composir.evaluation import evaluate as evaluate_model
+
+    if rankings is not None:
+        by_kind, weights_hash = load_rankings(rankings, splits)
+        return measure(by_kind, weights_hash=weights_hash)
+    assert splits is not None
+    check_scorable(splits)
+    if predictions:
+        ranked = read_predictions(predictions, splits)
+        return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
+    assert model is not None
+    with _Bars() as bars:
+        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars)
+        return evaluate_model(embedder, splits, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell)
+
+
+def _open_embedder(model: Path, splits: tuple[Split, ...], num_workers: int, bars: _Bars) -> tuple[CachedEmbedder, str]:
+    from composir.features import open_embedder
+
+    return open_embedder(
+        model, splits, num_workers=num_workers, progress=lambda done, total: bars.tell("image tokens", done, total)
+    )
+
+
+def _require_one(value_by_flag: dict[str, Any]) -> None:
+    """Raise ``ComposirError`` unless exactly one of the flags was given."""
+    given = [flag for flag, value in value_by_flag.items() if value]
+    if len(given) != 1:
+        raise ComposirError(
+            f"{' and '.join(given)} were given" if given else "nothing to do was given",
+            expected=f"exactly one of {', '.join(value_by_flag)}",
+        )
+
+
+def _load_splits(
     dataset: str,
     data_root: Path,
-    split: str,
-    *,
+    split: str | None,
+    categories: list[str] | None = None,
     gallery: str = "original",
     exclude_reference: bool | None = None,
-    batch_size: int = 64,
-    num_workers: int = 4,
-    bars: _Bars,
-) -> Result:
+    *,
+    skip_missing: bool = False,
+) -> tuple[Split, ...]:
+    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left."""
     from composir.data import load_splits
-    from composir.data.check import require_images
-    from composir.evaluation import evaluate as measure
-    from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
-    from composir.models.checkpoint import from_pretrained, weights_hash
+    from composir.data.datasets import DATASETS, find_dataset
 
-    splits = load_splits(dataset, data_root, split, gallery=gallery, exclude_reference=exclude_reference)
-    require_images(splits)
-    composer = from_pretrained(folder)
-    if composer.tower is None:
-        raise ComposirError("has no vision tower and cannot embed pictures", file=folder)
-    tokens = TokenCache(composer.tower, default_cache_dir(), num_workers=num_workers)
-    fill_splits(tokens, splits, lambda done, total: bars.tell("image tokens", done, total))
-    return measure(
-        CachedEmbedder(composer, tokens),
-        splits,
-        batch_size=batch_size,
-        weights_hash=weights_hash(composer),
-        progress=bars.tell,
+    splits = load_splits(
+        dataset,
+        data_root,
+        split or DATASETS[find_dataset(dataset)].evaluated,
+        categories=categories or None,
+        gallery=gallery,
+        exclude_reference=exclude_reference,
     )
+    if skip_missing:
+        from composir.data.check import without_missing_images
+
+        splits, counts = without_missing_images(splits)
+        for name, (kept, total) in counts.items():
+            err.print(f"{name}: {kept:,} of {total:,} queries have all their images", soft_wrap=True)
+    return splits
+
+
+# -- submit ------------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def submit(
+    data_root: DataRoot,
+    dataset: Annotated[str, typer.Option(help="CIRR or CIRCO; with --validate any other, too.")] = "CIRR",
+    model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
+    validate: Annotated[
+        list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The test server's (test1, test) unless given; val is a dry run.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder of the files.")] = None,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = 4,
+    json_: Json = False,
+) -> int:
+    """Write the files that the test server of CIRR or CIRCO takes, and check them; or check files that are there.
+
+    Example: composir submit --model models/RUN/best --dataset CIRR --data-root DIR --out submission
+    """
+    from composir.data.datasets import DATASETS, find_dataset
+    from composir.evaluation import check_predictions, rank_splits, require_test_server, write_submission
+
+    _require_one({"--model": model, "--validate": validate})
+    dataset = find_dataset(dataset)
+    split = split or DATASETS[dataset].submitted
+    files: list[Path] = []
+    problems: list[Problem] = []
+    if validate:
+        splits = _load_splits(dataset, data_root, split)
+        for file in validate:
+            problems += check_predictions(file, splits)
+    else:
+        assert model is not None
+        require_test_server(dataset)
+        if out_ is None:
+            raise ComposirError("--out is missing", fix="give the folder that the files are written to")
+        splits = _load_splits(dataset, data_root, split)
+        with _Bars() as bars:
+            embedder, _ = _open_embedder(model, splits, num_workers, bars)
+            rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)
+        files = list(write_submission(rankings["composed"], out_))
+    if json_:
+        _print_json({"files": [str(file) for file in files], "problems": [asdict(one) for one in problems]})
+    else:
+        for file in files:
+            out.print(f"{file}: {file.stat().st_size:,} bytes, valid", soft_wrap=True)
+        for problem in problems:
+            out.print(Text(str(problem)), soft_wrap=True)
+        if validate:
+            out.print(f"{len(problems)} problems in {len(validate)} {'file' if len(validate) == 1 else 'files'}")
+    return USER_ERROR if problems else 0
 
 
 # -- quickstart --------------------------------------------------------------------------------------------------------

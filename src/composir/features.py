@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from composir.data import Split, read_image
-from composir.data.check import check_images
+from composir.data.check import check_images, require_images
 from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError
 from composir.files import replacing
+from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.vision import Tower
 
@@ -119,6 +120,30 @@ def fill_splits(tokens: TokenCache, splits: Sequence[Split], progress: Progress 
         if problems:
             raise ProblemsError(problems) from None
         raise
+
+
+def open_embedder(
+    folder: Path,
+    splits: Sequence[Split],
+    *,
+    cache_dir: Path | None = None,
+    num_workers: int = NUM_WORKERS,
+    progress: Progress | None = None,
+) -> tuple[CachedEmbedder, str]:
+    """Return the embedder of a checkpoint, every token of ``splits`` present, and the hash of its weights.
+
+    Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is ranked, and
+    ``ComposirError`` for a folder that is no checkpoint or has no vision tower.
+    """
+    require_images(splits)
+    model = from_pretrained(folder)
+    if model.tower is None:
+        raise ComposirError(
+            "has no vision tower and cannot embed pictures", file=folder, fix="give a checkpoint of a whole model"
+        )
+    tokens = TokenCache(model.tower, cache_dir or default_cache_dir(), num_workers=num_workers)
+    fill_splits(tokens, splits, progress)
+    return CachedEmbedder(model, tokens), weights_hash(model)
 
 
 class CachedEmbedder:

@@ -12,10 +12,8 @@ from typing import Any
 
 from composir.data import load_splits
 from composir.data.scenes import generate
-from composir.errors import ComposirError
 from composir.evaluation import Result, contact_sheet, evaluate
-from composir.features import CachedEmbedder, TokenCache
-from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.features import open_embedder
 from composir.training import Observer, load_recipe, resume_recipe, train
 
 DATA, MODELS, CACHE, SHEET = "scenes", "models", "cache", "contact_sheet.png"
@@ -62,12 +60,9 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
     if not data.exists():
         generate(data, num_images=NUM_IMAGES)
     run = _train(out, minutes, observer)
-    model = from_pretrained(run / "best")
-    if model.tower is None:
-        raise ComposirError("has no vision tower", file=run / "best")
     splits = load_splits("CIRR", data, "val")
-    tokens = TokenCache(model.tower, out / CACHE)
-    result = evaluate(CachedEmbedder(model, tokens), splits, weights_hash=weights_hash(model), progress=tell)
+    embedder, weights_hash = open_embedder(run / "best", splits, cache_dir=out / CACHE)
+    result = evaluate(embedder, splits, weights_hash=weights_hash, progress=tell)
     examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
     contact_sheet(result.rankings["composed"], out / SHEET, query_ids=examples)
     return Quickstart(

@@ -22,10 +22,12 @@ class Dataset:
     """The names of its splits."""
     evaluated: str = "val"
     """The split that evaluation measures unless told otherwise: its answers are public."""
+    submitted: str = ""
+    """The split whose answers only the data set's test server knows; empty where there is no server."""
 
 
 DATASETS: dict[str, Dataset] = {
-    "CIRR": Dataset(cirr.load, cirr.SPLITS),
+    "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
     "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS),
 }
 """By name; a new data set is one file and one line here."""

@@ -13,10 +13,18 @@ from composir.evaluation.metrics import (
     protocol_of,
 )
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, rank, rank_blocks
-from composir.evaluation.report import Cell, Row, contact_sheet, grid, metric_label, table
+from composir.evaluation.report import Cell, Row, audit_lines, contact_sheet, grid, metric_label, table
 from composir.evaluation.result import KINDS, Audit, Gain, Result, measure
+from composir.evaluation.saved import load_rankings, save_rankings
 from composir.evaluation.signature import signature_fields, signature_text
 from composir.evaluation.similarity import similarity
+from composir.evaluation.submission import (
+    check_predictions,
+    predictions_hash,
+    read_predictions,
+    require_test_server,
+    write_submission,
+)
 
 __all__ = [
     "DEPTH",
@@ -33,23 +41,31 @@ __all__ = [
     "Ranking",
     "Result",
     "Row",
+    "audit_lines",
     "average_precision",
     "averages",
+    "check_predictions",
     "check_scorable",
     "contact_sheet",
     "evaluate",
     "grid",
     "intervals",
+    "load_rankings",
     "measure",
     "metric_label",
     "per_query",
+    "predictions_hash",
     "protocol_of",
     "rank",
     "rank_blocks",
     "rank_embeddings",
     "rank_splits",
+    "read_predictions",
+    "require_test_server",
+    "save_rankings",
     "signature_fields",
     "signature_text",
     "similarity",
     "table",
+    "write_submission",
 ]

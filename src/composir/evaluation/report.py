@@ -94,10 +94,45 @@ def table(result: Result) -> Table:
     return view
 
 
+def audit_lines(result: Result) -> list[str]:
+    """Return, in sentences, how much of the split one modality solves alone and what composing adds."""
+    audit = result.audit
+    if audit is None:
+        return []
+    is_solved = "target first" if audit.k == 1 else f"target among the best {audit.k}"
+    label = metric_label(result.primary)
+    gain = audit.gain[result.primary]
+    either, picture, sentence, both, rest = (
+        f"{count:,} ({count / audit.num_queries:.0%})"
+        for count in (
+            audit.num_shortcut_solvable,
+            audit.num_image_solves,
+            audit.num_text_solves,
+            audit.num_composition_required,
+            audit.num_unresolved,
+        )
+    )
+    lines = [
+        f"of {audit.num_queries:,} queries, one modality alone solves ({is_solved}) {either}: "
+        f"the picture {picture}, the sentence {sentence}; only both together {both}; neither {rest}"
+    ]
+    if audit.shortcut_free:
+        lines.append(
+            f"{label} on the queries that no single modality solves: {100 * audit.shortcut_free[result.primary]:.2f}"
+        )
+    lines.append(
+        f"{label} gained over {gain.over.replace('_', ' ')}: {100 * gain.delta:+.2f} "
+        f"({100 * gain.low:+.2f} to {100 * gain.high:+.2f})"
+    )
+    return lines
+
+
 def metric_label(key: str) -> str:
     """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``."""
     category, _, name = key.rpartition(".")
-    name = _LABELS.get(name) or re.sub(r"^recall_subset_at_", "R_s@", re.sub(r"^recall_at_", "R@", name))
+    name = _LABELS.get(name, name)
+    for prefix, short in _PREFIXES.items():
+        name = re.sub(f"^{prefix}", short, name)
     return f"{category} {name}".strip()
 
 
@@ -105,7 +140,9 @@ _LABELS = {
     "mean_r5_rs1": "mean(R@5+R_s@1)",
     "mean_of_seven": "mean of all seven",
     "mean_r10_r50": "mean(R@10+R@50)",
+    "mean_r1_r10_r50": "mean(R@1+R@10+R@50)",
 }
+_PREFIXES = {"recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
 
 
 def contact_sheet(

@@ -88,14 +88,9 @@ def write_submission(rankings: Sequence[Ranking], folder: Path) -> tuple[Path, .
     Nothing is split or cut: the server takes the files as they are. Raises ``ComposirError`` for another data set,
     and ``ProblemsError`` where what was written would not be taken.
     """
+    require_test_server(rankings[0].split.dataset)
     (ranking,) = rankings
     split = ranking.split
-    if split.dataset not in _SUBMISSIONS:
-        raise ComposirError(
-            f"{split.dataset} has no test server",
-            expected=" or ".join(_SUBMISSIONS),
-            fix="composir evaluate measures it here",
-        )
     written = []
     for name, content in _SUBMISSIONS[split.dataset](ranking).items():
         file = folder / f"{split.dataset.lower()}_{split.name}{name}.json"
@@ -106,6 +101,16 @@ def write_submission(rankings: Sequence[Ranking], folder: Path) -> tuple[Path, .
     if problems:
         raise ProblemsError(problems)
     return tuple(written)
+
+
+def require_test_server(dataset: str) -> None:
+    """Raise ``ComposirError`` unless ``write_submission`` knows what the data set's test server takes."""
+    if dataset not in _SUBMISSIONS:
+        raise ComposirError(
+            f"{dataset} has no test server",
+            expected=" or ".join(_SUBMISSIONS),
+            fix="composir evaluate measures it here",
+        )
 
 
 def predictions_hash(files: Sequence[Path]) -> str:
@@ -270,8 +275,10 @@ class _Lists:
     def read(self, content: Mapping[str, Any]) -> Lists:
         """Return the checked lists by id; queries that are missing or unknown are problems."""
         query_by_id = {query.id: query for query in self.split.queries}
-        self._report("are missing", [query_id for query_id in query_by_id if query_id not in content])
-        self._report(f"are not in {describe(self.split)}", [name for name in content if name not in query_by_id])
+        self._report("missing queries", [query_id for query_id in query_by_id if query_id not in content])
+        self._report(
+            f"queries that are not in {describe(self.split)}", [name for name in content if name not in query_by_id]
+        )
         found: Lists = {}
         for query_id, query in query_by_id.items():
             if query_id in content:
@@ -311,9 +318,8 @@ class _Lists:
 
     def _report(self, what: str, ids: Sequence[str]) -> None:
         if ids:
-            noun = "query" if len(ids) == 1 else "queries"
             fix = f"give one list for each of the {len(self.split.queries):,} queries of {describe(self.split)}"
-            self.problems.append(Problem(str(self.file), "", f"{len(ids):,} {noun} {what}: {_listed(ids)}", fix))
+            self.problems.append(Problem(str(self.file), "", f"{what} ({len(ids):,}): {_listed(ids)}", fix))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,0 +1,155 @@
+"""`composir evaluate` and `composir submit` as a person and a script meet them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from composir.models.checkpoint import save_pretrained
+from composir.models.presets import build
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """An untrained checkpoint: what it finds is of no importance here."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "best"
+    save_pretrained(build("tiny"), folder)
+    return folder
+
+
+@pytest.fixture
+def evaluated(run, model, shapes_root, tmp_path):
+    """The document of `evaluate`, and the file of rankings beside it."""
+    rankings = tmp_path / "val.safetensors"
+    code, out, err = run(
+        "evaluate", "--model", model, "--data-root", shapes_root, "--save-rankings", rankings, "--json"
+    )  # fmt: skip
+    assert code == 0, err
+    return json.loads(out), rankings
+
+
+def test_a_dry_run_of_a_submission_scores_what_the_model_does(run, model, evaluated, shapes_root, tmp_path):
+    code, out, err = run(
+        "submit", "--model", model, "--dataset", "cirr", "--data-root", shapes_root, "--split", "val",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert set(document) == {"files", "problems"}
+    assert document["problems"] == []
+    assert [file.split("/")[-1] for file in document["files"]] == [
+        "cirr_val_recall.json",
+        "cirr_val_recall_subset.json",
+    ]
+    arguments = [word for file in document["files"] for word in ("--predictions", file)]
+    code, out, err = run("evaluate", *arguments, "--data-root", shapes_root, "--json")
+    assert code == 0, err
+    scored = json.loads(out)
+    assert scored["metrics"] == evaluated[0]["metrics"]
+    assert scored["intervals"] == evaluated[0]["intervals"]
+    assert "baselines" not in scored
+    assert scored["signature_fields"]["weights"].startswith("predictions-")
+    code, out, _ = run("evaluate", *arguments, "--data-root", shapes_root)
+    assert code == 0
+    assert "R_s@1" in out
+    assert "image only" not in out
+
+
+def test_predictions_need_no_images(run, model, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root / "cirr", root / "cirr")
+    run("submit", "--model", model, "--data-root", shapes_root, "--split", "val", "--out", tmp_path / "out")
+    code, out, err = run(
+        "evaluate", "--predictions", tmp_path / "out/cirr_val_recall.json", "--data-root", root, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["num_queries"] == 24
+
+
+def test_saved_rankings_give_the_same_document_without_model_and_data(run, evaluated, shapes_root):
+    document, rankings = evaluated
+    for more in ((), ("--data-root", shapes_root)):
+        code, out, err = run("evaluate", "--rankings", rankings, *more, "--json")
+        assert code == 0, err
+        assert json.loads(out) == document
+    code, out, _ = run("evaluate", "--rankings", rankings)
+    assert code == 0
+    assert "of 24 queries, one modality alone solves" in out
+    code, _, err = run("evaluate", "--rankings", rankings, "--data-root", shapes_root, "--keep-reference")
+    assert code == 2
+    assert "exclude_reference is True, in the data root False" in err
+
+
+def test_a_contact_sheet_can_be_drawn_from_saved_rankings(run, evaluated, shapes_root, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    code, out, err = run("evaluate", "--rankings", evaluated[1], "--data-root", shapes_root, "--contact-sheet", sheet)
+    assert code == 0, err
+    assert f"contact sheet: {sheet}" in out.replace("\n", "")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("evaluate", "--rankings", evaluated[1], "--contact-sheet", sheet)
+    assert code == 2
+    assert "--data-root is missing" in err
+
+
+def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, tmp_path):
+    run("submit", "--model", model, "--data-root", shapes_root, "--split", "val", "--out", tmp_path)
+    file = tmp_path / "cirr_val_recall.json"
+    flags = ("submit", "--validate", file, "--dataset", "CIRR", "--data-root", shapes_root, "--split", "val")
+    code, out, _ = run(*flags)
+    assert (code, out.strip()) == (0, "0 problems in 1 file")
+    content = json.loads(file.read_text())
+    content["version"] = "rc1"
+    content["100"][0] = content["100"][1]
+    file.write_text(json.dumps(content))
+    code, out, _ = run(*flags, "--json")
+    assert code == 2
+    problems = json.loads(out)["problems"]
+    assert [problem["where"] for problem in problems] == ["version", "query 100"]
+    assert all(set(problem) == {"file", "where", "message", "fix"} for problem in problems)
+    code, out, _ = run(*flags)
+    assert code == 2
+    assert "2 problems in 1 file" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --predictions"),
+        (
+            ["evaluate", "--model", "x", "--rankings", "y", "--data-root", "x"],
+            "--model and --rankings were given; expected exactly one of",
+        ),
+        (["evaluate", "--model", "x"], "--data-root is missing"),
+        (["evaluate", "--rankings", "none.safetensors"], "none.safetensors: no such file"),
+        (["submit", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --validate"),
+        (["submit", "--model", "x", "--data-root", "x"], "--out is missing"),
+        (["submit", "--model", "x", "--dataset", "fashioniq", "--data-root", "x"], "FashionIQ has no test server"),
+    ],
+)
+def test_mistakes_in_the_flags(run, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_split_with_hidden_answers_cannot_be_scored(run, model, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    for folder, kind in (("captions", "cap"), ("image_splits", "split")):
+        content = json.loads((root / f"cirr/{folder}/{kind}.rc2.val.json").read_text())
+        if kind == "cap":
+            for entry in content:
+                del entry["target_hard"], entry["target_soft"], entry["img_set"]["target_rank"]
+        (root / f"cirr/{folder}/{kind}.rc2.test1.json").write_text(json.dumps(content))
+    code, _, err = run("evaluate", "--model", model, "--data-root", root, "--split", "test1")
+    assert code == 2
+    assert "24 of 24 queries have no target: their answers are hidden" in err
+    code, out, err = run("submit", "--model", model, "--data-root", root, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["files"]) == 2
