@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from composir.errors import ComposirError, Problem, nearest
@@ -41,6 +43,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+benchmark_app = typer.Typer(
+    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed.",
+    no_args_is_help=True,
+)
+app.add_typer(benchmark_app, name="benchmark")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -628,3 +635,40 @@ def data_stats(
     else:
         out.print_json(data=counts)
     return 0
+
+
+# -- benchmark ---------------------------------------------------------------------------------------------------------
+
+Repeats = Annotated[int, typer.Option(min=1, help="Repetitions of each part; the median counts.")]
+
+
+@benchmark_app.command("evaluate")
+def benchmark_evaluate(
+    num_queries: Annotated[int, typer.Option(min=1, help="Queries of the large part.")] = 1000,
+    num_gallery: Annotated[
+        int, typer.Option(min=60, help="Gallery images of the large part; CIRCO's number.")
+    ] = 123403,
+    repeats: Repeats = 3,
+    json_: Json = False,
+) -> int:
+    """Score synthetic embeddings: a gallery of CIRCO's size, CIRR's size beside the published way, the bootstrap."""
+    from composir.benchmark import benchmark_evaluate as run
+
+    _print_benchmark(run(num_queries=num_queries, num_gallery=num_gallery, repeats=repeats), json_=json_)
+    return 0
+
+
+def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
+    if json_:
+        _print_json(document)
+        return
+    view = Table()
+    for name in ("part", "median seconds", "all seconds", "peak memory"):
+        view.add_column(name, justify="left" if name == "part" else "right")
+    for name, seconds in document["seconds"].items():
+        peak = document["peak_memory_bytes"][name] / 2**20
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), f"{peak:,.0f} MiB")
+    out.print(view)
+    for name, ratio in document["ratios"].items():
+        out.print(f"{name}: {ratio:.2f}")
+    out.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), soft_wrap=True)
