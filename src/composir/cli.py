@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -24,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from composir.errors import ComposirError, Problem, nearest
+from composir.errors import ComposirError, Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     from composir.data import Split
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from composir.features import CachedEmbedder
 
 USER_ERROR, INTERRUPTED = 2, 130
+MAX_PROBLEMS_PRINTED = 100
+"""On stderr, where a command stops at them; `data check` prints all."""
 
 app = typer.Typer(
     help="Composed image retrieval: a picture and a sentence that says what should differ, answered by a ranking.",
@@ -60,6 +64,9 @@ Dataset = Annotated[
     str,
     typer.Option("--dataset", help="CIRR, FashionIQ, CIRCO, GeneCIS, Fashion200k, Shoes, LaSCo or own (docs/data.md)."),
 ]
+Categories = Annotated[
+    list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
+]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,6 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     code = USER_ERROR
     try:
         code = app(arguments, prog_name="composir", standalone_mode=False) or 0
@@ -80,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ComposirError as error:
         if debug:
             raise
-        _print_error(str(error))
+        _print_error(_summary(error))
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise
@@ -104,6 +114,27 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
 
 def _print_error(message: str) -> None:
     err.print(Text(f"error: {' '.join(message.split())}", style="red"), soft_wrap=True)
+
+
+def _summary(error: ComposirError) -> str:
+    """Return the error as one line, after printing its problems, one a line, where there are several."""
+    if not isinstance(error, ProblemsError) or len(error.problems) == 1:
+        return str(error)
+    for problem in error.problems[:MAX_PROBLEMS_PRINTED]:
+        err.print(Text(_one_line(problem)), soft_wrap=True)
+    rest = len(error.problems) - MAX_PROBLEMS_PRINTED
+    if rest > 0:
+        err.print(f"... and {rest:,} more")
+    files = list(dict.fromkeys(problem.file for problem in error.problems))
+    return f"{_count(error.problems)} in " + (files[0] if len(files) == 1 else f"{len(files):,} files") + ", see above"
+
+
+def _one_line(problem: Problem) -> str:
+    return " ".join(str(problem).splitlines())
+
+
+def _count(problems: Sequence[Problem]) -> str:
+    return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -292,9 +323,6 @@ class _TrainBars:
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------
 
-Categories = Annotated[
-    list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
-]
 Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
 ExcludeReference = Annotated[
     bool | None,
@@ -596,45 +624,100 @@ def data_scenes(
 
 
 @data_app.command("check")
-def data_check(data_root: DataRoot, dataset: Dataset = "CIRR", json_: Json = False) -> int:
-    """Read every annotation and decode every image; all problems at once, each with its fix."""
+def data_check(
+    data_root: DataRoot,
+    dataset: Dataset = "CIRR",
+    categories: Categories = None,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Count files with the same content, but do not list them.")
+    ] = False,
+    json_: Json = False,
+) -> int:
+    """Read every annotation and decode every image that is there; all problems at once, each with its fix.
+
+    Exit code 2 when there is a problem. Splits and categories that are not there are named, and no problem.
+
+    Example: composir data check --dataset FashionIQ --data-root DIR --categories dress
+    """
     from composir.data.check import check_dataset
 
     with _Bars() as bars:
-        problems, counts = check_dataset(dataset, data_root, progress=lambda *told: bars.tell("images", *told))
+        checked = check_dataset(
+            dataset,
+            data_root,
+            categories=categories,
+            allow_duplicates=allow_duplicates,
+            progress=lambda *told: bars.tell("images", *told),
+        )
     if json_:
         _print_json(
             {
-                "problems": [
-                    {"file": one.file, "where": one.where, "message": one.message, "fix": one.fix} for one in problems
-                ],
-                "counts": counts,
+                "problems": [asdict(one) for one in checked.problems],
+                "counts": checked.counts,
+                "absent": checked.absent,
             }
         )
     else:
-        for problem in problems:
-            out.print(Text(str(problem)), soft_wrap=True)
-        out.print(f"{len(problems)} problems")
-    return USER_ERROR if problems else 0
+        for problem in checked.problems:
+            out.print(Text(_one_line(problem)), soft_wrap=True)
+        for name, count in checked.counts.items():
+            copies = count["num_duplicate_images"]
+            out.print(
+                f"{name}: {count['num_queries']:,} queries, {count['num_images']:,} images"
+                + (f", {copies:,} of them with the content of another" if copies else "")
+            )
+        _print_absent(checked.absent)
+        out.print(_count(checked.problems))
+    return USER_ERROR if checked.problems else 0
 
 
 @data_app.command("stats")
 def data_stats(
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
-    split: Annotated[str, typer.Option(help="Which split.")] = "val",
+    split: Annotated[str | None, typer.Option(help="One split; all that are there unless given.")] = None,
+    categories: Categories = None,
     json_: Json = False,
 ) -> int:
-    """Count queries, gallery images, words and duplicate targets of a split."""
-    from composir.data import load_splits
-    from composir.data.check import stats
+    """Count queries, gallery images, words and duplicate targets of every split; the images need not be there.
 
-    counts = stats(load_splits(dataset, data_root, split))
+    Example: composir data stats --dataset CIRR --data-root DIR --json
+    """
+    from composir.data.check import stats
+    from composir.data.datasets import load_present
+
+    present = load_present(dataset, data_root, split=split, categories=categories)
+    if present.problems:
+        raise ProblemsError(present.problems)
+    counts = stats(present.splits)
     if json_:
-        _print_json({"counts": counts})
-    else:
-        out.print_json(data=counts)
+        _print_json({"counts": counts, "absent": present.absent})
+        return 0
+    table = Table("", box=None)
+    for heading in STATS_COLUMNS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, count in counts.items():
+        cells = [count.get(key) for key in STATS_COLUMNS]
+        table.add_row(name, *("–" if cell is None else f"{round(cell, 1):,}" for cell in cells))
+    out.print(table)
+    _print_absent(present.absent)
     return 0
+
+
+STATS_COLUMNS = {
+    "num_queries": "queries",
+    "gallery_original": "gallery",
+    "gallery_val_union": "val-union",
+    "num_pairs": "pairs",
+    "num_duplicate_targets": "repeated targets",
+    "words_mean": "words",
+    "words_max": "most words",
+}
+
+
+def _print_absent(absent: list[str]) -> None:
+    if absent:
+        out.print(f"not there: {', '.join(absent)}", soft_wrap=True)
 
 
 # -- benchmark ---------------------------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ def cirr_root(tmp_path) -> Path:
     write_json(root / "cirr/captions/cap.rc2.val.json", CIRR_ENTRIES)
     write_json(root / "cirr/image_splits/split.rc2.val.json", CIRR_IMAGES)
     (root / "dev").mkdir()
-    for path in CIRR_IMAGES.values():
-        Image.new("RGB", (4, 4)).save(root / path)
+    for number, path in enumerate(CIRR_IMAGES.values()):
+        Image.new("RGB", (4, 4), (30 * number, 0, 0)).save(root / path)
     return root
 
 

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 
 import pytest
 from PIL import Image
 
-from composir.data import check_dataset, check_images, load_splits, require_images, stats
+from composir.data import (
+    check_dataset,
+    check_images,
+    load_splits,
+    require_images,
+    stats,
+    without_missing_images,
+)
 from composir.data.annotations import SplitNotFoundError
-from composir.errors import ProblemsError
+from composir.data.images import Crop
+from composir.errors import ComposirError, ProblemsError
 
 CAPTIONS = "cirr/captions/cap.rc2.val.json"
 
@@ -26,13 +36,14 @@ def broken_root(cirr_root):
 
 
 def test_a_whole_root_has_no_problems(cirr_root):
-    problems, counts = check_dataset("cirr", cirr_root)
-    assert problems == []
-    assert counts == {"val": {"num_queries": 2, "num_gallery": 7, "num_images": 7}}
+    checked = check_dataset("cirr", cirr_root)
+    assert checked.problems == []
+    assert checked.counts == {"val": {"num_queries": 2, "num_gallery": 7, "num_images": 7, "num_duplicate_images": 0}}
+    assert checked.absent == ["train", "test1"]
 
 
 def test_every_broken_image_is_listed_with_its_fix(broken_root):
-    problems, _ = check_dataset("CIRR", broken_root)
+    problems = check_dataset("CIRR", broken_root).problems
     dev = broken_root / "dev"
     found = {problem.file: (problem.message.split(" (")[0], problem.fix) for problem in problems}
     assert found == {
@@ -77,10 +88,11 @@ def test_progress_counts_every_file_once(cirr_root):
 
 def test_images_are_checked_although_annotations_are_broken(broken_root, break_captions):
     break_captions(caption="", reference="zz")
-    problems, counts = check_dataset("CIRR", broken_root)
-    assert [problem.file for problem in problems[:2]] == [str(broken_root / CAPTIONS)] * 2
-    assert len(problems) == 2 + 5
-    assert counts == {"val": {"num_queries": 1, "num_gallery": 7, "num_images": 7}}
+    checked = check_dataset("CIRR", broken_root)
+    assert [problem.file for problem in checked.problems[:2]] == [str(broken_root / CAPTIONS)] * 2
+    assert len(checked.problems) == 2 + 5
+    assert checked.counts["val"]["num_queries"] == 1
+    assert checked.counts["val"]["num_images"] == 7
 
 
 def test_all_splits_of_the_root_are_checked(cirr_root):
@@ -88,18 +100,105 @@ def test_all_splits_of_the_root_are_checked(cirr_root):
         folder = cirr_root / "cirr" / kind
         (folder / f"{prefix}.rc2.train.json").write_text((folder / f"{prefix}.rc2.val.json").read_text())
     (cirr_root / "cirr/captions/cap.rc2.test1.json").write_text("[]")
-    problems, counts = check_dataset("CIRR", cirr_root)
-    assert list(counts) == ["train", "val", "test1"]
-    assert [problem.message for problem in problems] == ["the file is missing"]
+    checked = check_dataset("CIRR", cirr_root)
+    assert list(checked.counts) == ["train", "val", "test1"]
+    assert [problem.message for problem in checked.problems] == ["the file is missing"]
+    assert checked.absent == []
 
 
 def test_categories_are_counted_apart(fashioniq_root):
-    problems, counts = check_dataset("FashionIQ", fashioniq_root)
-    assert list(counts) == ["dress.val", "shirt.val", "toptee.val"]
-    assert len(problems) == 12  # no images
-    assert problems[0].where == "image 'dress0' of FashionIQ dress.val"
-    _, counts = check_dataset("FashionIQ", fashioniq_root, categories=["shirt"], decode=False)
-    assert list(counts) == ["shirt.val"]
+    checked = check_dataset("FashionIQ", fashioniq_root)
+    assert list(checked.counts) == ["dress.val", "shirt.val", "toptee.val"]
+    assert len(checked.problems) == 12  # no images
+    assert checked.problems[0].where == "image 'dress0' of FashionIQ dress.val"
+    assert checked.absent[:3] == ["dress.train", "dress.test", "shirt.train"]
+    assert list(check_dataset("FashionIQ", fashioniq_root, categories=["shirt"]).counts) == ["shirt.val"]
+
+
+def test_what_is_there_is_checked_and_what_is_not_is_named(fashioniq_root):
+    for category in ("shirt", "toptee"):
+        (fashioniq_root / f"captions/cap.{category}.val.json").unlink()
+    (fashioniq_root / "image_splits/split.shirt.val.json").unlink()
+    checked = check_dataset("FashionIQ", fashioniq_root)
+    assert list(checked.counts) == ["dress.val", "toptee.val"]
+    assert [problem.message for problem in checked.problems if "captions" in problem.file] == ["the file is missing"]
+    assert "shirt.val" in checked.absent
+    with pytest.raises(SplitNotFoundError) as caught:
+        check_dataset("FashionIQ", fashioniq_root, categories=["dress", "shirt"])
+    assert str(caught.value) == (
+        f"{fashioniq_root}: holds no annotation file of FashionIQ shirt; "
+        "expected at least one of the splits train, val, test; fix: put the published annotation files there"
+    )
+
+
+def test_files_with_one_content_are_a_problem_that_names_both(cirr_root):
+    dev = cirr_root / "dev"
+    for copy in ("c.png", "e.png"):
+        (dev / copy).write_bytes((dev / "b.png").read_bytes())
+    checked = check_dataset("CIRR", cirr_root)
+    assert [str(problem) for problem in checked.problems] == [
+        f"{dev / f'{copy}.png'} (image '{copy}' of CIRR val): "
+        f"has the same content as {dev / 'b.png'} (image 'b' of CIRR val); "
+        "fix: keep one of the two under one name, or accept all such pairs with --allow-duplicates"
+        for copy in "ce"
+    ]
+    assert checked.counts["val"]["num_duplicate_images"] == 2
+    allowed = check_dataset("CIRR", cirr_root, allow_duplicates=True)
+    assert allowed.problems == []
+    assert allowed.counts == checked.counts
+
+
+def test_one_file_under_two_names_is_no_duplicate(cirr_root):
+    # Two splits may share images, as FashionIQ's categories do.
+    for kind, prefix in (("captions", "cap"), ("image_splits", "split")):
+        folder = cirr_root / "cirr" / kind
+        (folder / f"{prefix}.rc2.train.json").write_text((folder / f"{prefix}.rc2.val.json").read_text())
+    checked = check_dataset("CIRR", cirr_root)
+    assert checked.problems == []
+    assert list(checked.counts) == ["train", "val"]
+
+
+def test_a_text_of_more_than_1000_characters(cirr_root, break_captions):
+    break_captions(caption="x" * 1000)
+    assert check_dataset("CIRR", cirr_root).problems == []
+    break_captions(caption="x" * 1001)
+    (problem,) = check_dataset("CIRR", cirr_root).problems
+    assert str(problem) == (
+        f"{cirr_root / CAPTIONS} (query 17): the text has 1,001 characters, expected at most 1,000 "
+        f"('{'x' * 40}'...); fix: shorten it; where a quote is not closed, rows may have run together"
+    )
+
+
+def test_a_part_outside_its_picture_is_named_by_the_part(cirr_root):
+    (split,) = load_splits("CIRR", cirr_root, "val")
+    file = cirr_root / "dev/a.png"
+    inside, outside = Crop(file, (0, 0, 2, 2)), Crop(file, (9, 9, 12, 12))
+    parts = dataclasses.replace(split, images={"in": inside, "out": outside})
+    (problem,) = check_images([parts])
+    assert problem.file == f"{file} (box 9, 9, 12, 12)"
+    assert problem.where == "image 'out' of CIRR val"
+    assert problem.message.startswith("the box (9, 9, 12, 12) holds no pixel of it, expected left, top")
+    file.unlink()
+    (problem,) = check_images([parts])
+    assert (problem.file, problem.where) == (str(file), "image 'in' of CIRR val")
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_what_is_no_regular_file_is_not_waited_for(cirr_root, decode):
+    file = cirr_root / "dev/a.png"
+    file.unlink()
+    os.mkfifo(file)
+    (problem,) = check_images(load_splits("CIRR", cirr_root, "val"), decode=decode)
+    assert str(problem) == (
+        f"{file} (image 'a' of CIRR val): cannot be opened (not a regular file); fix: make it a readable regular file"
+    )
+
+
+def test_a_name_that_no_file_can_have(cirr_root):
+    names = cirr_root / "cirr/image_splits/split.rc2.val.json"
+    names.write_text(names.read_text().replace("./dev/a.png", "./dev/a\\u0000.png"))
+    (problem,) = check_dataset("CIRR", cirr_root).problems
+    assert problem.message == "cannot be opened (embedded null byte)"
 
 
 def test_a_root_without_any_split(cirr_root):
@@ -121,6 +220,8 @@ def test_stats_by_hand(cirr_root, break_captions):
         "val": {
             "num_queries": 2,
             "num_gallery": 7,
+            "gallery_original": 7,
+            "gallery_val_union": 3,  # a, b and c
             "num_references": 2,
             "num_pairs": 2,
             "num_duplicate_targets": 1,
@@ -137,3 +238,57 @@ def test_stats_count_two_sentences_for_one_pair_once(fashioniq_root):
     file.write_text(json.dumps([*entries, {**entries[0], "captions": ["x", "y"]}]))
     dress = stats(load_splits("FashionIQ", fashioniq_root, "val"))["dress.val"]
     assert (dress["num_queries"], dress["num_pairs"], dress["num_duplicate_targets"]) == (3, 2, 1)
+
+
+def test_stats_of_hidden_answers(cirr_root):
+    for file in ("captions/cap", "image_splits/split"):
+        old = cirr_root / f"cirr/{file}.rc2.val.json"
+        old.with_name(old.name.replace("val", "test1")).write_text(old.read_text().replace("target_hard", "x"))
+    counts = stats(load_splits("CIRR", cirr_root, "test1"))["test1"]
+    assert "gallery_val_union" not in counts
+    assert (counts["num_pairs"], counts["num_duplicate_targets"]) == (0, 0)
+
+
+def test_queries_that_need_a_missing_image_are_taken_out_and_counted(fashioniq_root):
+    (fashioniq_root / "images").mkdir()
+    for category in ("dress", "shirt", "toptee"):
+        for number in range(4):
+            (fashioniq_root / f"images/{category}{number}.png").write_bytes(b"looked up, not opened")
+    (fashioniq_root / "images/dress1.png").unlink()  # target of query 0
+    (fashioniq_root / "images/shirt3.png").write_bytes(b"")  # reference of query 1
+    whole = load_splits("FashionIQ", fashioniq_root, "val")
+    (dress, shirt, toptee), kept = without_missing_images(whole)
+    assert kept == {"dress.val": (1, 2), "shirt.val": (1, 2), "toptee.val": (2, 2)}
+    assert [query.id for query in dress.queries] == ["1"]
+    assert [query.id for query in shirt.queries] == ["0"]
+    assert dress.gallery == tuple(dress.images) == ("dress0", "dress2", "dress3")
+    assert (dress.gallery_rule, shirt.gallery_rule) == ("original less missing",) * 2
+    assert toptee == whole[2]
+    require_images((dress, shirt, toptee))
+
+
+def test_an_image_of_the_gallery_alone_changes_the_rule_too(cirr_root):
+    (cirr_root / "dev/g.jpg").unlink()
+    (split,), kept = without_missing_images(load_splits("CIRR", cirr_root, "val"))
+    assert kept == {"val": (2, 2)}
+    assert len(split.queries) == 2
+    assert split.gallery == tuple("abcdef")
+    assert split.gallery_rule == "original less missing"
+
+
+def test_subset_members_and_candidates_are_needed_too(cirr_root):
+    (cirr_root / "dev/f.png").unlink()  # a member of both subsets
+    with pytest.raises(ComposirError) as caught:
+        without_missing_images(load_splits("CIRR", cirr_root, "val"))
+    assert str(caught.value) == (
+        f"{cirr_root / 'dev'}: not one of the 2 queries of CIRR val has all its images; expected the image files; "
+        "fix: put them there; `composir data check` lists what is missing"
+    )
+    (split,) = load_splits("CIRR", cirr_root, "val")
+    first, second = split.queries
+    queries = (
+        dataclasses.replace(first, subset=(), gallery=("b", "f")),
+        dataclasses.replace(second, subset=(), gallery=("c", "d")),
+    )
+    (reduced,), _ = without_missing_images([dataclasses.replace(split, queries=queries)])
+    assert reduced.queries == queries[1:]

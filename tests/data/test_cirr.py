@@ -46,6 +46,22 @@ def test_the_parent_folder_will_do(cirr_root):
     assert cirr.load(cirr_root.parent, "val") == cirr.load(cirr_root, "val")
 
 
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_the_clone_of_the_annotations_will_do(cirr_root, place):
+    if place == "inside":
+        (cirr_root / "dev").rename(cirr_root / "cirr/dev")
+    (split,) = cirr.load(cirr_root / "cirr", "val")
+    assert len(split.queries) == 2
+    assert all(file.is_file() for file in split.images.values())
+
+
+def test_the_clone_alone_is_read_without_images(cirr_root):
+    clone = (cirr_root / "cirr").rename(cirr_root.parent / "annotations")
+    (split,) = cirr.load(clone, "val")
+    assert len(split.queries) == 2
+    assert split.images["a"] == clone / "dev/a.png"
+
+
 def test_images_are_not_touched(cirr_root):
     for file in (cirr_root / "dev").iterdir():
         file.unlink()

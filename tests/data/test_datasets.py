@@ -4,6 +4,9 @@ import pytest
 
 from composir import data
 from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits
+from composir.data.annotations import SplitNotFoundError
+from composir.data.datasets import load_present
+from composir.data.triplets import split_key
 from composir.errors import ComposirError
 
 
@@ -32,6 +35,7 @@ def test_the_exported_names():
         "targetpad",
         "to_array",
         "to_rgb",
+        "without_missing_images",
     ]
     assert all(hasattr(data, name) for name in data.__all__)
 
@@ -49,6 +53,31 @@ def test_an_unknown_name(cirr_root, name, fix):
     with pytest.raises(ComposirError) as caught:
         load_splits(name, cirr_root, "val")
     assert str(caught.value) == f"unknown data set {name!r}; expected CIRR, FashionIQ; fix: {fix}"
+
+
+def test_what_is_there_is_read_by_split_and_category(fashioniq_root):
+    for folder, prefix in (("captions", "cap"), ("image_splits", "split")):
+        file = fashioniq_root / f"{folder}/{prefix}.dress.val.json"
+        file.with_name(f"{prefix}.dress.train.json").write_text(file.read_text())
+    (fashioniq_root / "captions/cap.shirt.val.json").write_text("[]")
+    present = load_present("fashioniq", fashioniq_root)
+    keys = [split_key(split.name, split.category) for split in present.splits]
+    assert keys == ["dress.train", "dress.val", "shirt.val", "toptee.val"]
+    assert [problem.message for problem in present.problems] == ["holds no query"]
+    assert present.absent == ["dress.test", "shirt.train", "shirt.test", "toptee.train", "toptee.test"]
+    train = load_present("FashionIQ", fashioniq_root, split="train", categories=["dress"])
+    assert (len(train.splits), train.absent) == (1, [])
+
+
+def test_what_is_there_of_a_split_that_is_not(cirr_root):
+    with pytest.raises(SplitNotFoundError) as caught:
+        load_present("CIRR", cirr_root, split="train")
+    assert str(caught.value) == (
+        f"{cirr_root}: holds no annotation file of CIRR; expected the split train; "
+        "fix: put the published annotation files there"
+    )
+    with pytest.raises(SplitNotFoundError, match=r"CIRR has no split 'trian'.*did you mean 'train'"):
+        load_present("CIRR", cirr_root, split="trian")
 
 
 def test_val_union_keeps_references_and_targets_in_order(fashioniq_root):

@@ -160,14 +160,26 @@ def test_problems_of_all_categories_come_together(fashioniq_root, problems_of):
     assert len(problems_of(fashioniq.load, fashioniq_root, "val")) == 3
 
 
-def test_the_files_of_a_missing_category_are_named(fashioniq_root, problems_of):
-    for file in (CAPTIONS, NAMES):
-        (fashioniq_root / file).unlink()
-    problems = problems_of(fashioniq.load, fashioniq_root, "val")
-    assert [str(problem) for problem in problems] == [
-        f"{fashioniq_root / file}: the file is missing; fix: put the published {Path(file).name} there"
-        for file in (NAMES, CAPTIONS)
+@pytest.mark.parametrize("missing", [CAPTIONS, NAMES])
+def test_one_file_of_the_two_of_a_category_is_missing(fashioniq_root, problems_of, missing):
+    (fashioniq_root / missing).unlink()
+    (problem,) = problems_of(fashioniq.load, fashioniq_root, "val")
+    assert str(problem) == (
+        f"{fashioniq_root / missing}: the file is missing; fix: put the published {Path(missing).name} there"
+    )
+
+
+def test_a_missing_category_is_an_error_that_says_how_to_do_without(fashioniq_root, problems_of):
+    for category in ("shirt", "toptee"):
+        (fashioniq_root / f"captions/cap.{category}.val.json").unlink()
+        (fashioniq_root / f"image_splits/split.{category}.val.json").unlink()
+    assert [str(problem) for problem in problems_of(fashioniq.load, fashioniq_root, "val")] == [
+        f"{fashioniq_root / f'captions/cap.{category}.val.json'}: "
+        f"the {category} category of the val split is not in this data root; "
+        f"fix: put it and split.{category}.val.json there, or choose what is: --categories dress"
+        for category in ("shirt", "toptee")
     ]
+    assert [split.category for split in fashioniq.load(fashioniq_root, "val", categories=["dress"])] == ["dress"]
 
 
 def test_an_absent_split(fashioniq_root):

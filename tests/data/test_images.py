@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from composir.data.images import Crop, read_image, to_rgb
+from composir.data.images import Crop, inspect_files, read_image, to_rgb
 from composir.errors import ComposirError
 
 # Two rows, two columns: red green / blue white.
@@ -267,3 +268,33 @@ def test_a_crop_outside_the_picture_is_an_error(tmp_path: Path) -> None:
     message = r"small\.png: the box \(6, 0, 9, 4\) holds no pixel of it; expected .* within 6 x 4 pixels; fix: "
     with pytest.raises(ComposirError, match=message):
         read_image(Crop(file, (6, 0, 9, 4)))
+
+
+def test_files_are_inspected_once_in_order_with_their_parts(tmp_path):
+    first = save(Image.fromarray(CORNERS), tmp_path / "b.png")
+    second = tmp_path / "a.png"
+    second.write_bytes(first.read_bytes()[:50])
+    parts = [Crop(first, (0, 0, 1, 1)), Crop(first, (5, 5, 6, 6))]
+    calls: list[tuple[int, int]] = []
+    found = inspect_files([*parts, second, first], progress=lambda *told: calls.append(told))
+    assert list(found) == [first, second]
+    assert calls == [(1, 2), (2, 2)]
+    assert found[first].digest == hashlib.sha256(first.read_bytes()).digest()
+    assert list(found[first].errors) == [parts[1]]
+    assert found[second].digest is None
+    assert "cut off or damaged" in found[second].errors[second].message
+
+
+def test_files_are_looked_up_without_opening_them(tmp_path):
+    (tmp_path / "full.png").write_bytes(b"no picture")
+    (tmp_path / "empty.png").touch()
+    names = ("full.png", "empty.png", "gone.png", "full.png/below.png", "nul\0.png", ".")
+    found = inspect_files([tmp_path / name for name in names], decode=False)
+    assert [error.message for one in found.values() for error in one.errors.values()] == [
+        "the image file is empty (0 bytes)",
+        "no such image file",
+        "no such image file",
+        "cannot be opened (embedded null byte)",
+        "cannot be opened (not a regular file)",
+    ]
+    assert all(one.digest is None for one in found.values())

@@ -220,10 +220,10 @@ def test_the_layout_is_cirrs(root):
 
 
 def test_the_reader_and_the_checker_accept_it(root):
-    problems, counts = check_dataset("CIRR", root)
-    assert problems == []
+    checked = check_dataset("CIRR", root)
+    assert checked.problems == []
     # 8, 2 and 2 clusters of 11 edits in 2 wordings
-    assert {name: (one["num_queries"], one["num_gallery"]) for name, one in counts.items()} == {
+    assert {name: (one["num_queries"], one["num_gallery"]) for name, one in checked.counts.items()} == {
         "train": (176, 96),
         "val": (44, 24),
         "test1": (44, 24),

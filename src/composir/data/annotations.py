@@ -16,6 +16,8 @@ Json = TypeVar("Json", list, dict)
 T = TypeVar("T")
 
 RESTORE = "restore the published file"
+MAX_TEXT_LENGTH = 1000
+"""Characters. Longer texts are rows that ran together rather than captions: the longest of CIRR val has 244."""
 MAX_SUGGESTIONS = 20
 """Beyond this many problems no nearest name is looked up: it is the wrong file, not a typing error."""
 

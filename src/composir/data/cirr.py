@@ -20,23 +20,23 @@ from composir.errors import ComposirError, Problem
 
 SPLITS = ("train", "val", "test1")
 SPLITS_WITHOUT_TARGETS = ("test1",)
+IMAGE_FOLDERS = ("train", "dev", "test1")
 
 
 def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
     """Return the one split of CIRR: every query of ``cap.rc2``, every image of ``split.rc2`` as the gallery.
 
-    ``root`` holds ``cirr/captions``, or is the parent of such a ``cirr_dataset/``. Image files are not
-    touched. The target is ``target_hard`` alone: the soft targets are no right answers of the metric. Raises
+    ``root`` holds ``cirr/captions``, or is the parent of such a ``cirr_dataset/``, or is the clone of the
+    annotations itself, with ``captions/`` and the image folders in it or beside it. Image files are not touched. The
+    target is ``target_hard`` alone: the soft targets are no right answers of the metric. Raises
     ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
     if categories is not None:
         raise ComposirError(f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out")
     check_split_name("CIRR", split, SPLITS)
-    home = find_home(
-        root, marker="cirr/captions", folder="cirr_dataset", source="the GitHub repository Cuberick-Orion/CIRR"
-    )
-    captions_file = home / "cirr" / "captions" / f"cap.rc2.{split}.json"
-    names_file = home / "cirr" / "image_splits" / f"split.rc2.{split}.json"
+    annotations, home = _find_folders(Path(root))
+    captions_file = annotations / "captions" / f"cap.rc2.{split}.json"
+    names_file = annotations / "image_splits" / f"split.rc2.{split}.json"
     require_some("CIRR", split, (captions_file, names_file))
 
     problems: list[Problem] = []
@@ -64,10 +64,23 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         gallery_rule="original",
         exclude_reference=True,
         text_rule="as annotated",
+        file=captions_file,
     )
     if problems:
         raise AnnotationsError(problems, (found,))
     return (found,)
+
+
+def _find_folders(root: Path) -> tuple[Path, Path]:
+    """Return the folder of the annotations and the one that the paths of the images start from."""
+    if not any(root.glob("captions/cap.rc2.*.json")):
+        home = find_home(
+            root, marker="cirr/captions", folder="cirr_dataset", source="the GitHub repository Cuberick-Orion/CIRR"
+        )
+        return home / "cirr", home
+    homes = (root, root.absolute().parent)
+    with_images = (home for home in homes if any((home / folder).is_dir() for folder in IMAGE_FOLDERS))
+    return root, next(with_images, root)
 
 
 def _read_images(names_file: Path, home: Path, problems: list[Problem]) -> dict[str, Path] | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data import cirr, fashioniq
-from composir.data.triplets import Split
-from composir.errors import ComposirError, nearest
+from composir.data.annotations import AnnotationsError, SplitNotFoundError
+from composir.data.triplets import Split, split_key
+from composir.errors import ComposirError, Problem, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,13 @@ class Dataset:
     """The split that evaluation measures unless told otherwise: its answers are public."""
     submitted: str = ""
     """The split whose answers only the data set's test server knows; empty where there is no server."""
+    categories: tuple[str, ...] = ()
+    """The parts that ``load`` takes as ``categories``, each with files of its own; empty where there are none."""
 
 
 DATASETS: dict[str, Dataset] = {
     "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
-    "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS),
+    "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES),
 }
 """By name; a new data set is one file and one line here."""
 
@@ -72,6 +75,61 @@ def load_splits(
     if exclude_reference is not None:
         splits = tuple(dataclasses.replace(one, exclude_reference=exclude_reference) for one in splits)
     return splits
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a data root holds of a data set."""
+
+    splits: list[Split]
+    """Every split (of every category) that is there, as far as it can be read."""
+    problems: list[Problem]
+    """Everything wrong with their annotations."""
+    absent: list[str]
+    """The ``split_key`` of those of which no file is there."""
+
+
+def load_present(
+    dataset: str, root: str | Path, *, split: str | None = None, categories: Sequence[str] | None = None
+) -> Present:
+    """Return what is there of a data set: of all its splits, or of one; of all its categories, or of some.
+
+    For commands that describe a data root; training and evaluation ask for what they need with ``load_splits``.
+    Raises ``SplitNotFoundError`` where there is nothing, or nothing of a category that ``categories`` names.
+    """
+    dataset = find_dataset(dataset)
+    entry = DATASETS[dataset]
+    names = entry.splits if split is None else (split,)
+    present = Present([], [], [])
+    num_found = 0
+    for category in dict.fromkeys(categories or entry.categories or ("",)):
+        num_before = num_found
+        for name in names:
+            try:
+                present.splits.extend(entry.load(Path(root), name, categories=[category] if category else None))
+            except SplitNotFoundError:
+                if name not in entry.splits:
+                    raise
+                present.absent.append(split_key(name, category))
+                continue
+            except AnnotationsError as error:
+                present.splits.extend(error.splits)
+                present.problems.extend(error.problems)
+            num_found += 1
+        if categories and num_found == num_before:
+            raise _nothing_there(f"{dataset} {category}", root, names)
+    if not num_found:
+        raise _nothing_there(dataset, root, names)
+    return present
+
+
+def _nothing_there(what: str, root: str | Path, names: Sequence[str]) -> SplitNotFoundError:
+    return SplitNotFoundError(
+        f"holds no annotation file of {what}",
+        file=root,
+        expected=f"the split {names[0]}" if len(names) == 1 else f"at least one of the splits {', '.join(names)}",
+        fix="put the published annotation files there",
+    )
 
 
 def val_union(split: Split) -> Split:

@@ -34,7 +34,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     ``root`` holds ``captions/``, or is the parent of such a ``fashionIQ_dataset/``. The gallery is the split
     file's list (the *original* one) and keeps the reference. A query's id is its number in the caption file,
     from 0. Image files are found by one listing of ``images/`` and not opened. Raises ``SplitNotFoundError``
-    when no category has the split and ``AnnotationsError`` with everything wrong in all of them.
+    when no category has the split and ``AnnotationsError`` with everything wrong in all of them; a category that is
+    not there is wrong, too.
     """
     categories = tuple(categories or CATEGORIES)
     for category in categories:
@@ -61,7 +62,14 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     file_by_name = _list_images(images_folder)
     problems: list[Problem] = []
     splits = []
+    present = [category for category, files in files_by_category.items() if any(file.exists() for file in files)]
     for category, (captions_file, names_file) in files_by_category.items():
+        if category not in present:
+            message = f"the {category} category of the {split} split is not in this data root"
+            there = " ".join(f"--categories {name}" for name in present)
+            fix = f"put it and {names_file.name} there, or choose what is: {there}"
+            problems.append(Problem(str(captions_file), "", message, fix))
+            continue
         gallery = _read_gallery(names_file, problems)
         queries = _read_queries(captions_file, split, gallery, names_file, problems)
         splits.append(
@@ -75,6 +83,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 gallery_rule="original",
                 exclude_reference=False,
                 text_rule="both captions",
+                file=captions_file,
             )
         )
     if problems:

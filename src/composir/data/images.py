@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -12,7 +18,11 @@ from PIL import Image, UnidentifiedImageError
 from composir.errors import ComposirError
 
 FETCH_FIX = "fetch or export the file again"
+MISSING = "no such image file"
+EMPTY = "the image file is empty (0 bytes)"
 READ_FIX = f"{FETCH_FIX} (composir data check finds every such file)"
+MAX_THREADS = 8
+"""Threads that read image files at once, where there are as many cores."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 """What an image file of a data set may be called, the preferred first: copies of a data set differ."""
@@ -84,15 +94,91 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(page, rgba).convert("RGB")
 
 
-def _read_path(path: Path) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What looking at an image file has shown."""
+
+    digest: bytes | None
+    """SHA-256 of the file's bytes; None where it is no readable picture, or was not read."""
+    errors: dict[ImageSource, ComposirError]
+    """What is wrong: under the file where it is no readable picture, else under each part that cannot be cut out."""
+
+
+def inspect_files(
+    sources: Iterable[ImageSource], *, decode: bool = True, progress: Callable[[int, int], None] | None = None
+) -> dict[Path, Inspection]:
+    """Return what is wrong with every image, by file: each file is read and decoded once, several at a time.
+
+    With ``decode=False`` files are looked up, not opened: missing and empty ones are found, damaged ones are not.
+    The files come in the order of ``sources``; ``progress(num_done, num_files)`` counts them.
+    """
+    sources_by_file: dict[Path, dict[ImageSource, None]] = {}
+    for source in sources:
+        sources_by_file.setdefault(file_of(source), {})[source] = None
+    inspections = {}
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        done = threads.map(_inspect if decode else _look_up, sources_by_file, sources_by_file.values())
+        for num_done, (file, inspection) in enumerate(zip(sources_by_file, done, strict=True), 1):
+            inspections[file] = inspection
+            if progress is not None:
+                progress(num_done, len(sources_by_file))
+    return inspections
+
+
+def _look_up(file: Path, _: Iterable[ImageSource]) -> Inspection:
     try:
-        with path.open("rb") as file:
-            return _decode(file, str(path))
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _cannot_be_opened(file, "not a regular file")
+        if not status.st_size:
+            raise ComposirError(EMPTY, file=file, fix=READ_FIX)
+    except (FileNotFoundError, NotADirectoryError):
+        return Inspection(None, {file: ComposirError(MISSING, file=file, fix=READ_FIX)})
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        return Inspection(None, {file: _cannot_be_opened(file, _reason(error))})
+    except ComposirError as error:
+        return Inspection(None, {file: error})
+    return Inspection(None, {})
+
+
+def _inspect(file: Path, sources: Iterable[ImageSource]) -> Inspection:
+    looked_up = _look_up(file, sources)
+    if looked_up.errors:
+        return looked_up
+    try:
+        content = _read_bytes(file)
+        image = _decode(io.BytesIO(content), str(file))
+    except ComposirError as error:
+        return Inspection(None, {file: error})
+    errors: dict[ImageSource, ComposirError] = {}
+    for source in sources:
+        if isinstance(source, Crop):
+            try:
+                _cut(image, source)
+            except ComposirError as error:
+                errors[source] = error
+    return Inspection(hashlib.sha256(content).digest(), errors)
+
+
+def _read_path(path: Path) -> Image.Image:
+    return _decode(io.BytesIO(_read_bytes(path)), str(path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise ComposirError("no such image file", file=path, fix=READ_FIX) from error
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ComposirError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file") from error
+        raise ComposirError(MISSING, file=path, fix=READ_FIX) from error
+    except (OSError, ValueError) as error:
+        raise _cannot_be_opened(path, _reason(error)) from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _cannot_be_opened(path: Path, reason: str) -> ComposirError:
+    return ComposirError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file")
 
 
 def file_of(source: ImageSource) -> Path:
@@ -118,7 +204,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     start = file.read(NUM_LEADING_BYTES)
     file.seek(0)
     if not start:
-        raise ComposirError("the image file is empty (0 bytes)", file=name, fix=READ_FIX)
+        raise ComposirError(EMPTY, file=name, fix=READ_FIX)
     try:
         with Image.open(file) as image:
             image.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from composir.data.images import ImageSource
 
@@ -51,3 +52,10 @@ class Split:
     """Whether the query's reference is taken out of its ranking (CIRR yes, FashionIQ no)."""
     text_rule: str
     """How ``Query.text`` was made from the annotation, in a word or two."""
+    file: Path | None = None
+    """The annotation file that the queries were read from, so that a problem of a query can name it."""
+
+
+def split_key(name: str, category: str) -> str:
+    """Return what a split is called in counts: ``val``, or ``dress.val`` where there are categories."""
+    return f"{category}.{name}" if category else name
