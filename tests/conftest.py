@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,7 +90,9 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 name = f"{split}-{colour}-{shape}"
                 picture = Image.new("RGB", (60, 52), "white")
                 getattr(ImageDraw.Draw(picture), shape)((12, 10, 46, 40), fill=colour)
-                picture.save(root / place / f"{name}.png")
+                title = PngInfo()
+                title.add_text("Title", name)  # or train and val would hold the same files twice
+                picture.save(root / place / f"{name}.png", pnginfo=title)
                 names[name] = f"./{place}/{name}.png"
         chance = random.Random(split)
         queries = []

@@ -136,30 +136,6 @@ def test_a_model_without_the_learning_rate_it_needs_is_warned_of(run, monkeypatc
     assert "note: --learning-rate 1e-05 is meant for the pretrained BLIP-2 backbones" in err
 
 
-def test_data_commands(run, shapes_root, tmp_path):
-    code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
-    assert code == 0
-    assert json.loads(out)["problems"] == []
-    code, out, _ = run("data", "stats", "--data-root", shapes_root, "--json")
-    assert code == 0
-    assert json.loads(out)["counts"]["val"]["num_queries"] == 24
-    code, out, _ = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
-    assert code == 0
-    assert "next: composir train" in out
-    code, _, err = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
-    assert code == 2
-    assert "already exists" in err
-    root = tmp_path / "broken"
-    shutil.copytree(shapes_root, root)
-    (root / "dev/val-red-ellipse.png").unlink()
-    (root / "dev/val-blue-ellipse.png").write_bytes(b"")
-    code, out, _ = run("data", "check", "--data-root", root, "--json")
-    assert code == 2
-    problems = json.loads(out)["problems"]
-    assert len(problems) == 2
-    assert all(set(problem) == {"file", "where", "message", "fix"} for problem in problems)
-
-
 def test_selfcheck_json(run):
     code, out, _ = run("selfcheck", "--json")
     assert code == 0

@@ -693,7 +693,8 @@ def data_stats(
     if json_:
         _print_json({"counts": counts, "absent": present.absent})
         return 0
-    table = Table("", box=None)
+    table = Table(box=None)
+    table.add_column("", no_wrap=True)
     for heading in STATS_COLUMNS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, count in counts.items():
@@ -709,9 +710,9 @@ STATS_COLUMNS = {
     "gallery_original": "gallery",
     "gallery_val_union": "val-union",
     "num_pairs": "pairs",
-    "num_duplicate_targets": "repeated targets",
+    "num_duplicate_targets": "repeats",
     "words_mean": "words",
-    "words_max": "most words",
+    "words_max": "most",
 }
 
 

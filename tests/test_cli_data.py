@@ -1,0 +1,189 @@
+"""The commands about data as a person and a script meet them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def broken_root(shapes_root, tmp_path):
+    """The tiny set with a missing, an empty and a copied image of val."""
+    root = tmp_path / "broken"
+    shutil.copytree(shapes_root, root)
+    dev = root / "dev"
+    (dev / "val-red-ellipse.png").unlink()
+    (dev / "val-blue-ellipse.png").write_bytes(b"")
+    shutil.copyfile(dev / "val-red-rectangle.png", dev / "val-green-rectangle.png")
+    return root
+
+
+@pytest.fixture
+def dress_root(tmp_path):
+    """FashionIQ with two val queries of dress and nothing else; no images."""
+    root = tmp_path / "fashionIQ_dataset"
+    for folder in ("captions", "image_splits"):
+        (root / folder).mkdir(parents=True)
+    (root / "image_splits/split.dress.val.json").write_text('["a", "b", "c", "d"]')
+    captions = [
+        {"target": "b", "candidate": "a", "captions": ["is red", "has a bow"]},
+        {"target": "b", "candidate": "c", "captions": ["longer", "blue"]},
+    ]
+    (root / "captions/cap.dress.val.json").write_text(json.dumps(captions))
+    return root
+
+
+def test_scenes(run, tmp_path):
+    code, out, _ = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
+    assert code == 0
+    assert "next: composir train" in out
+    code, _, err = run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
+    assert code == 2
+    assert "already exists" in err
+
+
+def test_check_of_a_whole_root(run, shapes_root):
+    code, out, err = run("data", "check", "--data-root", shapes_root)
+    assert code == 0
+    assert out.splitlines() == [
+        "train: 24 queries, 12 images",
+        "val: 24 queries, 12 images",
+        "not there: test1",
+        "0 problems",
+    ]
+    assert "24/24" in err
+    code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
+    document = json.loads(out)
+    assert (code, document["problems"], document["absent"]) == (0, [], ["test1"])
+
+
+def test_check_lists_every_problem(run, broken_root):
+    code, out, _ = run("data", "check", "--data-root", broken_root, "--json")
+    assert code == 2
+    problems = json.loads(out)["problems"]
+    assert [problem["message"] for problem in problems[:2]] == [
+        "no such image file",
+        "the image file is empty (0 bytes)",
+    ]
+    assert "has the same content as" in problems[2]["message"]
+    assert all(set(problem) == {"file", "where", "message", "fix"} for problem in problems)
+    code, out, _ = run("data", "check", "--data-root", broken_root)
+    assert code == 2
+    assert "val: 24 queries, 12 images, 1 of them with the content of another" in out
+    assert out.splitlines()[-1] == "3 problems"
+
+
+def test_check_can_let_duplicates_pass(run, broken_root):
+    code, out, _ = run("data", "check", "--data-root", broken_root, "--allow-duplicates", "--json")
+    document = json.loads(out)
+    assert code == 2
+    assert len(document["problems"]) == 2
+    assert document["counts"]["val"]["num_duplicate_images"] == 1
+
+
+def test_check_prints_names_that_are_no_text(run, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    names = root / "cirr/image_splits/split.rc2.val.json"
+    names.write_text(names.read_text().replace("./dev/val-red-ellipse.png", "./dev/\\udcff.png"))
+    code, out, _ = run("data", "check", "--data-root", root)
+    assert code == 2
+    assert "\\udcff.png" in out
+    code, out, _ = run("data", "check", "--data-root", root, "--json")
+    assert json.loads(out)["problems"][0]["file"].endswith("/\udcff.png")
+
+
+def test_stats_of_all_splits(run, shapes_root):
+    code, out, _ = run("data", "stats", "--data-root", shapes_root, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert list(document["counts"]) == ["train", "val"]
+    assert document["absent"] == ["test1"]
+    assert document["counts"]["val"]["num_queries"] == 24
+    code, out, _ = run("data", "stats", "--data-root", shapes_root, "--split", "val", "--json")
+    assert list(json.loads(out)["counts"]) == ["val"]
+
+
+def test_stats_of_the_one_category_that_is_there(run, dress_root):
+    for more in ((), ("--categories", "dress"), ("--split", "val")):
+        code, out, err = run("data", "stats", "--dataset", "FashionIQ", "--data-root", dress_root, *more, "--json")
+        assert code == 0, err
+        # b is the target twice; a, b and c are used, d is not; "Is red and has a bow" has six words.
+        assert json.loads(out)["counts"] == {
+            "dress.val": {
+                "num_queries": 2,
+                "num_gallery": 4,
+                "gallery_original": 4,
+                "gallery_val_union": 3,
+                "num_references": 2,
+                "num_pairs": 2,
+                "num_duplicate_targets": 1,
+                "words_min": 3,
+                "words_mean": 4.5,
+                "words_max": 6,
+            }
+        }
+    code, out, _ = run("data", "stats", "--dataset", "FashionIQ", "--data-root", dress_root)
+    assert code == 0
+    heading, row, absent = out.splitlines()
+    assert heading.split()[:3] == ["queries", "gallery", "val-union"]
+    assert row.split() == ["dress.val", "2", "4", "3", "2", "1", "4.5", "6"]
+    assert absent.startswith("not there: dress.train, dress.test, shirt.train, shirt.val")
+
+
+def test_stats_where_answers_are_hidden(run, tmp_path):
+    run("data", "scenes", "--out", tmp_path / "scenes", "--images", 144)
+    code, out, _ = run("data", "stats", "--data-root", tmp_path / "scenes", "--split", "test1")
+    assert code == 0
+    assert out.splitlines()[1].split()[:4] == ["test1", "44", "24", "–"]
+
+
+def test_stats_of_broken_annotations_lists_all_problems_on_stderr(run, dress_root):
+    file = dress_root / "captions/cap.dress.val.json"
+    file.write_text(json.dumps([{"target": "x", "candidate": "y", "captions": ["a", "b"]}]))
+    code, out, err = run("data", "stats", "--dataset", "FashionIQ", "--data-root", dress_root)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"{file} (entry 0): candidate 'y' is not in split.dress.val.json; fix: add it to split.dress.val.json",
+        f"{file} (entry 0): target 'x' is not in split.dress.val.json; fix: add it to split.dress.val.json",
+        f"error: 2 problems in {file}, see above",
+    ]
+
+
+def test_more_than_100_problems_are_counted(run, dress_root):
+    file = dress_root / "captions/cap.dress.val.json"
+    file.write_text(json.dumps([[]] * 1201))
+    code, _, err = run("data", "stats", "--dataset", "FashionIQ", "--data-root", dress_root)
+    lines = err.splitlines()
+    assert code == 2
+    assert len(lines) == 102
+    assert lines[-2:] == ["... and 1,101 more", f"error: 1,201 problems in {file}, see above"]
+
+
+def test_problems_of_several_files_are_counted_by_file(run, dress_root):
+    code, _, err = run("evaluate", "--model", "none", "--dataset", "FashionIQ", "--data-root", dress_root)
+    lines = err.splitlines()
+    assert code == 2
+    assert lines[0].endswith("fix: put it and split.shirt.val.json there, or choose what is: --categories dress")
+    assert lines[-1] == "error: 2 problems in 2 files, see above"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "--data-root", "no/where"], ["no/where: no such folder", "fix: pass the folder"]),
+        (["stats", "--data-root", "no/where"], ["no/where: no such folder", "fix: pass the folder"]),
+        (["check", "--dataset", "CIR", "--data-root", "x"], ["unknown data set 'CIR'", "did you mean 'CIRR'?"]),
+        (["stats", "--data-root", "{shapes}", "--split", "vall"], ["CIRR has no split 'vall'", "did you mean 'val'?"]),
+        (["stats", "--data-root", "{shapes}", "--split", "test1"], ["holds no annotation file of CIRR", "test1"]),
+        (["check", "--data-root", "{shapes}", "--categories", "dress"], ["CIRR has no categories, got dress"]),
+    ],
+)
+def test_a_mistake_is_one_line(run, shapes_root, arguments, words):
+    code, out, err = run("data", *(argument.format(shapes=shapes_root) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert all(word in err for word in words), err
