@@ -425,8 +425,8 @@ def _measure(
     from composir.evaluation import evaluate as evaluate_model
 
     if rankings is not None:
-        by_kind, weights_hash = load_rankings(rankings, splits)
-        return measure(by_kind, weights_hash=weights_hash)
+        saved = load_rankings(rankings, splits)
+        return measure(saved.rankings, signature=saved.signature_fields)
     assert splits is not None
     check_scorable(splits)
     if predictions:

@@ -1,12 +1,21 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and TOML."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from composir.errors import ComposirError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @contextmanager
@@ -66,3 +75,13 @@ def recover_folder(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return the table of a TOML file; raise ``ComposirError`` where it is missing or not TOML."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ComposirError("recipe file not found", file=file, fix="see recipes/ for examples") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ComposirError(f"is not TOML: {error}", file=file, fix="see recipes/ for examples") from None

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from composir.errors import ComposirError
+from composir.files import read_toml
 from composir.models.presets import BACKBONES
 from composir.training import Recipe, load_recipe, parse_value, validate
-from composir.training.recipe import read_toml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -15,7 +15,7 @@ from composir.evaluation.metrics import (
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, rank, rank_blocks
 from composir.evaluation.report import Cell, Row, audit_lines, contact_sheet, grid, metric_label, table
 from composir.evaluation.result import KINDS, Audit, Gain, Result, measure
-from composir.evaluation.saved import load_rankings, save_rankings
+from composir.evaluation.saved import Saved, load_rankings, save_rankings
 from composir.evaluation.signature import signature_fields, signature_text
 from composir.evaluation.similarity import similarity
 from composir.evaluation.submission import (
@@ -41,6 +41,7 @@ __all__ = [
     "Ranking",
     "Result",
     "Row",
+    "Saved",
     "audit_lines",
     "average_precision",
     "averages",

@@ -132,12 +132,14 @@ def measure(
     rankings: Mapping[str, Sequence[Ranking]],
     *,
     weights_hash: str = "unknown",
+    signature: Mapping[str, str] | None = None,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Result:
     """Return the figures of ``rankings``, which hold ``composed`` and perhaps both baselines, one per category.
 
-    ``weights_hash`` identifies the model in the signature; ``seed`` is the bootstrap's.
+    ``weights_hash`` identifies the model in the signature, unless the rankings come with one, ``signature`` by
+    field, as saved ones do; ``seed`` is the bootstrap's.
     """
     composed = rankings[COMPOSED]
     check_scorable([ranking.split for ranking in composed])
@@ -151,7 +153,9 @@ def measure(
         intervals=intervals(values_by_kind[COMPOSED], num_resamples=num_resamples, seed=seed),
         baselines={kind: metrics for kind, metrics in figures.items() if kind != COMPOSED},
         audit=_audit(rankings, values_by_kind, figures, num_resamples, seed) if audited else None,
-        signature_fields=signature_fields([ranking.split for ranking in composed], weights_hash=weights_hash),
+        signature_fields=dict(
+            signature or signature_fields([ranking.split for ranking in composed], weights_hash=weights_hash)
+        ),
         rankings={kind: tuple(ranked) for kind, ranked in rankings.items()},
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +17,136 @@ from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation.ranking import PADDING, Ranking, check_gallery, describe
 from composir.evaluation.result import COMPOSED, KINDS, Result
-from composir.files import replacing
+from composir.evaluation.signature import signature_fields
+from composir.files import read_toml, replacing
 
+RANKINGS, RECIPE = "rankings.safetensors", "recipe.toml"
+"""The names of the file in a checkpoint folder, and of the recipe beside it."""
 FORMAT, VERSION = "composir rankings", "1"
 SAVE_AGAIN = "save the rankings again: composir evaluate --model ... --save-rankings FILE"
 
-_SPLIT_FIELDS = ("dataset", "name", "category", "gallery_rule", "exclude_reference", "text_rule")
+_DTYPES = {"top": np.int32, "scores": np.float32, "target_ranks": np.int32, "subset": np.int32}
+_RULES = ("dataset", "name", "category", "gallery_rule", "text_rule")
+_SPLIT_FIELDS = (*_RULES, "exclude_reference")
 _LISTS_OF_A_QUERY = ("texts", "targets", "subset", "gallery", "aspects")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """What a file of rankings holds, and where it comes from."""
+
+    rankings: Mapping[str, tuple[Ranking, ...]]
+    """By kind (``composed``, ...), one per category: ready for ``measure``."""
+    signature_fields: Mapping[str, str]
+    """What was measured, by field; ``ties`` and ``composir`` are of the version that ranked."""
+    path: Path
+    """The file, as messages name it."""
+    seed: int | None = None
+    """Of the training, from the ``recipe.toml`` beside the file; None where there is none."""
+
+    @property
+    def weights_hash(self) -> str:
+        """What identifies the model that ranked."""
+        return self.signature_fields["weights"]
 
 
 def save_rankings(result: Result, file: Path) -> None:
     """Write the rankings of a result, the queries and the gallery's names; no image and no path is in the file.
 
-    A safetensors file: ``splits`` is JSON in UTF-8 with every ``Split`` less its images; for each split and kind
-    (``0.composed``, ``0.image_only``, ...) ``.top``, ``.scores``, ``.target_ranks`` and ``.subset`` hold a
-    ``Ranking``, subset members as places in the query's own list.
+    A safetensors file: ``splits`` is JSON in UTF-8 with what ``signature_fields`` cannot tell from a split and every
+    ``Split`` less its images; for each split and kind (``0.composed``, ``0.image_only``, ...) ``.top``, ``.scores``,
+    ``.target_ranks`` and ``.subset`` hold a ``Ranking``, subset members as places in the query's own list. The
+    metadata hold a digest of it all: a file that was changed is not read.
     """
     tensors: dict[str, np.ndarray] = {}
     for kind, rankings in result.rankings.items():
         for number, ranking in enumerate(rankings):
-            tensors[f"{number}.{kind}.top"] = ranking.top.astype(np.int32)
-            tensors[f"{number}.{kind}.scores"] = ranking.scores
-            tensors[f"{number}.{kind}.target_ranks"] = ranking.target_ranks.astype(np.int32)
-            tensors[f"{number}.{kind}.subset"] = _subset_places(ranking)
+            parts = {
+                "top": ranking.top,
+                "scores": ranking.scores,
+                "target_ranks": ranking.target_ranks,
+                "subset": _subset_places(ranking),
+            }
+            for part, array in parts.items():
+                tensors[f"{number}.{kind}.{part}"] = np.ascontiguousarray(array.astype(_DTYPES[part]))
+    document = {name: result.signature_fields[name] for name in ("weights", "ties", "composir")}
     splits = [_split_fields(ranking.split) for ranking in result.rankings[COMPOSED]]
-    document = {"weights": result.signature_fields["weights"], "splits": splits}
-    tensors["splits"] = np.frombuffer(json.dumps(document, ensure_ascii=False).encode(), np.uint8)
+    text = json.dumps({**document, "splits": splits}, ensure_ascii=False)
+    tensors["splits"] = np.frombuffer(text.encode(), np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "version": VERSION})
+        metadata = {"format": FORMAT, "version": VERSION, "digest": digest(tensors)}
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> tuple[dict[str, tuple[Ranking, ...]], str]:
-    """Return the rankings by kind, ready for ``measure``, and the hash of the weights that made them.
+def digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return 64 hex digits that identify the names, shapes and values of ``tensors``."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        found.update(tensors[name].tobytes())
+    return found.hexdigest()
+
+
+def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
+    """Return what ``save_rankings`` wrote, and the training's seed where a ``recipe.toml`` beside the file has one.
 
     The splits in the file know no images. With ``splits``, read from a data root, theirs take their place after a
     check that queries and gallery are the same. Raises ``ComposirError`` for a file that is not one of
-    ``save_rankings``, is cut off, or does not fit ``splits``.
+    ``save_rankings``, is cut off or changed, or does not fit ``splits``.
     """
+    tensors = _read(file)
+    try:
+        document = json.loads(tensors.pop("splits").tobytes())
+        saved = [_split(entry) for entry in _of_type(list, document["splits"])]
+        rankings = _read_rankings(saved, tensors)
+        weights_hash, ties, version = (_of_type(str, document[name]) for name in ("weights", "ties", "composir"))
+        for split in saved:
+            check_gallery(split)
+    except (KeyError, TypeError, ValueError, ComposirError) as error:
+        kind = "" if isinstance(error, ComposirError) else f"{type(error).__name__}: "
+        raise _broken(file, f"is damaged ({kind}{error})") from error
+    if splits is not None:
+        difference = split_difference(saved, splits)
+        if difference:
+            raise ComposirError(
+                f"{difference} in the file and the data root",
+                file=file,
+                expected="the annotations and rules that the rankings were made with",
+                fix="pass that --data-root, --split, --gallery and reference rule, or save the rankings again",
+            )
+        rankings = {kind: _with_splits(ranked, splits) for kind, ranked in rankings.items()}
+    return Saved(
+        rankings,
+        {**signature_fields(saved, weights_hash=weights_hash), "ties": ties, "composir": version},
+        path=file,
+        seed=_seed_beside(file),
+    )
+
+
+def split_difference(splits: Sequence[Split], others: Sequence[Split]) -> str:
+    """Return the first thing in which splits differ from others, in words; empty where queries and gallery agree."""
+    if len(splits) != len(others):
+        names = [", ".join(describe(split) for split in found) or "nothing" for found in (splits, others)]
+        return f"the splits are {names[0]} and {names[1]}"
+    for split, other in zip(splits, others, strict=True):
+        for name in _SPLIT_FIELDS:
+            if getattr(split, name) != getattr(other, name):
+                return f"{name} is {getattr(split, name)!r} and {getattr(other, name)!r}"
+        where = describe(split)
+        if split.gallery != other.gallery:
+            return f"the gallery of {where} differs ({len(split.gallery):,} and {len(other.gallery):,} images)"
+        if len(split.queries) != len(other.queries):
+            return f"{where} has {len(split.queries):,} and {len(other.queries):,} queries"
+        differing = [one.id for one, two in zip(split.queries, other.queries, strict=True) if one != two]
+        if differing:
+            count = f"{len(differing):,} of {len(split.queries):,} queries of {where}"
+            return f"{count} are not the same (first {differing[0]})"
+    return ""
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """Return the file's arrays by name after a check of its format and digest."""
     try:
         with safe_open(file, framework="numpy") as content:
             metadata = content.metadata() or {}
@@ -64,25 +157,9 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> tuple[di
         raise _broken(file, f"cannot be read ({error})") from error
     if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
         raise _broken(file, f"is {metadata.get('format', 'no rankings')!r}, version {metadata.get('version')!r}")
-    try:
-        document = json.loads(tensors.pop("splits").tobytes())
-        saved = [_split(entry) for entry in document["splits"]]
-        rankings = _read_rankings(saved, tensors)
-        weights_hash = str(document["weights"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _broken(file, f"is damaged ({type(error).__name__}: {error})") from error
-    for split in saved:
-        check_gallery(split)
-    if splits is None:
-        return rankings, weights_hash
-    _check_same(file, saved, splits)
-    return {
-        kind: tuple(
-            Ranking(split, ranking.top, ranking.scores, ranking.target_ranks, ranking.subset)
-            for split, ranking in zip(splits, ranked, strict=True)
-        )
-        for kind, ranked in rankings.items()
-    }, weights_hash
+    if metadata.get("digest") != digest(tensors):
+        raise _broken(file, "was changed after it was written (its digest does not fit)")
+    return tensors
 
 
 def _split_fields(split: Split) -> dict[str, Any]:
@@ -95,17 +172,33 @@ def _split_fields(split: Split) -> dict[str, Any]:
 
 def _split(entry: Mapping[str, Any]) -> Split:
     """Return the split of an entry; a missing or strange field raises what the caller catches."""
-    queries = []
-    for query in entry["queries"]:
-        values = {field.name: query[field.name] for field in fields(Query)}
-        values |= {name: tuple(str(item) for item in values[name]) for name in _LISTS_OF_A_QUERY}
-        queries.append(Query(**values))
+    gallery = _strings(entry["gallery"])
+    if len(set(gallery)) < len(gallery):
+        raise ValueError("the gallery names an image twice")
     return Split(
-        **{name: entry[name] for name in _SPLIT_FIELDS},
-        queries=tuple(queries),
-        gallery=tuple(str(name) for name in entry["gallery"]),
+        **{name: _of_type(str, entry[name]) for name in _RULES},
+        exclude_reference=_of_type(bool, entry["exclude_reference"]),
+        queries=tuple(_query(query) for query in _of_type(list, entry["queries"])),
+        gallery=gallery,
         images={},
     )
+
+
+def _query(entry: Mapping[str, Any]) -> Query:
+    values: dict[str, Any] = {field.name: entry[field.name] for field in fields(Query)}
+    for name, value in values.items():
+        values[name] = _strings(value) if name in _LISTS_OF_A_QUERY else _of_type(str, value)
+    return Query(**values)
+
+
+def _of_type(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+    return tuple(_of_type(str, value) for value in _of_type(list, values))
 
 
 def _read_rankings(splits: Sequence[Split], tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[Ranking, ...]]:
@@ -121,20 +214,24 @@ def _read_rankings(splits: Sequence[Split], tensors: Mapping[str, np.ndarray]) -
 
 
 def _read_ranking(split: Split, name: str, tensors: Mapping[str, np.ndarray]) -> Ranking:
-    top, scores, target_ranks, subset = (
-        tensors[f"{name}.{part}"] for part in ("top", "scores", "target_ranks", "subset")
-    )
+    parts = {part: tensors[f"{name}.{part}"] for part in _DTYPES}
+    top, scores, target_ranks, subset = parts.values()
+    for part, array in parts.items():
+        if array.dtype != _DTYPES[part]:
+            raise TypeError(f"{name}.{part} is {array.dtype}")
     num_queries = len(split.queries)
     if top.ndim != 2 or scores.shape != top.shape or len(top) != num_queries:
         raise ValueError(f"{name} has the shapes {top.shape} and {scores.shape} for {num_queries} queries")
     if target_ranks.shape != (num_queries,) or subset.ndim != 2 or len(subset) != num_queries:
         raise ValueError(f"{name} has the shapes {target_ranks.shape} and {subset.shape} for {num_queries} queries")
-    if top.size and not (top.min() >= PADDING and top.max() < len(split.gallery)):
-        raise ValueError(f"{name} names an image outside the gallery of {len(split.gallery)}")
+    _check_places(f"{name}.top", top, np.full(num_queries, len(split.gallery)))
+    _check_places(f"{name}.subset", subset, np.array([len(query.subset) for query in split.queries]))
+    if target_ranks.min(initial=0) < 0 or target_ranks.max(initial=0) > len(split.gallery):
+        raise ValueError(f"{name}.target_ranks has a rank outside the gallery of {len(split.gallery)}")
     return Ranking(
         split=split,
         top=top.astype(np.int64),
-        scores=scores.astype(np.float32),
+        scores=scores,
         target_ranks=target_ranks.astype(np.int64),
         subset=tuple(
             tuple(query.subset[place] for place in row if place != PADDING)
@@ -143,40 +240,31 @@ def _read_ranking(split: Split, name: str, tensors: Mapping[str, np.ndarray]) ->
     )
 
 
+def _check_places(name: str, places: np.ndarray, counts: np.ndarray) -> None:
+    """Raise ``ValueError`` unless every row of ``places`` holds numbers below its count, each once, or padding."""
+    if ((places < PADDING) | (places >= counts[:, None])).any():
+        raise ValueError(f"{name} has a place that is not in the list")
+    ordered = np.sort(places, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)).any():
+        raise ValueError(f"{name} has a place twice in a row")
+
+
 def _subset_places(ranking: Ranking) -> np.ndarray:
     width = max((len(order) for order in ranking.subset), default=0)
-    places = np.full((len(ranking.subset), width), PADDING, np.int32)
+    places = np.full((len(ranking.subset), width), PADDING)
     for row, (order, query) in enumerate(zip(ranking.subset, ranking.split.queries, strict=True)):
         places[row, : len(order)] = [query.subset.index(name) for name in order]
     return places
 
 
-def _check_same(file: Path, saved: Sequence[Split], splits: Sequence[Split]) -> None:
-    """Raise ``ComposirError`` naming the first thing in which the data root differs from what was ranked."""
-    if len(saved) != len(splits):
-        names = [", ".join(describe(split) for split in found) for found in (saved, splits)]
-        raise _differs(file, f"holds rankings of {names[0]}, the data root gave {names[1]}")
-    for old, new in zip(saved, splits, strict=True):
-        for name in _SPLIT_FIELDS:
-            if getattr(old, name) != getattr(new, name):
-                raise _differs(file, f"{name} is {getattr(old, name)!r}, in the data root {getattr(new, name)!r}")
-        if old.gallery != new.gallery:
-            counts = f"{len(old.gallery):,} and {len(new.gallery):,} images"
-            raise _differs(file, f"the gallery of {describe(old)} differs from the data root's ({counts})")
-        if len(old.queries) != len(new.queries):
-            raise _differs(file, f"holds {len(old.queries):,} queries, the data root {len(new.queries):,}")
-        for query, other in zip(old.queries, new.queries, strict=True):
-            if query != other:
-                raise _differs(file, f"query {query.id} of {describe(old)} differs from the data root's")
+def _with_splits(rankings: Sequence[Ranking], splits: Sequence[Split]) -> tuple[Ranking, ...]:
+    return tuple(replace(ranking, split=split) for ranking, split in zip(rankings, splits, strict=True))
 
 
-def _differs(file: Path, message: str) -> ComposirError:
-    return ComposirError(
-        message,
-        file=file,
-        expected="the annotations and rules that the rankings were made with",
-        fix="pass that --data-root, --split, --gallery and reference rule, or save the rankings again",
-    )
+def _seed_beside(file: Path) -> int | None:
+    recipe = file.parent / RECIPE
+    seed = read_toml(recipe).get("seed") if recipe.is_file() else None
+    return seed if isinstance(seed, int) else None
 
 
 def _broken(file: Path, message: str) -> ComposirError:

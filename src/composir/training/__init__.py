@@ -1,7 +1,8 @@
 """From a recipe to a run folder."""
 
+from composir.files import read_toml
 from composir.training.loop import Observer, TrainResult, resume_recipe, train
-from composir.training.recipe import Recipe, load_recipe, parse_value, read_toml, validate
+from composir.training.recipe import Recipe, load_recipe, parse_value, validate
 
 __all__ = [
     "Observer",

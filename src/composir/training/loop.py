@@ -28,8 +28,9 @@ from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import Result, evaluate, metric_label
+from composir.evaluation.saved import RECIPE
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
-from composir.files import recover_folder, replacing_folder, write_text
+from composir.files import read_toml, recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
     WEIGHTS,
     load_weights,
@@ -39,9 +40,9 @@ from composir.models.checkpoint import (
 )
 from composir.models.presets import BACKBONES, build
 from composir.plots import plot_curves
-from composir.training.recipe import Recipe, read_toml, validate
+from composir.training.recipe import Recipe, validate
 
-LOG, RECIPE, STATE = "training_log.csv", "recipe.toml", "training.pt"
+LOG, STATE = "training_log.csv", "training.pt"
 LOSSES = ("loss_itc", "loss_rtc", "loss_align")
 NUM_STATISTICS_IMAGES = 1024
 """Training images whose tokens fit the channel statistics of towers that need them."""

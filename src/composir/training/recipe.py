@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composir.data import find_dataset
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest
+from composir.files import read_toml, tomllib
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.gated_fusion import ALPHA_INIT
 from composir.models.presets import BACKBONES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MODELS = (MODEL_NAME,)
 
@@ -120,16 +115,6 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
         resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
     )
     return validate({**defaults, **settings, "dataset": dataset}, where)
-
-
-def read_toml(file: Path) -> dict[str, Any]:
-    """Return the table of a TOML file; raise ``ComposirError`` where it is missing or not TOML."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise ComposirError("recipe file not found", file=file, fix="see recipes/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ComposirError(f"is not TOML: {error}", file=file, fix="see recipes/ for examples") from None
 
 
 def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
