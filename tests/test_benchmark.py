@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from torch.nn.functional import normalize
 
 from composir.benchmark import _embeddings, _split, benchmark_evaluate, figures, published_figures

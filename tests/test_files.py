@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from composir.files import recover_folder, replacing, replacing_folder, write_text
 
@@ -42,3 +46,16 @@ def test_a_crash_between_the_two_renames_is_mended(tmp_path):
     recover_folder(folder)
     assert (folder / "a").read_text() == "1"
     assert not old.exists()
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "weights.safetensors") as temporary:
+            save_file({"a": np.zeros(1)}, temporary)
+        with replacing_folder(tmp_path / "model") as folder:
+            save_file({"a": np.zeros(1)}, folder / "weights.safetensors")
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "weights.safetensors", tmp_path / "model" / "weights.safetensors"):
+        assert oct(file.stat().st_mode & 0o777) == "0o640"

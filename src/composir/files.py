@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,15 @@ else:
 def replacing(file: Path) -> Iterator[Path]:
     """Give a temporary path beside ``file``; on success it is flushed to disk and takes the file's place.
 
-    After a crash or an error the old file is still there, or none.
+    After a crash or an error the old file is still there, or none. The file may be read by whom the umask lets,
+    also where what writes it (safetensors) makes it private.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(file)
@@ -53,9 +58,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(mode & 0o666)
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         recover_folder(folder)
