@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,6 +17,7 @@ from torch.nn.functional import normalize
 
 from composir.data import Query, Split
 from composir.evaluation import averages, intervals, per_query, protocol_of, rank_embeddings
+from composir.machine import describe_machine, peak_memory
 
 CIRCO_GALLERY, CIRCO_QUERIES = 123_403, 1_000
 CIRR_GALLERY, CIRR_QUERIES = 2_297, 4_181
@@ -79,28 +75,6 @@ def benchmark_evaluate(
     }
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what a figure's machine is: processor, cores, memory, GPU, system and versions."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _alone(work: Callable[..., float], *arguments: int) -> Measured:
     """Return what ``work``, which gives its seconds, takes in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -109,17 +83,7 @@ def _alone(work: Callable[..., float], *arguments: int) -> Measured:
 
 def _measured(work: Callable[..., float], *arguments: int) -> Measured:
     seconds = work(*arguments)
-    return Measured(seconds, _peak_memory())
-
-
-def _peak_memory() -> int:
-    """Return the largest resident size of this process in bytes."""
-    try:  # getrusage also counts what the process was forked from
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    return Measured(seconds, peak_memory())
 
 
 def _embeddings(num_queries: int, num_gallery: int) -> tuple[Tensor, Tensor]:
