@@ -272,11 +272,16 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
     settings = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ComposirError(f"--set {pair!r} has no value", expected="key=value", fix=f"--set {key}=...")
-        settings[key.strip().replace("-", "_")] = parse_value(value.strip())
+        key, value = _key_and_value("--set", pair)
+        settings[key.replace("-", "_")] = parse_value(value)
     return settings
+
+
+def _key_and_value(flag: str, pair: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise ComposirError(f"{flag} {pair!r} has no value", expected="key=value", fix=f"{flag} {key}=...")
+    return key.strip(), value.strip()
 
 
 PUBLISHED_LEARNING_RATE_LIMIT = 1e-4
@@ -621,6 +626,70 @@ def data_scenes(
             out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} pictures")
         out.print(f"next: composir train --dataset CIRR --data-root {out_} --backbone mini", soft_wrap=True)
     return 0
+
+
+@data_app.command("import")
+def data_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Triplets: CSV with a header, or JSONL.")],
+    images: Annotated[Path, typer.Option(help="The folder that the paths in FILE start from.")],
+    out_: Annotated[Path, typer.Option("--out", help="Folder to make: the data root of --dataset own.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="What FILE calls a column, as reference=ref_img; repeatable."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test where FILE has no column split; val unless given.")
+    ] = None,
+    gallery: Annotated[
+        str, typer.Option(help="folder: every picture of the folder; named: those in FILE alone.")
+    ] = "folder",
+    copy_images: Annotated[
+        bool, typer.Option("--copy-images", help="Copy the pictures into the data root instead of pointing to them.")
+    ] = False,
+    json_: Json = False,
+) -> int:
+    """Make a checked data root of your own triplets, for --dataset own.
+
+    FILE has the columns (or keys) reference, text and target, and may have split, subset and id; paths start from the
+    images folder. Every row and every picture is checked; exit code 2, and nothing is written, when there is a problem.
+
+    Example: composir data import triplets.csv --images photos --out mydata
+    """
+    from composir.data.own import import_triplets
+
+    problems: Sequence[Problem] = ()
+    imported = None
+    try:
+        with _Bars() as bars:
+            imported = import_triplets(
+                file,
+                images,
+                out_,
+                columns=dict(_key_and_value("--column", pair) for pair in columns or []),
+                split=split,
+                gallery=gallery,
+                copy_images=copy_images,
+                progress=lambda *told: bars.tell("images", *told),
+            )
+    except ProblemsError as error:
+        if not json_:
+            raise
+        problems = error.problems
+    if json_:
+        _print_json(
+            {
+                "counts": imported.counts if imported else {},
+                "problems": [asdict(one) for one in problems],
+                "notes": imported.notes if imported else [],
+            }
+        )
+    elif imported:
+        for name, count in imported.counts.items():
+            out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} images in the gallery")
+        for note in imported.notes:
+            out.print(Text(f"note: {note}"), soft_wrap=True)
+        out.print(f"next: composir data stats --dataset own --data-root {out_}", soft_wrap=True)
+    return USER_ERROR if problems else 0
 
 
 @data_app.command("check")

@@ -82,10 +82,47 @@ def require_some(dataset: str, split: str, files: Sequence[Path]) -> None:
         )
 
 
-def read_json(path: Path, kind: type[Json], problems: list[Problem]) -> Json | None:
-    """Return the parsed file, or None after adding to ``problems`` why it is not valid JSON of that ``kind``.
+def read_json(path: Path, kind: type[Json], problems: list[Problem], *, restore: str = RESTORE) -> Json | None:
+    """Return the parsed file, or None after adding to ``problems`` why it is not valid JSON of that ``kind``."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        problems.append(Problem(str(path), "", "the file is missing", f"put the published {path.name} there"))
+    except UnicodeDecodeError as error:
+        problems.append(Problem(str(path), f"byte {error.start}", "not UTF-8 text", f"save it as UTF-8, or {restore}"))
+    except OSError as error:
+        problems.append(
+            Problem(str(path), "", f"cannot be opened ({error.strerror})", "make it a readable regular file")
+        )
+    else:
+        return parse_json(text, kind, path, problems, restore=restore)
+    return None
 
-    A key that an object repeats is a problem too: parsers keep the last one in silence.
+
+def read_names(path: Path, problems: list[Problem], *, restore: str = RESTORE) -> dict[str, None] | None:
+    """Return the texts of a JSON list in their order, each once; None where the file is unreadable."""
+    content = read_json(path, list, problems, restore=restore)
+    if content is None:
+        return None
+    names: dict[str, None] = {}
+    for number, name in enumerate(content):
+        where = f"entry {number}"
+        if not isinstance(name, str) or not name:
+            problems.append(Problem(str(path), where, f"the name is {name!r}, expected text", restore))
+        elif name in names:
+            problems.append(Problem(str(path), where, f"the name {name!r} is repeated", "keep it once"))
+        else:
+            names[name] = None
+    return names
+
+
+def parse_json(
+    text: str, kind: type[Json], path: Path, problems: list[Problem], *, line: int | None = None, restore: str = RESTORE
+) -> Json | None:
+    """Return the parsed text, or None after adding to ``problems`` why it is not valid JSON of that ``kind``.
+
+    ``text`` is the whole of ``path``, or one ``line`` of it. A key that an object repeats is a problem too: parsers
+    keep the last one in silence.
     """
     repeated: list[str] = []
 
@@ -96,27 +133,25 @@ def read_json(path: Path, kind: type[Json], problems: list[Problem]) -> Json | N
             repeated.extend(key for key in found if keys.count(key) > 1)
         return found
 
+    place = "" if line is None else f"line {line}"
+
     def problem(where: str, message: str, fix: str) -> None:
         problems.append(Problem(str(path), where, message, fix))
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=collect)
-    except FileNotFoundError:
-        problem("", "the file is missing", f"put the published {path.name} there")
-    except OSError as error:
-        problem("", f"cannot be opened ({error.strerror})", "make it a readable regular file")
-    except UnicodeDecodeError as error:
-        problem(f"byte {error.start}", "not UTF-8 text", f"save it as UTF-8, or {RESTORE}")
+        content = json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
-        problem(f"line {error.lineno} column {error.colno}", f"not valid JSON: {error.msg}", RESTORE)
+        problem(f"line {line or error.lineno} column {error.colno}", f"not valid JSON: {error.msg}", restore)
+    except ValueError as error:  # a number with thousands of digits
+        problem(place, f"not valid JSON: {error}", restore)
     except RecursionError:
-        problem("", "nested too deeply to be an annotation file", RESTORE)
+        problem(place, "nested too deeply to be an annotation file", restore)
     else:
         for key in repeated:
-            problem(f"key {key!r}", "the name is repeated in one object", "keep it once")
+            problem(f"{place} key {key!r}".strip(), "the name is repeated in one object", "keep it once")
         if isinstance(content, kind):
             return content
-        problem("", f"holds {WORD_BY_TYPE[type(content)]}, expected {WORD_BY_TYPE[kind]}", RESTORE)
+        problem(place, f"holds {WORD_BY_TYPE[type(content)]}, expected {WORD_BY_TYPE[kind]}", restore)
     return None
 
 
@@ -129,6 +164,8 @@ class Entry:
     """Place in the file, such as ``pairid 17`` or ``entry 3`` (counted from 0)."""
     fields: dict[str, Any]
     problems: list[Problem]
+    restore: str = RESTORE
+    """What else can be done about a field that is missing or wrong."""
 
     def problem(self, message: str, fix: str) -> None:
         """Add a problem of this entry."""
@@ -137,7 +174,7 @@ class Entry:
     def get(self, key: str, kind: type[T]) -> T | None:
         """Return the field, or None after adding a problem: it is missing or of another type."""
         if key not in self.fields:
-            self.problem(f"key {key!r} is missing", f"add {key!r} to the entry, or {RESTORE}")
+            self.problem(f"key {key!r} is missing", f"add {key!r} to the entry, or {self.restore}")
             return None
         return self.typed(key, self.fields[key], kind)
 
@@ -146,7 +183,7 @@ class Entry:
         if type(value) is kind:
             return value
         message = f"{what!r} is {WORD_BY_TYPE[type(value)]} ({_short(value)}), expected {WORD_BY_TYPE[kind]}"
-        self.problem(message, f"correct {what!r}, or {RESTORE}")
+        self.problem(message, f"correct {what!r}, or {self.restore}")
         return None
 
     def sentence(self, what: str, text: str | None, blank: str | None = None) -> str | None:
@@ -173,21 +210,23 @@ class Entry:
         return None
 
 
-def read_entries(path: Path, problems: list[Problem], id_key: str | None = None) -> list[Entry]:
+def read_entries(
+    path: Path, problems: list[Problem], id_key: str | None = None, *, restore: str = RESTORE
+) -> list[Entry]:
     """Return the objects of a JSON list, in order; elements that are no object become problems.
 
     An entry is called by its ``id_key`` where it has a usable one, else by its number in the list.
     """
     entries = []
-    for number, fields in enumerate(read_json(path, list, problems) or ()):
+    for number, fields in enumerate(read_json(path, list, problems, restore=restore) or ()):
         where = f"entry {number}"
         if not isinstance(fields, dict):
             message = f"holds {WORD_BY_TYPE[type(fields)]} ({_short(fields)}), expected an object"
-            problems.append(Problem(str(path), where, message, RESTORE))
+            problems.append(Problem(str(path), where, message, restore))
             continue
         if id_key is not None and type(fields.get(id_key)) is int:
             where = f"{id_key} {fields[id_key]}"
-        entries.append(Entry(path, where, fields, problems))
+        entries.append(Entry(path, where, fields, problems, restore))
     return entries
 
 

@@ -12,7 +12,7 @@ from composir.data.annotations import (
     check_split_name,
     find_home,
     read_entries,
-    read_json,
+    read_names,
     require_some,
 )
 from composir.data.images import IMAGE_SUFFIXES
@@ -70,7 +70,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
             fix = f"put it and {names_file.name} there, or choose what is: {there}"
             problems.append(Problem(str(captions_file), "", message, fix))
             continue
-        gallery = _read_gallery(names_file, problems)
+        gallery = read_names(names_file, problems)
         queries = _read_queries(captions_file, split, gallery, names_file, problems)
         splits.append(
             Split(
@@ -115,25 +115,6 @@ def _list_images(folder: Path) -> dict[str, Path]:
     for file in sorted(files, key=lambda file: (IMAGE_SUFFIXES.index(file.suffix.lower()), file.name)):
         file_by_name.setdefault(file.stem, file)
     return file_by_name
-
-
-def _read_gallery(names_file: Path, problems: list[Problem]) -> dict[str, None] | None:
-    """Return the names of the split file in its order; None where the file is unreadable."""
-    content = read_json(names_file, list, problems)
-    if content is None:
-        return None
-    names: dict[str, None] = {}
-    for number, name in enumerate(content):
-        if not isinstance(name, str) or not name:
-            message = f"the name is {name!r}, expected text"
-            problems.append(Problem(str(names_file), f"entry {number}", message, RESTORE))
-        elif name in names:
-            problems.append(
-                Problem(str(names_file), f"entry {number}", f"the name {name!r} is repeated", "keep it once")
-            )
-        else:
-            names[name] = None
-    return names
 
 
 def _read_queries(

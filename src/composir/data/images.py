@@ -27,6 +27,11 @@ MAX_THREADS = 8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 """What an image file of a data set may be called, the preferred first: copies of a data set differ."""
 
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"
+)  # fmt: skip
+"""What is a picture in a folder of one's own, in lower or upper case."""
+
 EXIF_ORIENTATION = 0x0112
 # Exif 2.32, tag 0x0112: what has to be done to the stored pixels to show them upright.
 TRANSPOSE_BY_ORIENTATION = {
@@ -72,6 +77,44 @@ def read_image(source: str | ImageSource | BinaryIO) -> Image.Image:
     if isinstance(source, Crop):
         return _cut(_read_path(source.file), source)
     return _decode(source, str(getattr(source, "name", "uploaded image")))
+
+
+def find_pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the paths of all pictures below ``folder``, relative and with ``/``, sorted; and why others are not taken.
+
+    The reasons are by the path as it can be printed: links that lead out of the folder, names that are not UTF-8,
+    folders that cannot be listed. Hidden files and folders (a leading dot) are no part of it, and links to other
+    folders inside it are not followed: what they hold is there already.
+    """
+    home = folder.resolve()
+    names: list[str] = []
+    reasons: dict[str, str] = {}
+
+    def leave(path: Path, reason: str) -> None:
+        reasons[os.fsencode(path.relative_to(home).as_posix()).decode("utf-8", "backslashreplace")] = reason
+
+    def leads_out(path: Path) -> bool:
+        if not path.is_symlink() or path.resolve().is_relative_to(home):
+            return False
+        leave(path, "a link that leads out of the folder")
+        return True
+
+    def refuse(error: OSError) -> None:
+        leave(Path(error.filename), f"cannot be listed ({error.strerror})")
+
+    for place, folders, files in os.walk(home, onerror=refuse):
+        here = Path(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and not leads_out(here / name)]
+        for file in files:
+            path = here / file
+            if file.startswith(".") or path.suffix.lower() not in PICTURE_SUFFIXES or leads_out(path):
+                continue
+            name = path.relative_to(home).as_posix()
+            if name == name.encode(errors="replace").decode():
+                names.append(name)
+            else:
+                leave(path, "its name is not UTF-8")
+    return sorted(names), reasons
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
