@@ -148,7 +148,8 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "quickstart", "selfcheck", "data scenes", "data check", "data stats"]
+    "command",
+    ["train", "evaluate", "quickstart", "selfcheck", "data scenes", "data check", "data stats", "data import"],
 )
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(*command.split(), "--help")

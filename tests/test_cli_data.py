@@ -170,11 +170,94 @@ def test_problems_of_several_files_are_counted_by_file(run, dress_root):
     assert lines[-1] == "error: 2 problems in 2 files, see above"
 
 
+@pytest.fixture
+def triplets(shapes_root, tmp_path):
+    """A CSV file of 24 triplets each of train and val over the pictures of the tiny set."""
+    lines = ["reference,text,target,split"]
+    for split, place in (("train", "train/0"), ("val", "dev")):
+        for entry in json.loads((shapes_root / f"cirr/captions/cap.rc2.{split}.json").read_text()):
+            names = [f"{place}/{entry[role]}.png" for role in ("reference", "target_hard")]
+            lines.append(f'{names[0]},"{entry["caption"]}",{names[1]},{split}')
+    file = tmp_path / "triplets.csv"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def test_own_triplets_are_imported_trained_on_and_measured(run, triplets, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    code, out, err = run("data", "import", triplets, "--images", shapes_root, "--out", root, "--json")
+    assert code == 0, err
+    assert json.loads(out) == {
+        "counts": {
+            "train": {"num_queries": 24, "num_gallery": 24},
+            "val": {"num_queries": 24, "num_gallery": 24},
+        },
+        "problems": [],
+        "notes": [],
+    }
+    code, out, err = run("data", "check", "--dataset", "own", "--data-root", root)
+    assert code == 0, out
+    code, out, err = run(
+        "train", "--dataset", "own", "--data-root", root, "--backbone", "tiny", "--num-epochs", 1,
+        "--output-dir", tmp_path / "models", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    trained = json.loads(out)
+    code, out, err = run("evaluate", "--model", trained["best"], "--dataset", "own", "--data-root", root, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["num_queries"], result["num_gallery"]) == (24, 24)
+    assert result["metrics"] == trained["metrics"]
+    assert "dataset:own|split:val|gallery:original|reference:excluded" in result["signature"]
+
+
+def test_import_says_what_it_made_and_what_comes_next(run, shapes_root, tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("ref_img,text,goal,why\ndev/val-red-ellipse.png,make it blue,dev/val-blue-ellipse.png,[x]\n")
+    code, out, err = run(
+        "data", "import", file, "--images", shapes_root, "--out", tmp_path / "root", "--gallery", "named",
+        "--column", "reference=ref_img", "--column", "target=goal", "--split", "test", "--copy-images",
+    )  # fmt: skip
+    assert code == 0, err
+    assert out.splitlines() == [
+        "test: 1 queries, 2 images in the gallery",
+        "note: there is no column 'split', so all rows are in test; --split changes that",
+        "note: columns not used: why",
+        f"next: composir data check --dataset own --data-root {tmp_path / 'root'}",
+    ]
+    assert "2/2" in err
+    assert (tmp_path / "root/images/dev/val-red-ellipse.png").is_file()
+
+
+def test_import_lists_every_problem_and_writes_nothing(run, triplets, shapes_root, tmp_path):
+    lines = triplets.read_text().splitlines()
+    triplets.write_text("\n".join([*lines, "x.png,red,y.png,train", "z.png"]))
+    arguments = ["data", "import", triplets, "--images", shapes_root, "--out", tmp_path / "root"]
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    printed = [line for line in err.splitlines() if line.startswith(str(tmp_path))]
+    assert [line.split(": ")[0] for line in printed] == [f"{triplets} (line {line})" for line in (51, 50, 50)]
+    assert err.splitlines()[-1] == f"error: 3 problems in {triplets}, see above"
+    code, out, _ = run(*arguments, "--json")
+    document = json.loads(out)
+    assert code == 2
+    assert document["counts"] == {}
+    assert [problem["where"] for problem in document["problems"]] == ["line 51", "line 50", "line 50"]
+    assert all(set(problem) == {"file", "where", "message", "fix"} for problem in document["problems"])
+    assert not (tmp_path / "root").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["check", "--data-root", "no/where"], ["no/where: no such folder", "fix: pass the folder"]),
         (["stats", "--data-root", "no/where"], ["no/where: no such folder", "fix: pass the folder"]),
+        (["import", "no.csv", "--images", "{shapes}", "--out", "no/root"], ["no.csv: cannot be read (No such file"]),
+        (["import", "no.csv", "--images", "{shapes}"], ["--out"]),
+        (
+            ["import", "no.csv", "--images", "{shapes}", "--out", "no/root", "--column", "text"],
+            ["--column 'text' has no value", "expected key=value", "fix: --column text=..."],
+        ),
         (["check", "--dataset", "CIR", "--data-root", "x"], ["unknown data set 'CIR'", "did you mean 'CIRR'?"]),
         (["stats", "--data-root", "{shapes}", "--split", "vall"], ["CIRR has no split 'vall'", "did you mean 'val'?"]),
         (["stats", "--data-root", "{shapes}", "--split", "test1"], ["holds no annotation file of CIRR", "test1"]),

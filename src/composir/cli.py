@@ -688,7 +688,7 @@ def data_import(
             out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} images in the gallery")
         for note in imported.notes:
             out.print(Text(f"note: {note}"), soft_wrap=True)
-        out.print(f"next: composir data stats --dataset own --data-root {out_}", soft_wrap=True)
+        out.print(f"next: composir data check --dataset own --data-root {out_}", soft_wrap=True)
     return USER_ERROR if problems else 0
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from composir import data
-from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits
+from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits, own
 from composir.data.annotations import SplitNotFoundError
 from composir.data.datasets import load_present
 from composir.data.triplets import split_key
@@ -14,6 +14,7 @@ def test_the_table():
     assert {name: dataset.load for name, dataset in DATASETS.items()} == {
         "CIRR": cirr.load,
         "FashionIQ": fashioniq.load,
+        "own": own.load,
     }
 
 
@@ -47,12 +48,12 @@ def test_names_in_any_case(cirr_root, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("FashionIQ2", "did you mean 'FashionIQ'?"), ("mnist", "one of: CIRR, FashionIQ")]
+    ("name", "fix"), [("FashionIQ2", "did you mean 'FashionIQ'?"), ("mnist", "one of: CIRR, FashionIQ, own")]
 )
 def test_an_unknown_name(cirr_root, name, fix):
     with pytest.raises(ComposirError) as caught:
         load_splits(name, cirr_root, "val")
-    assert str(caught.value) == f"unknown data set {name!r}; expected CIRR, FashionIQ; fix: {fix}"
+    assert str(caught.value) == f"unknown data set {name!r}; expected CIRR, FashionIQ, own; fix: {fix}"
 
 
 def test_what_is_there_is_read_by_split_and_category(fashioniq_root):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import threading
 import zlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from composir.data.images import Crop, inspect_files, read_image, to_rgb
+from composir.data.images import Crop, find_pictures, inspect_files, read_image, to_rgb
 from composir.errors import ComposirError
 
 # Two rows, two columns: red green / blue white.
@@ -298,3 +299,31 @@ def test_files_are_looked_up_without_opening_them(tmp_path):
         "cannot be opened (not a regular file)",
     ]
     assert all(one.digest is None for one in found.values())
+
+
+def test_pictures_are_found_below_a_folder(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    for name in ("b.JPG", "a/c.webp", "a/d.txt", ".hidden.png", ".folder/e.png", "locked/f.png"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch()
+    (tmp_path / "out.png").touch()
+    (home / "link.png").symlink_to(tmp_path / "out.png")
+    (home / "inside.png").symlink_to("b.JPG")
+    (home / "up").symlink_to(tmp_path)
+    (home / os.fsdecode(b"x\xe9.png")).touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    names, reasons = find_pictures(home)
+    assert names == ["a/c.webp", "b.JPG", "inside.png"]
+    assert reasons == {
+        "link.png": "a link that leads out of the folder",
+        "up": "a link that leads out of the folder",
+        "x\\xe9.png": "its name is not UTF-8",
+        "locked": "cannot be listed (Permission denied)",
+    }

@@ -168,6 +168,13 @@ def import_triplets(
     _check_arguments(file, images, out, split=split or DEFAULT_SPLIT, gallery=gallery)
     table = _read_table(file, column_by_field, split)
     names, reasons = find_pictures(images)
+    if not names:
+        raise ComposirError(
+            "holds no picture" + "".join(f" ({path}: {reason})" for path, reason in list(reasons.items())[:1]),
+            file=images,
+            expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
+            fix="give the folder that the paths start from",
+        )
     rows = _read_rows(table, images, names, split or DEFAULT_SPLIT)
     if gallery == "named":
         named = {name for queries in rows.values() for query in queries for name in _names(query)}
@@ -178,9 +185,6 @@ def import_triplets(
         problems.append(Problem(str(images), path, reason, fix))
     notes = _notes(table, rows, split or DEFAULT_SPLIT)
     problems += _inspect(names, images, notes, progress)
-    if not names and not problems:
-        message = f"holds no picture ({', '.join(PICTURE_SUFFIXES)})"
-        problems.append(Problem(str(images), "", message, "give the folder that the paths start from"))
     if problems:
         raise ProblemsError(problems)
     _write(out, images, names, rows, copy_images=copy_images)
@@ -495,7 +499,7 @@ def _inspect(
     digests = [inspection.digest for inspection in inspections.values() if inspection.digest is not None]
     num_copies = len(digests) - len(set(digests))
     if num_copies:
-        notes.append(f"{num_copies:,} pictures have the content of another: composir data check names them")
+        notes.append(f"pictures with the content of another: {num_copies:,} (composir data check names them)")
     return problems
 
 
@@ -503,7 +507,7 @@ def _notes(table: _Table, queries_by_split: Mapping[str, Sequence[Query]], defau
     notes = []
     if not table.has("split"):
         column = table.column_by_field["split"]
-        notes.append(f"there is no column {column!r}: all {len(table.rows):,} rows are in {default} (--split)")
+        notes.append(f"there is no column {column!r}, so all rows are in {default}; --split changes that")
     unused = [column for column in table.columns if column not in table.column_by_field.values()]
     if unused:
         notes.append(f"columns not used: {', '.join(unused)}")
