@@ -7,6 +7,9 @@ import shutil
 
 import pytest
 
+from composir.models.checkpoint import save_pretrained
+from composir.models.presets import build
+
 
 @pytest.fixture
 def broken_root(shapes_root, tmp_path):
@@ -138,6 +141,22 @@ def test_stats_where_answers_are_hidden(run, tmp_path):
     code, out, _ = run("data", "stats", "--data-root", tmp_path / "scenes", "--split", "test1")
     assert code == 0
     assert out.splitlines()[1].split()[:4] == ["test1", "44", "24", "–"]
+
+
+def test_stats_of_what_one_modality_solves(run, shapes_root, tmp_path):
+    model = tmp_path / "model"
+    save_pretrained(build("tiny"), model)
+    arguments = ["--model", model, "--data-root", shapes_root]
+    code, out, err = run("data", "stats", *arguments, "--json")
+    assert code == 0, err
+    counts = json.loads(out)["counts"]
+    for split in ("train", "val"):
+        audit = json.loads(run("evaluate", *arguments, "--split", split, "--json")[1])["audit"]
+        for name in ("num_image_solves", "num_text_solves", "num_shortcut_solvable"):
+            assert counts[split][name] == audit[name]
+    code, out, _ = run("data", "stats", *arguments, "--split", "val")
+    assert code == 0
+    assert out.splitlines()[2].startswith("val: of 24 queries, one modality alone solves (target among the best 10) ")
 
 
 def test_stats_of_broken_annotations_lists_all_problems_on_stderr(run, dress_root):

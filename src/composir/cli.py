@@ -746,9 +746,15 @@ def data_stats(
     dataset: Dataset = "CIRR",
     split: Annotated[str | None, typer.Option(help="One split; all that are there unless given.")] = None,
     categories: Categories = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A checkpoint folder: also count the queries that it solves by one modality alone."),
+    ] = None,
     json_: Json = False,
 ) -> int:
-    """Count queries, gallery images, words and duplicate targets of every split; the images need not be there.
+    """Count queries, gallery images, words and duplicate targets of every split.
+
+    The images need not be there, unless a model is asked.
 
     Example: composir data stats --dataset CIRR --data-root DIR --json
     """
@@ -759,6 +765,7 @@ def data_stats(
     if present.problems:
         raise ProblemsError(present.problems)
     counts = stats(present.splits)
+    lines = [] if model is None else _count_solved(model, present.splits, counts)
     if json_:
         _print_json({"counts": counts, "absent": present.absent})
         return 0
@@ -770,10 +777,13 @@ def data_stats(
         cells = [count.get(key) for key in STATS_COLUMNS]
         table.add_row(name, *("–" if cell is None else f"{round(cell, 1):,}" for cell in cells))
     out.print(table)
+    for line in lines:
+        out.print(line, soft_wrap=True)
     _print_absent(present.absent)
     return 0
 
 
+SOLVED_COUNTS = ("num_shortcut_solvable", "num_image_solves", "num_text_solves")
 STATS_COLUMNS = {
     "num_queries": "queries",
     "gallery_original": "gallery",
@@ -783,6 +793,26 @@ STATS_COLUMNS = {
     "words_mean": "words",
     "words_max": "most",
 }
+
+
+def _count_solved(model: Path, splits: Sequence[Split], counts: dict[str, dict[str, int | float]]) -> list[str]:
+    """Add to the ``counts`` of every split with public answers what one modality alone solves; return it in words."""
+    from composir.data.triplets import split_key
+    from composir.evaluation import audit_lines
+    from composir.evaluation import evaluate as evaluate_model
+    from composir.features import NUM_WORKERS
+
+    lines = []
+    for split in splits:
+        if all(query.targets for query in split.queries):
+            with _Bars() as bars:
+                embedder, _ = _open_embedder(model, (split,), NUM_WORKERS, bars)
+                result = evaluate_model(embedder, [split], progress=bars.tell)
+            assert result.audit is not None
+            key = split_key(split.name, split.category)
+            counts[key] |= {name: getattr(result.audit, name) for name in SOLVED_COUNTS}
+            lines.append(f"{key}: {audit_lines(result)[0]}")
+    return lines
 
 
 def _print_absent(absent: list[str]) -> None:
