@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from composir import data
-from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits, own
+from composir.data import DATASETS, cirr, fashioniq, find_dataset, load_splits, own, stats
 from composir.data.annotations import SplitNotFoundError
 from composir.data.datasets import load_present
 from composir.data.triplets import split_key
@@ -110,3 +116,45 @@ def test_an_unknown_gallery(cirr_root):
     assert str(caught.value) == (
         "unknown gallery 'val_union'; expected original or val-union; fix: did you mean 'val-union'?"
     )
+
+
+ANNOTATIONS = Path(__file__).parents[1] / "golden" / "annotations"
+FILES = {
+    "CIRR": ("cirr_dataset/cirr/captions/cap.rc2.val.json", "cirr_dataset/cirr/image_splits/split.rc2.val.json"),
+    "FashionIQ": (
+        "fashionIQ_dataset/captions/cap.dress.val.json",
+        "fashionIQ_dataset/image_splits/split.dress.val.json",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory) -> Path:
+    return Path(shutil.copytree(ANNOTATIONS, tmp_path_factory.mktemp("annotations") / "copy"))
+
+
+BYTES = st.sampled_from([b"", b"null", b"[]", b"{}", b'""', b"1", b"true", b",", b'"x": 1,'])
+
+
+@pytest.mark.parametrize("dataset", ["CIRR", "FashionIQ"])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 1), cut=st.slices(3000), new=st.binary(max_size=6) | BYTES)
+def test_an_annotation_file_with_any_bytes_replaced(annotations, dataset, place, cut, new):
+    # A clear error, or as many queries as the file has entries.
+    file = annotations / FILES[dataset][place]
+    content = file.read_bytes()
+    changed = bytearray(content)
+    start, stop, _ = cut.indices(3000)
+    changed[start : min(stop, start + 60)] = new
+    file.write_bytes(changed)
+    categories = ["dress"] if dataset == "FashionIQ" else None
+    try:
+        splits = load_splits(dataset, annotations, "val", categories=categories)
+    except ComposirError as error:
+        assert str(annotations) in str(error)
+    else:
+        entries = json.loads((annotations / FILES[dataset][0]).read_text("utf-8-sig"))
+        assert [len(split.queries) for split in splits] == [len(entries)]
+        assert stats(splits)
+    finally:
+        file.write_bytes(content)
