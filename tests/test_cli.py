@@ -80,6 +80,59 @@ def test_keeping_the_reference_changes_figures_and_signature(run, trained, shape
     assert plain["metrics"] != kept["metrics"]
 
 
+def test_runs_compare_over_queries_and_seeds(run, shapes_root, tmp_path):
+    folders = {}
+    for name, flag in (("plain", "--no-gated-fusion"), ("gate", "--gated-fusion")):
+        for seed in (0, 1):
+            out = run(
+                "train", "--data-root", shapes_root, "--backbone", "tiny", "--num-epochs", 1, "--seed", seed, flag,
+                "--learning-rate", 0.01, "--output-dir", tmp_path / name, "--json",
+            )[1]  # fmt: skip
+            folders[name, seed] = json.loads(out)["run"]
+    plain, gate = (f"{name}={folders[name, 0]},{folders[name, 1]}" for name in ("plain", "gate"))
+    code, out, err = run("compare", plain, gate, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert set(document) == {"rows", "differences", "signature", "signature_fields"}
+    assert [row["name"] for row in document["rows"]] == ["plain", "gate"]
+    assert [run_["seed"] for row in document["rows"] for run_ in row["runs"]] == [0, 1, 0, 1]
+    (difference,) = document["differences"]
+    assert set(difference) == {
+        "a", "b", "metric", "delta", "low", "high", "p_value", "p_adjusted", "num_queries", "num_seeds", "over_seeds",
+    }  # fmt: skip
+    assert (difference["a"], difference["b"], difference["metric"]) == ("plain", "gate", "mean_r5_rs1")
+    assert (difference["num_queries"], difference["num_seeds"]) == (24, 2)
+    assert difference["over_seeds"]["test"] == "paired t"
+    means = [row["metrics"]["mean_r5_rs1"] for row in document["rows"]]
+    assert difference["delta"] == pytest.approx(means[1] - means[0])
+    assert "weights" not in document["signature_fields"]
+
+    sources = [f"{name}{seed}={folder}" for (name, seed), folder in folders.items()]
+    code, out, _ = run(
+        "compare", *sources, "--all-pairs", "--metric", "recall_at_5", "--metric", "recall_at_1", "--json"
+    )
+    assert code == 0
+    assert len(json.loads(out)["differences"]) == 2 * 6  # two metrics of six pairs
+    code, out, _ = run("compare", plain, gate)
+    assert code == 0
+    assert "gate − plain" in out
+    assert out.count("dataset:CIRR") == 1
+
+
+def test_a_run_compares_with_saved_rankings_of_its_own_checkpoint(run, trained, shapes_root, tmp_path):
+    file = tmp_path / "rankings.safetensors"
+    run("evaluate", "--model", trained["best"], "--data-root", shapes_root, "--save-rankings", file)
+    code, out, err = run("compare", trained["run"], file, "--json")
+    assert code == 0, err
+    (difference,) = json.loads(out)["differences"]
+    assert [difference[name] for name in ("delta", "low", "high", "p_value")] == [0, 0, 0, 1]
+    kept = tmp_path / "kept.safetensors"
+    run("evaluate", "--model", trained["best"], "--data-root", shapes_root, "--keep-reference", "--save-rankings", kept)
+    code, out, err = run("compare", file, kept)
+    assert (code, out) == (2, "")
+    assert f"error: {kept}: reference is 'kept', not 'excluded' as in {file}; " in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -95,6 +148,9 @@ def test_keeping_the_reference_changes_figures_and_signature(run, trained, shape
         (["evaluate", "--model", "no/model", "--data-root", "no/where"], ["no/where", "no such folder"]),
         (["data", "check", "--dataset", "CIR", "--data-root", "x"], ["unknown data set 'CIR'", "did you mean 'CIRR'?"]),
         (["data", "scenes"], ["--out"]),
+        (["compare"], ["SOURCE..."]),
+        (["compare", "no/run", "no/other"], ["no/run: no such file or folder", "NAME=PATH[,PATH...]"]),
+        (["compare", "a=.", "=x"], ["'=x' has no name where one must be"]),
     ],
 )
 def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
@@ -149,7 +205,17 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "evaluate", "quickstart", "selfcheck", "data scenes", "data check", "data stats", "data import"],
+    [
+        "train",
+        "evaluate",
+        "compare",
+        "quickstart",
+        "selfcheck",
+        "data scenes",
+        "data check",
+        "data stats",
+        "data import",
+    ],
 )
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(*command.split(), "--help")

@@ -549,6 +549,42 @@ def submit(
     return USER_ERROR if problems else 0
 
 
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Run folders, checkpoint folders or files of --save-rankings; the others are compared with the first. "
+            "NAME=PATH[,PATH...] names one, or is a group of runs that differ in the seed.",
+        ),
+    ],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Compare by this, such as recall_at_5, not the primary one; repeatable."),
+    ] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare each with each.")] = False,
+    json_: Json = False,
+) -> int:
+    """Say how sure a difference between models is: over the same queries and, with several runs of each, over seeds.
+
+    Example: composir compare plain=models/A,models/B gate=models/C,models/D
+    """
+    from composir.evaluation import compare as run_comparison
+    from composir.evaluation import comparison_tables, load_groups
+
+    comparison = run_comparison(load_groups(sources), metrics or (), all_pairs=all_pairs)
+    if json_:
+        _print_json(comparison.to_json())
+    else:
+        for view in comparison_tables(comparison):
+            out.print(view)
+    return 0
+
+
 # -- quickstart --------------------------------------------------------------------------------------------------------
 
 

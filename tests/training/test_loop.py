@@ -21,8 +21,10 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
-from composir.models.checkpoint import from_pretrained
+from composir.evaluation import load_rankings, measure
+from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
 
@@ -269,6 +271,24 @@ def test_without_save_training_no_weights_are_kept(make_recipe):
 def test_without_save_best_every_validated_epoch_is_kept(make_recipe):
     run = train(make_recipe(save_best=False)).run
     assert from_pretrained(run / "epoch-1").config == from_pretrained(run / "epoch-2").config
+    rows = read_log(run)
+    for epoch in (1, 2):
+        saved = load_rankings(run / f"epoch-{epoch}" / "rankings.safetensors")
+        assert f"{100 * measure(saved.rankings).metrics['recall_at_1']:.2f}" == rows[epoch - 1]["R@1"]
+
+
+def test_the_rankings_of_the_best_checkpoint_are_kept(make_recipe, shapes_root):
+    """What is saved in training is what evaluating the checkpoint gives, so runs compare without a model."""
+    recipe = make_recipe(seed=3)
+    result = train(recipe)
+    saved = load_rankings(result.best / "rankings.safetensors", load_splits("CIRR", shapes_root, "val"))
+    assert set(saved.rankings) == {"composed"}
+    assert measure(saved.rankings).metrics == result.metrics
+    assert saved.seed == 3
+    assert saved.weights_hash == weights_hash(from_pretrained(result.best))
+    before = (result.best / "rankings.safetensors").read_bytes()
+    train(resume_recipe(result.run), resume=result.run)
+    assert (result.best / "rankings.safetensors").read_bytes() == before
 
 
 # -- interrupts, kills and resuming ------------------------------------------------------------------------------------
@@ -333,6 +353,9 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
     assert_same_weights(unbroken.run, resumed.run)
     assert read_log(unbroken.run) == read_log(resumed.run)
     assert resumed.metrics == unbroken.metrics
+    one, other = (load_rankings(result.best / "rankings.safetensors") for result in (unbroken, resumed))
+    assert one.signature_fields == other.signature_fields
+    assert np.array_equal(one.rankings["composed"][0].top, other.rankings["composed"][0].top)
 
 
 def test_a_killed_process_resumes_to_the_weights_of_an_unbroken_one(make_recipe, tmp_path):

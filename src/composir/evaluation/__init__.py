@@ -1,5 +1,15 @@
 """Similarity, ranking, metrics and what a person sees of them: one definition of each."""
 
+from composir.evaluation.compare import (
+    Comparison,
+    Difference,
+    OverSeeds,
+    Run,
+    Standing,
+    compare,
+    find_rankings,
+    load_groups,
+)
 from composir.evaluation.evaluator import Embedder, Progress, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
     METRIC_VERSION,
@@ -13,7 +23,16 @@ from composir.evaluation.metrics import (
     protocol_of,
 )
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, rank, rank_blocks
-from composir.evaluation.report import Cell, Row, audit_lines, contact_sheet, grid, metric_label, table
+from composir.evaluation.report import (
+    Cell,
+    Row,
+    audit_lines,
+    comparison_tables,
+    contact_sheet,
+    grid,
+    metric_label,
+    table,
+)
 from composir.evaluation.result import KINDS, Audit, Gain, Result, measure
 from composir.evaluation.saved import Saved, load_rankings, save_rankings
 from composir.evaluation.signature import signature_fields, signature_text
@@ -34,23 +53,32 @@ __all__ = [
     "PROTOCOLS",
     "Audit",
     "Cell",
+    "Comparison",
+    "Difference",
     "Embedder",
     "Gain",
     "MetricProtocol",
+    "OverSeeds",
     "Progress",
     "Ranking",
     "Result",
     "Row",
+    "Run",
     "Saved",
+    "Standing",
     "audit_lines",
     "average_precision",
     "averages",
     "check_predictions",
     "check_scorable",
+    "compare",
+    "comparison_tables",
     "contact_sheet",
     "evaluate",
+    "find_rankings",
     "grid",
     "intervals",
+    "load_groups",
     "load_rankings",
     "measure",
     "metric_label",

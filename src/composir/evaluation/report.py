@@ -15,6 +15,7 @@ from rich.table import Table
 
 from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
+from composir.evaluation.compare import Comparison
 from composir.evaluation.ranking import PADDING, Ranking, describe
 from composir.evaluation.result import Result
 from composir.files import replacing
@@ -125,6 +126,51 @@ def audit_lines(result: Result) -> list[str]:
         f"({100 * gain.low:+.2f} to {100 * gain.high:+.2f})"
     )
     return lines
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the figures of all groups as a table in percent, and one of the differences for each metric."""
+    figures = Table(title="percent, 95 % interval over queries", caption=comparison.signature.replace("|", "  "))
+    figures.add_column("metric")
+    for row in comparison.rows:
+        runs = f"\n{len(row.runs)} runs" if len(row.runs) > 1 else ""
+        figures.add_column(f"{row.name}{runs}", justify="right", overflow="fold")
+    for key in comparison.rows[0].metrics:
+        cells = [(row.metrics[key], *row.intervals[key]) for row in comparison.rows]
+        figures.add_row(
+            metric_label(key), *(f"{_percent(value)}  {_percent(low)}–{_percent(high)}" for value, low, high in cells)
+        )
+    tables = [figures]
+    for metric in dict.fromkeys(difference.metric for difference in comparison.differences):
+        view = Table(title=f"differences of {metric_label(metric)}, percentage points")
+        view.add_column("", overflow="fold")
+        view.add_column("over")
+        for heading in ("points", "95 % interval", "p", "p (Holm)"):
+            view.add_column(heading, justify="right")
+        for one in comparison.differences:
+            if one.metric == metric:
+                name = f"{one.b} − {one.a}"
+                tests = (_span(one.low, one.high), _p(one.p_value), _p(one.p_adjusted))
+                view.add_row(name, f"{one.num_queries:,} queries", _percent(one.delta, sign=True), *tests)
+                test = one.over_seeds
+                if test is not None:
+                    tests = (_span(test.low, test.high), _p(test.p_value), _p(test.p_adjusted))
+                    view.add_row("", f"{one.num_seeds} runs, {test.test}", "", *tests)
+        tables.append(view)
+    return tables
+
+
+def _percent(value: float, *, sign: bool = False) -> str:
+    return f"{100 * value:{'+' if sign else ''}.2f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """Return the interval of a difference, whose ends have signs."""
+    return "–" if low is None or high is None else f"{_percent(low, sign=True)} to {_percent(high, sign=True)}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 def metric_label(key: str) -> str:

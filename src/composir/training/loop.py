@@ -27,8 +27,8 @@ from composir.data import Query, Split, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
-from composir.evaluation import Result, evaluate, metric_label
-from composir.evaluation.saved import RECIPE
+from composir.evaluation import Result, evaluate, metric_label, save_rankings
+from composir.evaluation.saved import RANKINGS, RECIPE
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
 from composir.files import read_toml, recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
@@ -424,6 +424,7 @@ class _Run:
             )
             for folder in folders:
                 save_pretrained(self.model, folder, card=card, extra_files={RECIPE: recipe.to_toml()})
+                save_rankings(result, folder / RANKINGS)
         self.observer.on_validation(state.epoch, result, is_best)
         return {metric_label(key): f"{100 * value:.2f}" for key, value in result.metrics.items()}
 

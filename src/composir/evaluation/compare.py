@@ -1,0 +1,423 @@
+"""Whether one model is better than another: paired over the same queries and, given several seeds, over runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from composir.errors import ComposirError, nearest
+from composir.evaluation.metrics import (
+    CONFIDENCE,
+    DRAWS_PER_BLOCK,
+    NUM_RESAMPLES,
+    averages,
+    intervals,
+    per_query,
+    protocol_of,
+)
+from composir.evaluation.ranking import Ranking
+from composir.evaluation.result import COMPOSED, Values
+from composir.evaluation.saved import RANKINGS, Saved, load_rankings, split_difference
+from composir.evaluation.signature import signature_text
+
+NUM_FLIPS = 10_000
+"""Random sign changes of a randomisation test: its p-value is never below 1 / 10,001."""
+NO_SPREAD = 1e-12
+"""Figures closer than this are the same but for rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One result of a group."""
+
+    path: str
+    """Of its file of rankings."""
+    seed: int | None
+    weights: str
+    """What identifies the model."""
+    metrics: dict[str, float]
+    """Fractions in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The figures of a group."""
+
+    name: str
+    metrics: dict[str, float]
+    """Means over the runs, fractions in [0, 1]."""
+    intervals: dict[str, tuple[float, float]]
+    """The 95 % bootstrap intervals over queries of ``metrics``."""
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """How sure a difference is when the models are trained again, judged by the spread of the runs."""
+
+    test: str
+    """``paired t`` where both groups have the same seeds, each once, else ``Welch t``."""
+    low: float | None
+    high: float | None
+    """The 95 % interval of the difference; None where the runs differ but do not vary: no spread to judge by."""
+    p_value: float | None
+    """Two-sided; None as above, 1 where all runs are the same."""
+    p_adjusted: float | None = None
+    """After Holm, over all differences of the comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much higher ``b`` is than ``a``, and how sure that is on other queries and with other seeds."""
+
+    a: str
+    b: str
+    metric: str
+    delta: float
+    """The figure of ``b`` minus that of ``a``, each the mean over its runs."""
+    low: float
+    high: float
+    """The 95 % bootstrap interval of ``delta`` over queries, drawn within categories, the same for both."""
+    p_value: float
+    """Two-sided, of ``sign_flip_p_value`` over queries."""
+    num_queries: int
+    """Those that the metric speaks of."""
+    num_seeds: int
+    """Runs of either group; of the smaller one where they differ."""
+    over_seeds: OverSeeds | None
+    """None where a group has one run alone."""
+    p_adjusted: float = 1.0
+    """``p_value`` after Holm, over all differences of the comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Groups of results on the same queries, side by side."""
+
+    rows: tuple[Standing, ...]
+    differences: tuple[Difference, ...]
+    signature_fields: dict[str, str]
+    """What was measured, by field; the weights, in which the results differ, are not among them."""
+
+    @property
+    def signature(self) -> str:
+        """What was measured, as one short string."""
+        return signature_text(self.signature_fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that ``composir compare --json`` prints, made of plain JSON types."""
+        return {
+            "rows": [
+                {**asdict(row), "intervals": {key: list(interval) for key, interval in row.intervals.items()}}
+                for row in self.rows
+            ],
+            "differences": [asdict(difference) for difference in self.differences],
+            "signature": self.signature,
+            "signature_fields": dict(self.signature_fields),
+        }
+
+
+def compare(
+    groups: Mapping[str, Sequence[Saved]],
+    metrics: Sequence[str] = (),
+    *,
+    all_pairs: bool = False,
+    num_resamples: int = NUM_RESAMPLES,
+    num_flips: int = NUM_FLIPS,
+    seed: int = 0,
+) -> Comparison:
+    """Return the figures of every group and the differences of all others to the first, or of all pairs.
+
+    A group is one model in one or more runs; over queries, a query's value is its mean over the runs. Differences
+    are of ``metrics``, or of the data set's primary one. Only the composed rankings count, and only figures that all
+    results hold. ``seed`` is that of the resampling.
+
+    Raises ``ComposirError`` for fewer than two groups, a run that is in a group twice, results whose signatures
+    differ in more than the weights or whose queries or galleries differ, and a metric that is not in all of them.
+    """
+    _check_groups(groups)
+    results = [result for group in groups.values() for result in group]
+    for result in results[1:]:
+        _check_comparable(results[0], result)
+    values = {name: [_values(result) for result in group] for name, group in groups.items()}
+    keys = _common_keys([run for runs in values.values() for run in runs])
+    means = {name: _mean_over_runs(runs, keys) for name, runs in values.items()}
+    rows = tuple(
+        Standing(
+            name,
+            metrics=averages(means[name]),
+            intervals=intervals(means[name], num_resamples=num_resamples, seed=seed),
+            runs=tuple(
+                Run(str(result.path), result.seed, result.weights_hash, averages(_mean_over_runs([run], keys)))
+                for result, run in zip(group, values[name], strict=True)
+            ),
+        )
+        for name, group in groups.items()
+    )
+    chosen = tuple(metrics) or (protocol_of(results[0].signature_fields["dataset"]).primary,)
+    for metric in chosen:
+        _check_metric(metric, rows[0].metrics, results)
+    pairs = itertools.combinations(rows, 2) if all_pairs else ((rows[0], row) for row in rows[1:])
+    differences = []
+    for a, b in pairs:
+        changes = _subtract(means[b.name], means[a.name])
+        deltas = averages(changes)
+        bounds = intervals(changes, num_resamples=num_resamples, seed=seed)
+        for metric in chosen:
+            parts = _contributions(changes, metric)
+            difference = Difference(
+                a.name,
+                b.name,
+                metric,
+                delta=deltas[metric],
+                low=bounds[metric][0],
+                high=bounds[metric][1],
+                p_value=sign_flip_p_value(parts, num_flips=num_flips, seed=seed),
+                num_queries=len(parts),
+                num_seeds=min(len(a.runs), len(b.runs)),
+                over_seeds=_over_seeds(a.runs, b.runs, metric),
+            )
+            differences.append(difference)
+    fields = {name: value for name, value in results[0].signature_fields.items() if name != "weights"}
+    return Comparison(rows, _adjust(differences), fields)
+
+
+def sign_flip_p_value(contributions: Float64[np.ndarray, " _"], *, num_flips: int = NUM_FLIPS, seed: int = 0) -> float:
+    """Return the two-sided p-value of the paired randomisation test of a sum of differences.
+
+    If neither model were better, each query's difference could as well have had the other sign. The p-value is the
+    share of random sign changes whose sum is as far from zero as the one found or further, with that one counted as
+    one of them: (count + 1) / (``num_flips`` + 1) (Fisher, 1935; Phipson and Smyth, 2010).
+    """
+    parts = contributions[contributions != 0]  # a sign does nothing to the others
+    reach = abs(parts.sum()) - NO_SPREAD * np.abs(parts).sum()
+    rng = np.random.default_rng(seed)
+    rows_per_block = max(1, DRAWS_PER_BLOCK // max(1, len(parts)))
+    count = 0
+    for start in range(0, num_flips, rows_per_block):
+        num_rows = min(rows_per_block, num_flips - start)
+        kept = rng.integers(0, 2, (num_rows, len(parts)), dtype=np.int8).astype(np.float64)
+        sums = 2 * (kept @ parts) - parts.sum()  # those kept count as they are, the others the other way round
+        count += int((np.abs(sums) >= reach).sum())
+    return (count + 1) / (num_flips + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for how many there are, in the same order (Holm, 1979).
+
+    The smallest of n is multiplied by n, the next by n - 1, ..., none is less than one before it or more than 1.
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values, np.float64)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted.tolist()
+
+
+def load_groups(sources: Sequence[str]) -> dict[str, list[Saved]]:
+    """Return the results that ``sources`` name, by group, in their order.
+
+    A source is a path (a group of its own, named by it), ``NAME=PATH`` or ``NAME=PATH,PATH``; a name that comes
+    again gets more runs. A path is a file of rankings, a checkpoint folder or a run folder, whose best checkpoint
+    counts. Raises ``ComposirError`` where there are no rankings, or a path without a name comes twice.
+    """
+    paths_by_name: dict[str, list[str]] = {}
+    for source in sources:
+        name, paths = _parse_source(source)
+        if not name:
+            (name,) = paths
+            if name in paths_by_name:
+                raise ComposirError(
+                    f"{source} is given twice",
+                    expected="each result once",
+                    fix=f"to compare it with itself, name both: a={source} b={source}",
+                )
+        paths_by_name.setdefault(name, []).extend(paths)
+    return {name: [load_rankings(find_rankings(Path(path))) for path in paths] for name, paths in paths_by_name.items()}
+
+
+def find_rankings(path: Path) -> Path:
+    """Return the file of rankings that ``path`` is, or that its checkpoint or run folder holds."""
+    if not path.exists():
+        raise ComposirError(
+            "no such file or folder",
+            file=path,
+            expected="a file of --save-rankings, a checkpoint folder, a run folder, or NAME=PATH[,PATH...]",
+            fix="composir evaluate --model DIR --data-root DIR --save-rankings FILE writes such a file",
+        )
+    if path.is_file():
+        return path
+    folders = (path, path / "best")
+    for folder in folders:
+        if (folder / RANKINGS).is_file():
+            return folder / RANKINGS
+    checkpoint = next(folder for folder in reversed(folders) if folder.is_dir())
+    raise ComposirError(
+        f"holds no {RANKINGS}",
+        file=path,
+        expected=f"a checkpoint folder with {RANKINGS}, or a run folder whose best/ has it",
+        fix=f"composir evaluate --model {checkpoint} --data-root DIR --save-rankings {checkpoint / RANKINGS}",
+    )
+
+
+def _parse_source(source: str) -> tuple[str, list[str]]:
+    """Return the name, empty where there is none, and the paths; a path that exists is never taken apart."""
+    if "=" not in source or Path(source).exists():
+        return "", [str(Path(source))]
+    name, _, rest = source.partition("=")
+    paths = [rest] if Path(rest).exists() else rest.split(",")
+    if not name or not all(paths):
+        raise ComposirError(
+            f"{source!r} has no {'path' if name else 'name'} where one must be",
+            expected="PATH, NAME=PATH or NAME=PATH,PATH",
+        )
+    return name, paths
+
+
+def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
+    if len(groups) < 2:
+        given = "one group" if groups else "nothing"
+        raise ComposirError(
+            f"there is {given} to compare{f': {next(iter(groups))}' if groups else ''}",
+            expected="two or more",
+            fix="name the groups of runs apart: composir compare plain=RUN,RUN gate=RUN,RUN",
+        )
+    for name, group in groups.items():
+        if not group:
+            raise ComposirError(f"the group {name} is empty", expected="one result or more in each")
+        for one, other in itertools.combinations(group, 2):
+            same_weights = one.weights_hash == other.weights_hash != "unknown"
+            if one.path == other.path or same_weights:
+                raise ComposirError(
+                    f"is the same run as {one.path}, both in the group {name}",
+                    file=other.path,
+                    expected="each run of a group once: a copy tells nothing of other seeds",
+                    fix="leave one of them out",
+                )
+
+
+def _check_comparable(first: Saved, other: Saved) -> None:
+    """Raise ``ComposirError`` unless both were measured on the same queries by the same rules."""
+    names = dict.fromkeys((*first.signature_fields, *other.signature_fields))
+    found = {name: [fields.signature_fields.get(name, "none") for fields in (other, first)] for name in names}
+    differing = [
+        f"{name} is {theirs!r}, not {ours!r}"
+        for name, (theirs, ours) in found.items()
+        if theirs != ours and name != "weights"
+    ]
+    if differing:
+        raise ComposirError(
+            f"{'; '.join(differing)} as in {first.path}",
+            file=other.path,
+            expected="results whose signatures differ in the weights alone",
+            fix="evaluate both models by the same rules and the same version, with --save-rankings",
+        )
+    difference = split_difference(*([ranking.split for ranking in _composed(saved)] for saved in (first, other)))
+    if difference:
+        raise ComposirError(
+            f"{difference} in {first.path} and here",
+            file=other.path,
+            expected="results on the same queries and gallery",
+            fix="evaluate both models on the same data root, with --save-rankings",
+        )
+
+
+def _check_metric(metric: str, known: Mapping[str, float], results: Sequence[Saved]) -> None:
+    """Raise ``ComposirError`` unless ``metric`` is among what all results hold, naming one that lacks it."""
+    if metric in known:
+        return
+    held = [averages(_values(result)) for result in results]
+    lacking = [result for result, own in zip(results, held, strict=True) if metric not in own]
+    if len(lacking) == len(results):
+        raise ComposirError(
+            f"no result holds a metric {metric!r}", fix=nearest(metric, {key for own in held for key in own})
+        )
+    raise ComposirError(
+        f"its rankings do not tell {metric}",
+        file=lacking[0].path,
+        expected="a metric that all results hold",
+        fix=f"give --metric one of: {', '.join(known)}" if known else "compare results of the same kind",
+    )
+
+
+def _composed(result: Saved) -> list[Ranking]:
+    return sorted(result.rankings[COMPOSED], key=lambda ranking: ranking.split.category)
+
+
+def _values(result: Saved) -> Values:
+    return {ranking.split.category: per_query(ranking) for ranking in _composed(result)}
+
+
+def _common_keys(runs: Sequence[Values]) -> list[str]:
+    """Return the metrics that every category of every run holds, in the order of the first."""
+    held = [metrics for run in runs for metrics in run.values()]
+    return [key for key in held[0] if all(key in metrics for metrics in held)]
+
+
+def _mean_over_runs(runs: Sequence[Values], keys: Sequence[str]) -> Values:
+    """Return every query's mean over runs."""
+    return {
+        category: {key: np.mean([run[category][key] for run in runs], axis=0) for key in keys} for category in runs[0]
+    }
+
+
+def _subtract(values: Values, others: Values) -> Values:
+    return {
+        category: {key: value - others[category][key] for key, value in metrics.items()}
+        for category, metrics in values.items()
+    }
+
+
+def _contributions(changes: Values, metric: str) -> Float64[np.ndarray, " _"]:
+    """Return what every query that ``metric`` speaks of adds to its difference."""
+    if all(metric in metrics for metrics in changes.values()):
+        columns = [metrics[metric] for metrics in changes.values()]
+    else:
+        category, _, key = metric.partition(".")
+        columns = [changes[category][key]]
+    counted = [column[~np.isnan(column)] for column in columns]
+    return np.concatenate([column / (len(column) * len(counted)) for column in counted])
+
+
+def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | None:
+    """Return the t test of the runs' figures, paired by seed where the seeds are the same."""
+    if min(len(a), len(b)) < 2:
+        return None
+    seeds = [[run.seed for run in runs] for runs in (a, b)]
+    paired = set(seeds[0]) == set(seeds[1]) and None not in seeds[0] and all(len(set(s)) == len(s) for s in seeds)
+    if paired:
+        a, b = (sorted(runs, key=lambda run: run.seed or 0) for runs in (a, b))
+    first, second = (np.array([run.metrics[metric] for run in runs]) for runs in (a, b))
+    kind = "paired t" if paired else "Welch t"
+    spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
+    if spread < NO_SPREAD:
+        same = abs(second.mean() - first.mean()) < NO_SPREAD
+        return OverSeeds(kind, 0.0, 0.0, 1.0) if same else OverSeeds(kind, None, None, None)
+    from scipy import stats  # noqa: PLC0415 (a second of import that only seeds need)
+
+    test: Any = stats.ttest_rel(second, first) if paired else stats.ttest_ind(second, first, equal_var=False)
+    interval = test.confidence_interval(CONFIDENCE)
+    return OverSeeds(kind, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def _adjust(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    """Return the differences with their adjusted p-values, over queries and over seeds apart."""
+    tests = [difference.over_seeds for difference in differences]
+    known = [test.p_value for test in tests if test is not None and test.p_value is not None]
+    adjusted_tests = iter(holm(known))
+    return tuple(
+        replace(
+            difference,
+            p_adjusted=adjusted,
+            over_seeds=test if test is None or test.p_value is None else replace(test, p_adjusted=next(adjusted_tests)),
+        )
+        for difference, test, adjusted in zip(
+            differences, tests, holm([one.p_value for one in differences]), strict=True
+        )
+    )
