@@ -17,7 +17,7 @@ from composir.models.presets import build
 def saved(tmp_path):
     torch.manual_seed(0)
     model = build("tiny").eval()
-    save_pretrained(model, tmp_path / "model", extra_files={"recipe.toml": "seed = 0\n"})
+    save_pretrained(model, tmp_path / "model", extra_files={"recipe.toml": b"seed = 0\n"})
     return model, tmp_path / "model"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
@@ -51,7 +51,14 @@ class Saved:
 
 
 def save_rankings(result: Result, file: Path) -> None:
-    """Write the rankings of a result, the queries and the gallery's names; no image and no path is in the file.
+    """Write the rankings of a result, as ``pack_rankings`` gives them, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(pack_rankings(result))
+
+
+def pack_rankings(result: Result) -> bytes:
+    """Return the rankings of a result, the queries and the gallery's names; no image and no path is among them.
 
     A safetensors file: ``splits`` is JSON in UTF-8 with what ``signature_fields`` cannot tell from a split and every
     ``Split`` less its images; for each split and kind (``0.composed``, ``0.image_only``, ...) ``.top``, ``.scores``,
@@ -73,10 +80,7 @@ def save_rankings(result: Result, file: Path) -> None:
     splits = [_split_fields(ranking.split) for ranking in result.rankings[COMPOSED]]
     text = json.dumps({**document, "splits": splits}, ensure_ascii=False)
     tensors["splits"] = np.frombuffer(text.encode(), np.uint8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        metadata = {"format": FORMAT, "version": VERSION, "digest": digest(tensors)}
-        save_file(tensors, temporary, metadata=metadata)
+    return save(tensors, metadata={"format": FORMAT, "version": VERSION, "digest": digest(tensors)})
 
 
 def digest(tensors: Mapping[str, np.ndarray]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from composir.errors import ComposirError
-from composir.files import replacing_folder, write_text
+from composir.files import replacing_folder
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.presets import BACKBONES
 from composir.models.text import Tokenizer
@@ -37,9 +37,9 @@ def weights_hash(model: Composer) -> str:
 
 
 def save_pretrained(
-    model: Composer, folder: Path, *, card: str = "", extra_files: dict[str, str] | None = None
+    model: Composer, folder: Path, *, card: str = "", extra_files: Mapping[str, bytes] | None = None
 ) -> None:
-    """Write the checkpoint folder, whole or not at all; ``extra_files`` are further texts by file name.
+    """Write the checkpoint folder, whole or not at all; ``extra_files`` are further ones by name.
 
     The frozen tower is not stored: config.json names it and its hash, and loading checks both.
     """
@@ -63,8 +63,8 @@ def save_pretrained(
         if model.tokenizer is not None:
             model.tokenizer.save(temporary / TOKENIZER)
         (temporary / CARD).write_text(card or model_card(model), encoding="utf-8")
-        for name, text in (extra_files or {}).items():
-            write_text(temporary / name, text)
+        for name, content in (extra_files or {}).items():
+            (temporary / name).write_bytes(content)
 
 
 def from_pretrained(folder: Path | str, *, device: str | torch.device = "cpu") -> Composer:

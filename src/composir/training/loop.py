@@ -27,8 +27,8 @@ from composir.data import Query, Split, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
-from composir.evaluation import Result, evaluate, metric_label, save_rankings
-from composir.evaluation.saved import RANKINGS, RECIPE
+from composir.evaluation import Result, evaluate, metric_label
+from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
 from composir.files import read_toml, recover_folder, replacing_folder, write_text
 from composir.models.checkpoint import (
@@ -419,12 +419,12 @@ class _Run:
             state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
         if recipe.save_training:
             card = model_card(self.model, _about(recipe, result))
+            files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}
             folders = ([self.run / "best"] if is_best else []) + (
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
             )
             for folder in folders:
-                save_pretrained(self.model, folder, card=card, extra_files={RECIPE: recipe.to_toml()})
-                save_rankings(result, folder / RANKINGS)
+                save_pretrained(self.model, folder, card=card, extra_files=files)
         self.observer.on_validation(state.epoch, result, is_best)
         return {metric_label(key): f"{100 * value:.2f}" for key, value in result.metrics.items()}
 
@@ -454,7 +454,7 @@ class _Run:
             buffer,
         )
         with replacing_folder(self.run / "last") as temporary:
-            save_pretrained(self.model, temporary / "model", extra_files={RECIPE: self.recipe.to_toml()})
+            save_pretrained(self.model, temporary / "model", extra_files={RECIPE: self.recipe.to_toml().encode()})
             (temporary / STATE).write_bytes(buffer.getvalue())
 
     def _load(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> _State:
