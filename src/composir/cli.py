@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -220,17 +221,11 @@ def train(
 
     Example: composir train --dataset CIRR --data-root DIR --backbone mini
     """
-    from composir.training import Recipe, load_recipe, resume_recipe
+    from composir.training import load_recipe, resume_recipe
     from composir.training import train as run_training
 
     start = time.perf_counter()
-    names = set(Recipe.model_fields)
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in context.params.items()
-        if name in names and value is not None
-    }
-    given |= _settings(settings or [])
+    given = _given(context.params, settings)
     if resume is not None:
         if given or config:
             raise ComposirError(
@@ -264,6 +259,18 @@ def train(
                 soft_wrap=True,
             )
     return 0
+
+
+def _given(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Return the settings of a recipe that were given as flags of ``train``, and by its ``--set``."""
+    from composir.training import Recipe
+
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in parameters.items()
+        if name in Recipe.model_fields and value is not None
+    }
+    return given | _settings(settings or [])
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -324,6 +331,98 @@ class _TrainBars:
 
         figures = "  ".join(f"{metric_label(key)} {100 * value:.2f}" for key, value in result.metrics.items())
         err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
+
+
+# -- ablate ------------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate(
+    context: typer.Context,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="key=a,b: a setting of a recipe and its values, the first the one compared with; repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on, or which: 0,3,7.")] = "5",
+    out_: Annotated[Path, typer.Option("--out", help="Folder of runs and report; the same again goes on.")] = Path(
+        "ablation"
+    ),
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Differences of this figure [the data set's primary one]; repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Train with and without a setting over seeds, compare, and write a report. Takes all flags of train as well.
+
+    Example: composir ablate --seeds 5 --dataset CIRR --data-root DIR --backbone mini --max-steps 300
+    """
+    from composir.training.ablation import ablate as run_ablation
+    from composir.training.ablation_report import sections, write_report
+
+    train_command: Any = typer.main.get_command(app)
+    train_context = train_command.commands["train"].make_context("composir ablate", list(context.args))
+    parameters = train_context.params
+    if parameters["resume"] is not None or parameters["seed"] is not None:
+        raise ComposirError(
+            "ablate has seeds and stopped trainings of its own",
+            fix="leave --resume and --seed out; --seeds gives the seeds, and the same command again goes on",
+        )
+    with _Bars() as bars:
+        ablation = run_ablation(
+            _given(parameters, parameters["settings"]),
+            vary=_vary(vary or [GATE_ABLATION]),
+            seeds=_seeds(seeds),
+            out=out_,
+            config=parameters["config"],
+            metrics=metric or (),
+            observer=_TrainBars(bars),
+            tell=bars.tell,
+        )
+    command = shlex.join(["composir", "ablate", *sys.argv[2:]])
+    if ablation is None:
+        err.print(f"stopped and saved; go on with: {command}", soft_wrap=True)
+        return INTERRUPTED
+    files = write_report(ablation, out_, command=command)
+    if json_:
+        _print_json({**ablation.to_json(), "files": {name: str(file) for name, file in files.items()}})
+        return 0
+    for section in sections(ablation):
+        view = Table(*section.header, title=section.title, caption=section.note)
+        for row in section.rows:
+            view.add_row(*row)
+        out.print(view)
+    out.print(f"report: {files['html']} and {files['markdown']}", soft_wrap=True)
+    return 0
+
+
+GATE_ABLATION = "gated_fusion=false,true"
+
+
+def _vary(pairs: list[str]) -> dict[str, list[str]]:
+    values_by_key: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, values = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key in values_by_key:
+            raise ComposirError(
+                f"--vary {pair!r} {'repeats a key' if equals else 'has no values'}",
+                expected="key=a,b, each key once",
+                fix=f"--vary {key}=A,B",
+            )
+        values_by_key[key] = [value.strip() for value in values.split(",")]
+    return values_by_key
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ComposirError(f"--seeds {text!r} are no numbers", expected="5, or 0,3,7") from None
+    if min(numbers) < 0 or (len(numbers) == 1 and not numbers[0]):
+        raise ComposirError(f"--seeds {text!r} gives no seed", expected="how many, or which ones from 0 on")
+    return list(range(numbers[0])) if len(numbers) == 1 else numbers
 
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------

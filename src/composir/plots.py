@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from composir.files import replacing
@@ -12,6 +15,26 @@ from composir.files import replacing
 LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "total")
 GATE_COLUMNS = ("alpha", "mean_gate")
 METRIC_COLUMNS = ("R@1", "R@5", "R@10", "R_s@1", "mean(R@5+R_s@1)", "R@50", "mean(R@10+R@50)")
+
+
+def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]], out: Path, *, first_step: int) -> None:
+    """Write the loss curves of several runs an arm as a PNG: their mean, and the range from the lowest to the highest.
+
+    ``first_step`` is the number of the step that the first column belongs to.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for arm, losses in losses_by_arm.items():
+        steps = np.arange(first_step, first_step + losses.shape[1])
+        (line,) = axes.plot(steps, losses.mean(axis=0), linewidth=1.5, label=arm)
+        axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.plot(steps, losses.T, color=line.get_color(), alpha=0.35, linewidth=0.6)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def plot_curves(log: Path, out: Path) -> None:
