@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
+    if not debug:
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
     code = USER_ERROR
     try:
         code = app(arguments, prog_name="composir", standalone_mode=False) or 0

@@ -9,6 +9,7 @@ from composir.evaluation.compare import (
     compare,
     find_rankings,
     load_groups,
+    over_seeds,
 )
 from composir.evaluation.evaluator import Embedder, Progress, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
@@ -82,6 +83,7 @@ __all__ = [
     "load_rankings",
     "measure",
     "metric_label",
+    "over_seeds",
     "per_query",
     "predictions_hash",
     "protocol_of",

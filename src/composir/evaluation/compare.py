@@ -385,15 +385,11 @@ def _contributions(changes: Values, metric: str) -> Float64[np.ndarray, " _"]:
     return np.concatenate([column / (len(column) * len(counted)) for column in counted])
 
 
-def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | None:
-    """Return the t test of the runs' figures, paired by seed where the seeds are the same."""
-    if min(len(a), len(b)) < 2:
-        return None
-    seeds = [[run.seed for run in runs] for runs in (a, b)]
-    paired = set(seeds[0]) == set(seeds[1]) and None not in seeds[0] and all(len(set(s)) == len(s) for s in seeds)
-    if paired:
-        a, b = (sorted(runs, key=lambda run: run.seed or 0) for runs in (a, b))
-    first, second = (np.array([run.metrics[metric] for run in runs]) for runs in (a, b))
+def over_seeds(first: Float64[np.ndarray, " _"], second: Float64[np.ndarray, " _"], *, paired: bool) -> OverSeeds:
+    """Return the t test of the runs' figures, two or more of each, ``second`` minus ``first``.
+
+    ``paired``: the runs of the same seed stand at the same place; else Welch's test (Welch, 1947).
+    """
     kind = "paired t" if paired else "Welch t"
     spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
     if spread < NO_SPREAD:
@@ -404,6 +400,18 @@ def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | 
     test: Any = stats.ttest_rel(second, first) if paired else stats.ttest_ind(second, first, equal_var=False)
     interval = test.confidence_interval(CONFIDENCE)
     return OverSeeds(kind, float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | None:
+    """Return ``over_seeds`` of a figure, paired where the seeds are the same; None where a group has one run."""
+    if min(len(a), len(b)) < 2:
+        return None
+    seeds = [[run.seed for run in runs] for runs in (a, b)]
+    paired = set(seeds[0]) == set(seeds[1]) and None not in seeds[0] and all(len(set(s)) == len(s) for s in seeds)
+    if paired:
+        a, b = (sorted(runs, key=lambda run: run.seed or 0) for runs in (a, b))
+    first, second = (np.array([run.metrics[metric] for run in runs]) for runs in (a, b))
+    return over_seeds(first, second, paired=paired)
 
 
 def _adjust(differences: Sequence[Difference]) -> tuple[Difference, ...]:

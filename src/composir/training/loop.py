@@ -315,7 +315,7 @@ class _Run:
         optimizer = self.accelerator.prepare(optimizer)
         self.observer.on_start(self.run, recipe, state.step, self.num_steps)
         with (
-            SummaryWriter(str(self.run), purge_step=state.step) as board,
+            SummaryWriter(str(self.run), purge_step=state.step + 1) as board,
             _interrupts() as interrupted,
         ):
             while state.epoch < recipe.num_epochs and state.step < self.num_steps:
