@@ -207,6 +207,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
     "command",
     [
         "train",
+        "ablate",
         "evaluate",
         "compare",
         "quickstart",
