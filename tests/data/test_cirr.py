@@ -178,7 +178,7 @@ def test_utf_8_with_and_without_a_mark(cirr_root, break_captions):
         ),
         (
             {"img_set": {"members": ["a", "b", "a"]}},
-            ("pairid 17", "img_set.members[2] repeats 'a'", "name six different images"),
+            ("pairid 17", "img_set.members[2] repeats 'a'", "name every image once"),
         ),
         (
             {"img_set": {"members": ["b", "c"]}},

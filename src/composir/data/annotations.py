@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from composir.data.images import ImageSource
 from composir.data.triplets import Split
 from composir.errors import ComposirError, Problem, ProblemsError, nearest
 
@@ -48,19 +50,36 @@ class AnnotationsError(ProblemsError):
 
 
 def find_home(root: Path, *, marker: str, folder: str, source: str) -> Path:
-    """Return the folder that holds ``marker``: ``root`` itself, or ``folder`` inside it; ``source`` offers the data."""
+    """Return the folder that holds ``marker``: ``root`` itself, or ``folder`` inside it; ``source`` offers the data.
+
+    ``marker`` is the path of a folder, or the path or pattern of files, which has a suffix.
+    """
     root = Path(root)
     homes = (root, root / folder)
     for home in homes:
-        if (home / marker).is_dir():
+        if any(home.glob(marker)):
             return home
+    kind, marker = ("file", marker) if Path(marker).suffix else ("folder", f"{marker}/")
     raise ComposirError(
-        f"no {marker}/ folder in it" if root.is_dir() else "no such folder",
+        f"no {marker} {kind} in it" if root.is_dir() else "no such folder",
         file=root,
         expected=f"the data set's own folder, or its parent with {folder}/",
-        fix=f"pass the folder that holds {marker}/ as --data-root; it comes from {source} (docs/data.md); "
+        fix=f"pass the folder that holds {marker} as --data-root; it comes from {source} (docs/data.md); "
         "without it: `composir data scenes --out scenes`, then --dataset CIRR --data-root scenes",
     )
+
+
+def choose_categories(dataset: str, categories: Sequence[str] | None, known: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the categories asked for, all ``known`` ones by default; ``ComposirError`` for one that is not known."""
+    if categories is not None and not known:
+        message = f"{dataset} has no categories, got {', '.join(categories)}"
+        raise ComposirError(message, fix="leave the categories out")
+    for category in categories or ():
+        if category not in known:
+            raise ComposirError(
+                f"{dataset} has no category {category!r}", expected=", ".join(known), fix=nearest(category, known)
+            )
+    return tuple(categories or known)
 
 
 def check_split_name(dataset: str, split: str, splits: Sequence[str]) -> None:
@@ -77,26 +96,41 @@ def require_some(dataset: str, split: str, files: Sequence[Path]) -> None:
         raise SplitNotFoundError(
             f"the {split} split of {dataset} is not in this data root",
             file=files[0],
-            expected=" and ".join(str(file) for file in files[1:]) + " beside it",
+            expected=" and ".join(str(file) for file in files[1:]) + " beside it" if len(files) > 1 else None,
             fix="put the published annotation files there, or choose another split",
         )
 
 
+def find_categories(
+    dataset: str, split: str, files_by_category: Mapping[str, tuple[Path, ...]], problems: list[Problem]
+) -> list[str]:
+    """Return the categories of which a file is there; each of the others becomes a problem.
+
+    The first file of a category holds its queries. Raises ``SplitNotFoundError`` where there is none of any.
+    """
+    require_some(dataset, split, [file for files in files_by_category.values() for file in files])
+    present = [category for category, files in files_by_category.items() if any(file.exists() for file in files)]
+    there = " ".join(f"--categories {name}" for name in present)
+    for category, (file, *others) in files_by_category.items():
+        if category not in present:
+            message = f"the {category} category of the {split} split is not in this data root"
+            files = " and ".join(["it", *(other.name for other in others)])
+            problems.append(Problem(str(file), "", message, f"put {files} there, or choose what is: {there}"))
+    return present
+
+
+def require_whole(splits: tuple[Split, ...], problems: list[Problem]) -> tuple[Split, ...]:
+    """Return the splits of a data set without problems, each with queries; else raise ``AnnotationsError``."""
+    empty = [Problem(str(split.file), "", "holds no query", RESTORE) for split in splits if not split.queries]
+    if problems or empty:
+        raise AnnotationsError(problems or empty, splits)
+    return splits
+
+
 def read_json(path: Path, kind: type[Json], problems: list[Problem], *, restore: str = RESTORE) -> Json | None:
     """Return the parsed file, or None after adding to ``problems`` why it is not valid JSON of that ``kind``."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        problems.append(Problem(str(path), "", "the file is missing", f"put the published {path.name} there"))
-    except UnicodeDecodeError as error:
-        problems.append(Problem(str(path), f"byte {error.start}", "not UTF-8 text", f"save it as UTF-8, or {restore}"))
-    except OSError as error:
-        problems.append(
-            Problem(str(path), "", f"cannot be opened ({error.strerror})", "make it a readable regular file")
-        )
-    else:
-        return parse_json(text, kind, path, problems, restore=restore)
-    return None
+    text = _read_text(path, problems, restore)
+    return None if text is None else parse_json(text, kind, path, problems, restore=restore)
 
 
 def read_names(path: Path, problems: list[Problem], *, restore: str = RESTORE) -> dict[str, None] | None:
@@ -129,8 +163,7 @@ def parse_json(
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.extend(key for key in found if keys.count(key) > 1)
+            repeated.extend(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
         return found
 
     place = "" if line is None else f"line {line}"
@@ -142,8 +175,8 @@ def parse_json(
         content = json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
         problem(f"line {line or error.lineno} column {error.colno}", f"not valid JSON: {error.msg}", restore)
-    except ValueError as error:  # a number with thousands of digits
-        problem(place, f"not valid JSON: {error}", restore)
+    except ValueError:  # Python refuses to read whole numbers of thousands of digits
+        problem(place, "holds a number too long to be read", restore)
     except RecursionError:
         problem(place, "nested too deeply to be an annotation file", restore)
     else:
@@ -155,13 +188,27 @@ def parse_json(
     return None
 
 
+def _read_text(path: Path, problems: list[Problem], restore: str) -> str | None:
+    """Return the file's text, or None after adding to ``problems`` why there is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        where, message, fix = "", "the file is missing", f"put the published {path.name} there"
+    except OSError as error:
+        where, message, fix = "", f"cannot be opened ({error.strerror})", "make it a readable regular file"
+    except UnicodeDecodeError as error:
+        where, message, fix = f"byte {error.start}", "not UTF-8 text", f"save it as UTF-8, or {restore}"
+    problems.append(Problem(str(path), where, message, fix))
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of an annotation file; what is wrong with a field is added to ``problems``."""
+    """One object or line of an annotation file; what is wrong with a field is added to ``problems``."""
 
     file: Path
     where: str
-    """Place in the file, such as ``pairid 17`` or ``entry 3`` (counted from 0)."""
+    """Place in the file, such as ``pairid 17``, ``entry 3`` (counted from 0) or ``line 4`` (counted from 1)."""
     fields: dict[str, Any]
     problems: list[Problem]
     restore: str = RESTORE
@@ -182,7 +229,7 @@ class Entry:
         """Return ``value`` if it is exactly of type ``kind``, else None after adding a problem."""
         if type(value) is kind:
             return value
-        message = f"{what!r} is {WORD_BY_TYPE[type(value)]} ({_short(value)}), expected {WORD_BY_TYPE[kind]}"
+        message = f"{what!r} is {WORD_BY_TYPE[type(value)]} ({short(value)}), expected {WORD_BY_TYPE[kind]}"
         self.problem(message, f"correct {what!r}, or {self.restore}")
         return None
 
@@ -198,16 +245,42 @@ class Entry:
             return None
         return text
 
-    def image_name(self, what: str, name: str | None, known: Collection[str] | None, source: Path) -> str | None:
-        """Return ``name`` if it is in ``known`` (None: cannot be told), the names that ``source`` lists."""
+    def image_name(self, what: str, name: str | None, known: Collection[str] | None, *sources: Path) -> str | None:
+        """Return ``name`` if it is in ``known`` (None: cannot be told), the names that ``sources`` list."""
         if name is None or known is None or name in known:
             return name
-        close = []
-        if len(self.problems) < MAX_SUGGESTIONS:
-            close = difflib.get_close_matches(name, known, n=1)
-        suggestion = f"did you mean {close[0]!r}? else " if close else ""
-        self.problem(f"{what} {name!r} is not in {source.name}", f"{suggestion}add it to {source.name}")
+        close = _nearest_name(name, known) if len(self.problems) < MAX_SUGGESTIONS else None
+        suggestion = "" if close is None else f"did you mean {close!r}? else "
+        files = " or ".join(source.name for source in sources)
+        self.problem(f"{what} {name!r} is not in {files}", f"{suggestion}add it to {files}")
         return None
+
+    def image_names(
+        self, what: str, items: list[Any], kind: type, known: Collection[str] | None, source: Path
+    ) -> list[str] | None:
+        """Return the names in a list, all different and known, or None after adding its problems."""
+        names: list[str] = []
+        for number, item in enumerate(items):
+            place = f"{what}[{number}]"
+            value = self.typed(place, item, kind)
+            name = self.image_name(place, None if value is None else str(value), known, source)
+            if name in names:
+                self.problem(f"{place} repeats {name!r}", f"name every image once, or {self.restore}")
+            elif name is not None:
+                names.append(name)
+        return names if len(names) == len(items) else None
+
+    def check_target(self, what: str, target: str | None, reference: str | None) -> None:
+        """Add a problem where the right answer is the query's own picture."""
+        if target is not None and target == reference:
+            self.problem(f"{what} {target!r} is also the reference", "name the picture asked for")
+
+    def add_image(self, name: str, source: ImageSource, images: dict[str, ImageSource]) -> None:
+        """Add an image to ``images``, or a problem: the name is there already."""
+        if name in images:
+            self.problem(f"the name {name!r} is repeated", "keep it once")
+        else:
+            images[name] = source
 
 
 def read_entries(
@@ -217,19 +290,80 @@ def read_entries(
 
     An entry is called by its ``id_key`` where it has a usable one, else by its number in the list.
     """
+    items = read_json(path, list, problems, restore=restore) or ()
+    return as_entries(path, items, problems, id_key=id_key, restore=restore)
+
+
+def as_entries(
+    path: Path,
+    items: Sequence[object],
+    problems: list[Problem],
+    *,
+    where: str = "entry",
+    id_key: str | None = None,
+    restore: str = RESTORE,
+) -> list[Entry]:
+    """Return what ``read_entries`` does, of a list inside a file; ``where`` is what the list's elements are called."""
     entries = []
-    for number, fields in enumerate(read_json(path, list, problems, restore=restore) or ()):
-        where = f"entry {number}"
+    for number, fields in enumerate(items):
+        place = f"{where} {number}"
         if not isinstance(fields, dict):
-            message = f"holds {WORD_BY_TYPE[type(fields)]} ({_short(fields)}), expected an object"
-            problems.append(Problem(str(path), where, message, restore))
+            message = f"holds {WORD_BY_TYPE[type(fields)]} ({short(fields)}), expected an object"
+            problems.append(Problem(str(path), place, message, restore))
             continue
         if id_key is not None and type(fields.get(id_key)) is int:
-            where = f"{id_key} {fields[id_key]}"
-        entries.append(Entry(path, where, fields, problems, restore))
+            place = f"{id_key} {fields[id_key]}"
+        entries.append(Entry(path, place, fields, problems, restore))
     return entries
 
 
-def _short(value: object) -> str:
+def read_table(
+    path: Path, columns: Sequence[str], problems: list[Problem], *, separator: str | None = None
+) -> list[Entry]:
+    """Return the lines of a text file with their fields by column; lines with more or fewer fields become problems.
+
+    Fields stand between ``separator``, white space by default. Blank lines do not count.
+    """
+    entries = []
+    for number, line in enumerate((_read_text(path, problems, RESTORE) or "").split("\n"), 1):
+        fields = line.split(separator)
+        entry = Entry(path, f"line {number}", dict(zip(columns, fields, strict=False)), problems)
+        if not line.strip():
+            continue
+        if len(fields) == len(columns):
+            entries.append(entry)
+        else:
+            message = f"holds {len(fields)} fields, expected {len(columns)}: {', '.join(columns)}"
+            entry.problem(message, RESTORE)
+    return entries
+
+
+def check_unique(entries: Sequence[Entry], key: str) -> None:
+    """Add a problem to every entry whose whole number under ``key`` an earlier one has."""
+    seen: set[int] = set()
+    for entry in entries:
+        value = entry.fields.get(key)
+        if type(value) is int:
+            if value in seen:
+                entry.problem(f"the {key} is repeated", f"give every query a {key} of its own")
+            seen.add(value)
+
+
+def _nearest_name(name: str, known: Collection[str]) -> str | None:
+    """Return the name that one slip of the pen may have turned into ``name``.
+
+    Such a slip leaves the first or the second half as it was, which is quick to look up in 200,000 names. The
+    neighbour of a number is just another number, so numbers have none.
+    """
+    if name.isdecimal():
+        return None
+    half = len(name) // 2
+    alike = [other for other in known if other.startswith(name[:half]) or other.endswith(name[half:])]
+    close = difflib.get_close_matches(name, alike, n=1)
+    return close[0] if close else None
+
+
+def short(value: object) -> str:
+    """Return how a value is shown in a message: at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from composir.data.annotations import (
     RESTORE,
-    AnnotationsError,
     Entry,
     check_split_name,
+    check_unique,
+    choose_categories,
     find_home,
     read_entries,
     read_json,
     require_some,
+    require_whole,
 )
 from composir.data.triplets import Query, Split
-from composir.errors import ComposirError, Problem
+from composir.errors import Problem
 
 SPLITS = ("train", "val", "test1")
 SPLITS_WITHOUT_TARGETS = ("test1",)
@@ -31,8 +33,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     target is ``target_hard`` alone: the soft targets are no right answers of the metric. Raises
     ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
-    if categories is not None:
-        raise ComposirError(f"CIRR has no categories, got {', '.join(categories)}", fix="leave the categories out")
+    choose_categories("CIRR", categories)
     check_split_name("CIRR", split, SPLITS)
     annotations, home = _find_folders(Path(root))
     captions_file = annotations / "captions" / f"cap.rc2.{split}.json"
@@ -41,24 +42,14 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 
     problems: list[Problem] = []
     images = _read_images(names_file, home, problems)
-    queries = []
-    ids: set[int] = set()
-    for entry in read_entries(captions_file, problems, id_key="pairid"):
-        query = _read_query(entry, split, images, names_file)
-        pairid = entry.fields.get("pairid")
-        if type(pairid) is int:
-            if pairid in ids:
-                entry.problem("the pairid is repeated", "give every query a pairid of its own")
-            ids.add(pairid)
-        if query is not None:
-            queries.append(query)
-    if not queries and not problems:
-        problems.append(Problem(str(captions_file), "", "holds no query", RESTORE))
+    entries = read_entries(captions_file, problems, id_key="pairid")
+    check_unique(entries, "pairid")
+    queries = [_read_query(entry, split, images, names_file) for entry in entries]
     found = Split(
         dataset="CIRR",
         name=split,
         category="",
-        queries=tuple(queries),
+        queries=tuple(query for query in queries if query is not None),
         gallery=tuple(images or ()),
         images=images or {},
         gallery_rule="original",
@@ -66,9 +57,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         text_rule="as annotated",
         file=captions_file,
     )
-    if problems:
-        raise AnnotationsError(problems, (found,))
-    return (found,)
+    return require_whole((found,), problems)
 
 
 def _find_folders(root: Path) -> tuple[Path, Path]:
@@ -103,8 +92,7 @@ def _read_query(entry: Entry, split: str, images: dict[str, Path] | None, names_
     target = None
     if split not in SPLITS_WITHOUT_TARGETS or "target_hard" in entry.fields:
         target = entry.image_name("target_hard", entry.get("target_hard", str), images, names_file)
-        if target is not None and target == reference:
-            entry.problem(f"target_hard {target!r} is also the reference", "name the picture asked for")
+        entry.check_target("target_hard", target, reference)
     members = _read_members(entry, images, names_file)
     if pairid is None or reference is None or text is None:
         return None
@@ -127,12 +115,4 @@ def _read_members(entry: Entry, images: dict[str, Path] | None, names_file: Path
     if image_set is None:
         return []
     members = Entry(entry.file, entry.where, image_set, entry.problems).get("members", list)
-    names = []
-    for number, member in enumerate(members or ()):
-        what = f"img_set.members[{number}]"
-        name = entry.image_name(what, entry.typed(what, member, str), images, names_file)
-        if name in names:
-            entry.problem(f"{what} repeats {name!r}", f"name six different images, or {RESTORE}")
-        elif name is not None:
-            names.append(name)
-    return names if members is not None and len(names) == len(members) else []
+    return entry.image_names("img_set.members", members or [], str, images, names_file) or []

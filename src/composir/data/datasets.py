@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composir.data import cirr, fashioniq, own
+from composir.data import circo, cirr, fashion200k, fashioniq, genecis, lasco, own, shoes
 from composir.data.annotations import AnnotationsError, SplitNotFoundError
 from composir.data.triplets import Split, split_key
 from composir.errors import ComposirError, Problem, nearest
@@ -32,6 +32,11 @@ class Dataset:
 DATASETS: dict[str, Dataset] = {
     "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
     "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES),
+    "CIRCO": Dataset(circo.load, circo.SPLITS, submitted="test"),
+    "GeneCIS": Dataset(genecis.load, genecis.SPLITS, categories=genecis.CATEGORIES),
+    "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
+    "Shoes": Dataset(shoes.load, shoes.SPLITS),
+    "LaSCo": Dataset(lasco.load, lasco.SPLITS),
     "own": Dataset(own.load, own.SPLITS),
 }
 """By name; a new data set is one file and one line here."""

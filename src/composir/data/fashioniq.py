@@ -7,17 +7,18 @@ from pathlib import Path
 
 from composir.data.annotations import (
     RESTORE,
-    AnnotationsError,
     Entry,
     check_split_name,
+    choose_categories,
+    find_categories,
     find_home,
     read_entries,
     read_names,
-    require_some,
+    require_whole,
 )
-from composir.data.images import IMAGE_SUFFIXES
+from composir.data.images import list_images
 from composir.data.triplets import Query, Split
-from composir.errors import ComposirError, Problem, nearest
+from composir.errors import Problem
 
 SPLITS = ("train", "val", "test")
 SPLITS_WITHOUT_TARGETS = ("test",)
@@ -37,14 +38,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     when no category has the split and ``AnnotationsError`` with everything wrong in all of them; a category that is
     not there is wrong, too.
     """
-    categories = tuple(categories or CATEGORIES)
-    for category in categories:
-        if category not in CATEGORIES:
-            raise ComposirError(
-                f"FashionIQ has no category {category!r}",
-                expected=", ".join(CATEGORIES),
-                fix=nearest(category, CATEGORIES),
-            )
+    categories = choose_categories("FashionIQ", categories, CATEGORIES)
     check_split_name("FashionIQ", split, SPLITS)
     home = find_home(
         root, marker="captions", folder="fashionIQ_dataset", source="the GitHub repository XiaoxiaoGuo/fashion-iq"
@@ -56,20 +50,13 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         )
         for category in categories
     }
-    require_some("FashionIQ", split, [file for files in files_by_category.values() for file in files])
 
     images_folder = home / "images"
-    file_by_name = _list_images(images_folder)
+    file_by_name = list_images(images_folder)
     problems: list[Problem] = []
     splits = []
-    present = [category for category, files in files_by_category.items() if any(file.exists() for file in files)]
-    for category, (captions_file, names_file) in files_by_category.items():
-        if category not in present:
-            message = f"the {category} category of the {split} split is not in this data root"
-            there = " ".join(f"--categories {name}" for name in present)
-            fix = f"put it and {names_file.name} there, or choose what is: {there}"
-            problems.append(Problem(str(captions_file), "", message, fix))
-            continue
+    for category in find_categories("FashionIQ", split, files_by_category, problems):
+        captions_file, names_file = files_by_category[category]
         gallery = read_names(names_file, problems)
         queries = _read_queries(captions_file, split, gallery, names_file, problems)
         splits.append(
@@ -86,9 +73,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 file=captions_file,
             )
         )
-    if problems:
-        raise AnnotationsError(problems, tuple(splits))
-    return tuple(splits)
+    return require_whole(tuple(splits), problems)
 
 
 def join_captions(first: str, second: str) -> str:
@@ -106,17 +91,6 @@ def training_texts(first: str, second: str) -> tuple[str, str, str, str]:
     )
 
 
-def _list_images(folder: Path) -> dict[str, Path]:
-    """Return the folder's image files by name without suffix, from one listing; empty without a folder."""
-    file_by_name: dict[str, Path] = {}
-    if not folder.is_dir():
-        return file_by_name
-    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    for file in sorted(files, key=lambda file: (IMAGE_SUFFIXES.index(file.suffix.lower()), file.name)):
-        file_by_name.setdefault(file.stem, file)
-    return file_by_name
-
-
 def _read_queries(
     captions_file: Path,
     split: str,
@@ -125,7 +99,6 @@ def _read_queries(
     problems: list[Problem],
 ) -> tuple[Query, ...]:
     """Return the queries of one caption file; what is wrong with it is added to ``problems``."""
-    num_problems = len(problems)
     queries = []
     for number, entry in enumerate(read_entries(captions_file, problems)):
         reference = entry.image_name("candidate", entry.get("candidate", str), gallery, names_file)
@@ -145,8 +118,6 @@ def _read_queries(
                 targets=() if target is None else (target,),
             )
         )
-    if not queries and len(problems) == num_problems:
-        problems.append(Problem(str(captions_file), "", "holds no query", RESTORE))
     return tuple(queries)
 
 

@@ -23,6 +23,7 @@ from composir.data.annotations import (
     Entry,
     SplitNotFoundError,
     check_split_name,
+    choose_categories,
     parse_json,
     read_entries,
     read_json,
@@ -71,8 +72,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     where ``root`` is no such folder, ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError``
     with everything wrong in its files.
     """
-    if categories is not None:
-        raise ComposirError(f"own has no categories, got {', '.join(categories)}", fix="leave the categories out")
+    choose_categories("own", categories)
     check_split_name("own", split, SPLITS)
     if not (root / HOME).is_file():
         raise ComposirError(
