@@ -37,17 +37,241 @@ CIRR_ENTRIES = [
 ]
 CIRR_IMAGES = {name: f"./dev/{name}.png" for name in "abcdef"} | {"g": "./dev/g.jpg"}
 
+FASHIONIQ_FILES = {}
+for _category in ("dress", "shirt", "toptee"):
+    _names = [f"{_category}{number}" for number in range(4)]
+    FASHIONIQ_FILES[f"image_splits/split.{_category}.val.json"] = _names
+    FASHIONIQ_FILES[f"captions/cap.{_category}.val.json"] = [
+        {"target": _names[1], "candidate": _names[0], "captions": ["is Red.", " has a Bow?"]},
+        {"target": _names[2], "candidate": _names[3], "captions": ["longer", "blue, "]},
+    ]
+
+
+def circo_entry(query_id: int, reference: int, right: list[int], aspects: list[str]) -> dict:
+    return {
+        "reference_img_id": reference,
+        "target_img_id": right[0],
+        "relative_caption": f"shows {right[0]} instead",
+        "shared_concept": "a number",
+        "gt_img_ids": right,
+        "id": query_id,
+        "semantic_aspects": aspects,
+    }
+
+
+CIRCO_FILES = {
+    "annotations/val.json": [
+        circo_entry(0, 4, [20, 4000, 7], ["cardinality", "negation"]),
+        circo_entry(1, 4000, [4], []),
+        circo_entry(2, 20, [7, 20], ["negation"]),
+    ],
+    "annotations/test.json": [
+        {"reference_img_id": 7, "relative_caption": "has a hat", "shared_concept": "a dog", "id": 0},
+        {"reference_img_id": 20, "relative_caption": "is red", "shared_concept": "a car", "id": 1},
+    ],
+    "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json": {
+        "info": {"year": 2017},
+        "images": [
+            {"license": 4, "file_name": f"{number:012d}.jpg", "height": 480, "width": 640, "id": number}
+            for number in (7, 4, 4000, 20, 5)
+        ],
+        "categories": [],
+    },
+}
+
+
+def vg(image_id: int | str, *box: float) -> dict:
+    return {"image_id": image_id, "instance_bbox": list(box)}
+
+
+def coco(image_id: int) -> dict:
+    return {"val_image_id": image_id}
+
+
+GENECIS_FILES = {
+    f"genecis/{task}_attribute.json": [
+        {
+            "reference": vg("107", 10, 20, 30, 40),
+            "target": vg("2", 100, 50, 10.5, 20),
+            "gallery": [vg("2", 0, 50, 10, 20), vg("107", 1, 1, 5, 5)],
+            "condition": "colour",
+        },
+        {
+            "reference": vg("2", 0, 50, 10, 20),
+            "target": vg("107", 10, 20, 30, 40),
+            "gallery": [vg("2", 100, 50, 10.5, 20), vg("3", 7, 7, 7, 7)],
+            "condition": "is wet",
+        },
+    ]
+    for task in ("focus", "change")
+} | {
+    f"genecis/{task}_object.json": [
+        {"reference": coco(139), "target": coco(285), "gallery": [coco(632), coco(724)], "condition": "bench"},
+        {"reference": coco(632), "target": coco(139), "gallery": [coco(285), coco(776)], "condition": "with a bear"},
+    ]
+    for task in ("focus", "change")
+}
+
+
+def labels(*captions: str, kind: str, split: str) -> str:
+    lines = (f"women/{kind}/{split}/{n}/{n}_0.jpeg\t0.9{n}\t{caption}\n" for n, caption in enumerate(captions))
+    return "".join(lines)
+
+
+FASHION200K_FILES = {
+    "labels/dress_test_detect_all.txt": labels(
+        "black lace dress", "red lace dress", "black lace dress ", kind="dress", split="test"
+    ),
+    "labels/jacket_test_detect_all.txt": labels("blue jacket w. hood", kind="jacket", split="test"),
+    "labels/pants_test_detect_all.txt": labels("blue & white pants", "red & white pants", kind="pants", split="test"),
+    "labels/skirt_test_detect_all.txt": "",
+    "labels/top_test_detect_all.txt": labels("black lace dress", kind="top", split="test"),
+    "test_queries.txt": (
+        "women/dress/test/1/1_0.jpeg women/dress/test/2/2_0.jpeg\n"
+        "women/pants/test/0/0_0.jpeg women/pants/test/1/1_0.jpeg\n"
+        "women/dress/test/1/1_0.jpeg women/jacket/test/0/0_0.jpeg\n"
+    ),
+    "labels/dress_train_detect_all.txt": labels("red dress", "blue dress", "red dress", kind="dress", split="train"),
+    "labels/jacket_train_detect_all.txt": labels("red jacket", kind="jacket", split="train"),
+    "labels/pants_train_detect_all.txt": labels("wide grey pants", kind="pants", split="train"),
+    "labels/skirt_train_detect_all.txt": labels("green dress", kind="skirt", split="train"),
+    "labels/top_train_detect_all.txt": "",
+}
+
+SHOES_FILES = {
+    "relative_captions_shoes.json": [
+        {"ImageName": f"img_womens_{a}.jpg", "ReferenceImageName": f"img_womens_{b}.jpg", "RelativeCaption": text}
+        for a, b, text in (
+            ("clogs_8", "clogs_5", "is of cork"),
+            ("boots_1", "flats_2", "has laces "),
+            ("flats_2", "pumps_3", "are red"),
+            ("clogs_5", "clogs_8", "is less shiny"),
+        )
+    ],
+    "train_im_names.txt": "img_womens_clogs_5.jpg\nimg_womens_clogs_8.jpg\n",
+    "eval_im_names.txt": (
+        "img_womens_pumps_3.jpg\nimg_womens_flats_2.jpg\nimg_womens_boots_1.jpg\nimg_womens_pumps_4.jpg\n"
+    ),
+}
+
+
+def lasco_entry(qid: int, reference: int, target: int, split: str) -> dict:
+    reference_path, target_path = (f"{split}2014/COCO_{split}2014_{n:012d}.jpg" for n in (reference, target))
+    return {
+        "qid": qid,
+        "query-image": [reference, reference_path],
+        "query-text": f"picture {target}",
+        "target-image": [target, target_path],
+    }
+
+
+LASCO_FILES = {
+    "lasco_train.json": [lasco_entry(9001, 9, 25, "train"), lasco_entry(25001, 25, 30, "train")],
+    "lasco_train_corpus.json": {str(n): f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 25, 30)},
+    "lasco_val.json": [lasco_entry(42001, 42, 73, "val"), lasco_entry(42000, 42, 74, "val")],
+    "lasco_val_corpus.json": [{"id": n, "path": f"val/val2014/COCO_val2014_{n:012d}.jpg"} for n in (42, 73, 74, 133)],
+}
+
+OWN_FILES = {
+    "own.json": {"format": 1, "images": "images"},
+    "gallery.json": ["a.jpg", "b/c.png", "d.jpg"],
+    "triplets.val.json": [
+        {"id": "1", "reference": "a.jpg", "text": "in red", "targets": ["b/c.png"], "subset": ["b/c.png", "d.jpg"]},
+        {"id": "x", "reference": "d.jpg", "text": "larger", "targets": ["a.jpg", "b/c.png"]},
+    ],
+}
+
+TREES = {
+    "CIRR": {
+        "cirr/captions/cap.rc2.val.json": CIRR_ENTRIES,
+        "cirr/image_splits/split.rc2.val.json": CIRR_IMAGES,
+    },
+    "FashionIQ": FASHIONIQ_FILES,
+    "CIRCO": CIRCO_FILES,
+    "GeneCIS": GENECIS_FILES,
+    "Fashion200k": FASHION200K_FILES,
+    "Shoes": SHOES_FILES,
+    "LaSCo": LASCO_FILES,
+    "own": OWN_FILES,
+}
+"""The annotation files of a whole little data root, by data set and path: JSON, or text."""
+
+
+@pytest.fixture(scope="session")
+def trees() -> dict[str, dict]:
+    return TREES
+
+
+def write_tree(dataset: str, root: Path) -> Path:
+    for path, content in TREES[dataset].items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def make_root() -> Callable[[str, Path], Path]:
+    """Writes the annotation files of a data set into a folder and returns it."""
+    return write_tree
+
 
 @pytest.fixture
 def cirr_root(tmp_path) -> Path:
     """Two val queries over seven images, `g.jpg` among them; the images are there."""
-    root = tmp_path / "cirr_dataset"
-    write_json(root / "cirr/captions/cap.rc2.val.json", CIRR_ENTRIES)
-    write_json(root / "cirr/image_splits/split.rc2.val.json", CIRR_IMAGES)
+    root = write_tree("CIRR", tmp_path / "cirr_dataset")
     (root / "dev").mkdir()
     for number, path in enumerate(CIRR_IMAGES.values()):
         Image.new("RGB", (4, 4), (30 * number, 0, 0)).save(root / path)
     return root
+
+
+@pytest.fixture
+def fashioniq_root(tmp_path) -> Path:
+    """Two val queries a category over four images each; no images."""
+    return write_tree("FashionIQ", tmp_path / "fashionIQ_dataset")
+
+
+@pytest.fixture
+def circo_root(tmp_path) -> Path:
+    """Three val and two test queries over five images; no images."""
+    return write_tree("CIRCO", tmp_path / "CIRCO")
+
+
+@pytest.fixture
+def genecis_root(tmp_path) -> Path:
+    """Two queries a task, three candidates each; no images."""
+    return write_tree("GeneCIS", tmp_path / "GeneCIS")
+
+
+@pytest.fixture
+def fashion200k_root(tmp_path) -> Path:
+    """Three test queries over seven images, six training images; no images."""
+    return write_tree("Fashion200k", tmp_path / "Fashion200k")
+
+
+@pytest.fixture
+def shoes_root(tmp_path) -> Path:
+    """Two val queries over four images, two training queries over two; no images."""
+    return write_tree("Shoes", tmp_path / "Shoes")
+
+
+@pytest.fixture
+def lasco_root(tmp_path) -> Path:
+    """Two queries a split, over four images (val) and three (train); no images."""
+    return write_tree("LaSCo", tmp_path / "LaSCo")
+
+
+@pytest.fixture
+def change() -> Callable[..., None]:
+    """Change fields of one entry of a JSON list; `...` removes the field."""
+
+    def change(file: Path, number: int = 0, **fields) -> None:
+        entries = json.loads(file.read_text())
+        entry = {**entries[number], **{key.replace("__", "-"): value for key, value in fields.items()}}
+        entries[number] = {key: value for key, value in entry.items() if value is not ...}
+        file.write_text(json.dumps(entries))
+
+    return change
 
 
 @pytest.fixture
@@ -60,23 +284,6 @@ def break_captions(cirr_root) -> Callable[..., None]:
         write_json(cirr_root / "cirr/captions/cap.rc2.val.json", [entry, CIRR_ENTRIES[1]])
 
     return change
-
-
-@pytest.fixture
-def fashioniq_root(tmp_path) -> Path:
-    """Two val queries a category over four images each; no images."""
-    root = tmp_path / "fashionIQ_dataset"
-    for category in ("dress", "shirt", "toptee"):
-        names = [f"{category}{number}" for number in range(4)]
-        write_json(root / f"image_splits/split.{category}.val.json", names)
-        write_json(
-            root / f"captions/cap.{category}.val.json",
-            [
-                {"target": names[1], "candidate": names[0], "captions": ["is Red.", " has a Bow?"]},
-                {"target": names[2], "candidate": names[3], "captions": ["longer", "blue, "]},
-            ],
-        )
-    return root
 
 
 @pytest.fixture

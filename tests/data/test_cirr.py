@@ -123,7 +123,7 @@ def test_utf_8_with_and_without_a_mark(cirr_root, break_captions):
             {"pairid": True},
             ("entry 0", "'pairid' is true or false (True), expected a whole number", "correct"),
         ),
-        ({"pairid": 4}, ("pairid 4", "the pairid is repeated", "give every query a pairid of its own")),
+        ({"pairid": 4}, ("pairid 4", "the pairid is repeated", "give every query its own pairid")),
         ({"reference": ...}, ("pairid 17", "key 'reference' is missing", "or restore the published file")),
         (
             {"reference": None},

@@ -418,7 +418,7 @@ ROW = {"reference": "a.jpg", "text": "red", "target": "b.jpg"}
         ),
         (
             '{"reference": ' + "9" * 5000 + "}",
-            ["t.jsonl (line 1): not valid JSON: Exceeds the limit (4300 digits) for integer string conversion"],
+            ["t.jsonl (line 1): holds a number too long to be read; fix: write one JSON object a line"],
         ),
         (
             "[" * 100_000,

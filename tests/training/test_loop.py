@@ -135,6 +135,20 @@ def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe,
     assert {text for text in texts if "red" in text or text == "Is another one"} >= kinds
 
 
+def test_validation_takes_the_split_whose_answers_are_public(make_recipe, shapes_root, tmp_path):
+    root = tmp_path / "Fashion200k"
+    shutil.copytree(shapes_root, root)
+    (root / "labels").mkdir()
+    for split, place in (("train", "train/0"), ("test", "dev")):
+        prefix = {"train": "train", "test": "val"}[split]
+        lines = (f"{place}/{prefix}-{colour}-ellipse.png\t0.9\t{colour} ellipse\n" for colour in ("red", "blue"))
+        for kind in ("dress", "jacket", "pants", "skirt", "top"):
+            (root / f"labels/{kind}_{split}_detect_all.txt").write_text("".join(lines))
+    (root / "test_queries.txt").write_text("dev/val-red-ellipse.png dev/val-blue-ellipse.png\n")
+    result = train(make_recipe(dataset="Fashion200k", data_root=str(root), num_epochs=1))
+    assert result.metrics["recall_at_1"] == 1.0  # the reference is taken out, the other picture is the target
+
+
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_recipe):
     one, again, other = (train(make_recipe(seed=seed)).run for seed in (0, 0, 1))
     assert_same_weights(one, again)

@@ -240,7 +240,7 @@ class Entry:
         if not text.strip(blank):
             self.problem(f"{what!r} is empty ({text!r})", "write the sentence, or remove the entry")
             return None
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             self.problem(f"{what!r} holds half a surrogate pair ({text!r})", "write the character whole")
             return None
         return text
@@ -345,7 +345,7 @@ def check_unique(entries: Sequence[Entry], key: str) -> None:
         value = entry.fields.get(key)
         if type(value) is int:
             if value in seen:
-                entry.problem(f"the {key} is repeated", f"give every query a {key} of its own")
+                entry.problem(f"the {key} is repeated", f"give every query its own {key}")
             seen.add(value)
 
 

@@ -132,20 +132,20 @@ def stats(splits: Sequence[Split]) -> dict[str, dict[str, int | float]]:
     """Return sizes, text lengths in words and repetitions of each split, by ``split_key``; no image is needed.
 
     ``gallery_original`` is the gallery of the split file, ``gallery_val_union`` that of the references and targets
-    alone, left out where the answers are hidden. ``num_pairs`` counts different (reference, target);
-    ``num_duplicate_targets`` counts the queries whose target an earlier query has already; both are 0 where
-    the split has no targets.
+    alone, left out where the answers are hidden and where every query has a gallery of its own. ``num_pairs`` counts
+    different (reference, target); ``num_duplicate_targets`` counts the queries whose target an earlier query has
+    already; both are 0 where the split has no targets.
     """
     stats_by_key = {}
     for split in splits:
         lengths = [len(query.text.split()) for query in split.queries]
         pairs = [(query.reference, query.targets[0]) for query in split.queries if query.targets]
-        has_targets = all(query.targets for query in split.queries)
+        has_union = all(query.targets and not query.gallery for query in split.queries)
         stats_by_key[split_key(split.name, split.category)] = {
             "num_queries": len(split.queries),
             "num_gallery": len(split.gallery),
             "gallery_original": len(split.gallery),
-            **({"gallery_val_union": len(val_union(split).gallery)} if has_targets else {}),
+            **({"gallery_val_union": len(val_union(split).gallery)} if has_union else {}),
             "num_references": len({query.reference for query in split.queries}),
             "num_pairs": len(set(pairs)),
             "num_duplicate_targets": len(pairs) - len({target for _, target in pairs}),

@@ -106,27 +106,29 @@ def load_present(
     dataset = find_dataset(dataset)
     entry = DATASETS[dataset]
     names = entry.splits if split is None else (split,)
-    present = Present([], [], [])
+    splits: list[Split] = []
+    problems: dict[Problem, None] = {}  # splits that share a file share its problems
+    absent: list[str] = []
     num_found = 0
     for category in dict.fromkeys(categories or entry.categories or ("",)):
         num_before = num_found
         for name in names:
             try:
-                present.splits.extend(entry.load(Path(root), name, categories=[category] if category else None))
+                splits.extend(entry.load(Path(root), name, categories=[category] if category else None))
             except SplitNotFoundError:
                 if name not in entry.splits:
                     raise
-                present.absent.append(split_key(name, category))
+                absent.append(split_key(name, category))
                 continue
             except AnnotationsError as error:
-                present.splits.extend(error.splits)
-                present.problems.extend(error.problems)
+                splits.extend(error.splits)
+                problems.update(dict.fromkeys(error.problems))
             num_found += 1
         if categories and num_found == num_before:
             raise _nothing_there(f"{dataset} {category}", root, names)
     if not num_found:
         raise _nothing_there(dataset, root, names)
-    return present
+    return Present(splits, list(problems), absent)
 
 
 def _nothing_there(what: str, root: str | Path, names: Sequence[str]) -> SplitNotFoundError:
@@ -146,6 +148,11 @@ def val_union(split: Split) -> Split:
     if not all(query.targets for query in split.queries):
         raise ComposirError(
             f"the {split.name} split has no targets to choose a val-union gallery by",
+            fix="use gallery original",
+        )
+    if any(query.gallery for query in split.queries):
+        raise ComposirError(
+            f"every query of {split.dataset} has a gallery of its own: there is no val-union",
             fix="use gallery original",
         )
     used = {name for query in split.queries for name in (query.reference, *query.targets)}

@@ -102,10 +102,12 @@ def _read_query(
         part = Entry(entry.file, f"{entry.where}, {role}", fields or {}, entry.problems)
         names[role] = None if fields is None else _read_image(part, home, crops, images)
     entry.check_target("target", names["target"], names["reference"])
-    items = entry.get("gallery", list) or ()
+    items = entry.get("gallery", list)
+    if items == []:
+        entry.problem("'gallery' is empty", RESTORE)
     others = [
         _read_image(part, home, crops, images)
-        for part in as_entries(entry.file, items, entry.problems, where=f"{entry.where}, gallery")
+        for part in as_entries(entry.file, items or (), entry.problems, where=f"{entry.where}, gallery")
     ]
     reference, target = names["reference"], names["target"]
     if text is None or reference is None or target is None:
@@ -131,6 +133,9 @@ def _read_image(part: Entry, home: Path, crops: dict[str, Path] | None, images: 
     image_id = part.fields.get("image_id")
     if type(image_id) is not int:  # Visual Genome's ids come as text and as numbers
         image_id = part.get("image_id", str)
+    if isinstance(image_id, str) and not (image_id.isascii() and image_id.isdecimal()):
+        part.problem(f"'image_id' is {short(image_id)}, expected a number", RESTORE)
+        image_id = None
     box = _read_box(part)
     if image_id is None or box is None:
         return None

@@ -120,6 +120,6 @@ def _read_image(entry: Entry, key: str, images: dict[str, ImageSource] | None, c
     if name is None or path is None or images is None:
         return name
     known = file_of(images[name]).name
-    if Path(path).name != known:
+    if path.rpartition("/")[2] != known:
         entry.problem(f"{key} {name!r} is {path!r}, but {known!r} in {corpus_file.name}", "name one image by both")
     return name

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from composir.data import Query, Split, load_splits
+from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
@@ -113,7 +113,8 @@ def train(
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
     train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-    val_splits = load_splits(recipe.dataset, recipe.data_root, "val")
+    evaluated = DATASETS[find_dataset(recipe.dataset)].evaluated
+    val_splits = load_splits(recipe.dataset, recipe.data_root, evaluated)
     require_images([*train_splits, *val_splits])
     accelerator = _accelerator(recipe)
     if resume is None:
