@@ -143,7 +143,8 @@ def mutate_json(tree: Any, data: st.DataObject) -> Any:
     """Return the tree with one node dropped, replaced, repeated, swapped with another, or with odd text in it."""
     tree = copy.deepcopy(tree)
     places = list(nodes(tree))
-    container, key = data.draw(st.sampled_from(places), label="node")
+    outermost = [place for place in places if place[0] is tree]
+    container, key = data.draw(st.sampled_from(outermost) | st.sampled_from(places), label="node")
     value = container[key]
     kind = data.draw(st.sampled_from(["drop", "replace", "repeat", "swap", "odd text"]), label="kind")
     if kind == "drop":
