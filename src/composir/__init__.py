@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from composir.models.checkpoint import from_pretrained as load
     from composir.scoring import similarity
+    from composir.search import Retriever
 
-__all__ = ["load", "similarity"]
+__all__ = ["Retriever", "load", "similarity"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> object:
         from composir.scoring import similarity
 
         return similarity
+    if name == "Retriever":
+        from composir.search import Retriever
+
+        return Retriever
     raise AttributeError(f"module 'composir' has no attribute {name!r}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ NUM_WORKERS = 4
 
 Progress = Callable[[int, int], None]
 """Called with how many images are done, and of how many."""
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 def default_cache_dir() -> Path:
@@ -87,21 +91,33 @@ class TokenCache:
         return digest.hexdigest()[:32]
 
     def _compute(self, paths: Sequence[ImageSource], out: np.ndarray, progress: Progress | None) -> None:
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            done = 0
-            # One batch is decoded while the tower works on the one before.
-            batches = iter([paths[start : start + TOWER_BATCH] for start in range(0, len(paths), TOWER_BATCH)])
-            waiting = [[pool.submit(self._prepare, path) for path in batch] for batch in islice(batches, 2)]
-            while waiting:
-                pictures = np.stack([future.result() for future in waiting.pop(0)])  # (batch, 3, size, size)
-                waiting += [[pool.submit(self._prepare, path) for path in batch] for batch in islice(batches, 1)]
-                out[done : done + len(pictures)] = self.tower(torch.from_numpy(pictures)).cpu().numpy()
-                done += len(pictures)
-                if progress is not None:
-                    progress(done, len(paths))
+        done = 0
+        for batch in read_ahead(self._prepare, paths, size=TOWER_BATCH, num_workers=self.num_workers):
+            pictures = np.stack(batch)  # (batch, 3, size, size)
+            out[done : done + len(pictures)] = self.tower(torch.from_numpy(pictures)).cpu().numpy()
+            done += len(pictures)
+            if progress is not None:
+                progress(done, len(paths))
 
     def _prepare(self, path: ImageSource) -> np.ndarray:
         return self.tower.prepare(read_image(path))
+
+
+def read_ahead(
+    read: Callable[[Item], Read], items: Sequence[Item], *, size: int, num_workers: int
+) -> Iterator[list[Read]]:
+    """Yield what ``read`` returns for the items, in order and in batches; threads read on while a batch is used."""
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        batches = iter([items[start : start + size] for start in range(0, len(items), size)])
+        waiting = [[pool.submit(read, item) for item in batch] for batch in islice(batches, 2)]
+        try:
+            while waiting:
+                batch = [future.result() for future in waiting.pop(0)]
+                waiting += [[pool.submit(read, item) for item in following] for following in islice(batches, 1)]
+                yield batch
+        finally:
+            for future in (future for batch in waiting for future in batch):
+                future.cancel()
 
 
 def _content(source: ImageSource) -> bytes:

@@ -62,6 +62,8 @@ ImageSource: TypeAlias = Path | Crop
 
 MODES_OF_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_16_BITS = 65535
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+"""ISO 23008-12: the brands of still pictures coded by HEVC, and the two that leave the coding open."""
 NUM_LEADING_BYTES = 24
 
 
@@ -260,6 +262,8 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     file.seek(0)
     if not start:
         raise ComposirError(EMPTY, file=name, fix=READ_FIX)
+    if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+        _register_heic(name)
     try:
         with Image.open(file) as image:
             image.load()
@@ -279,6 +283,19 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         raise ComposirError(error.message, file=name, expected=error.expected, fix=error.fix) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing trips over
         raise ComposirError(f"the image data is cut off or damaged ({error})", file=name, fix=READ_FIX) from error
+
+
+def _register_heic(name: str) -> None:
+    """Let Pillow read HEIC, by its plugin."""
+    try:
+        import pillow_heif  # noqa: PLC0415
+    except ImportError:
+        raise ComposirError(
+            "a HEIC picture needs the package pillow-heif, which is not installed",
+            file=name,
+            fix="pip install 'composir[heic]', or save it as JPEG",
+        ) from None
+    pillow_heif.register_heif_opener()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -63,7 +63,8 @@ class Cell:
 class Row:
     """A query and what was retrieved for it."""
 
-    reference: ImageSource
+    reference: ImageSource | None
+    """None where there is only a sentence."""
     sentence: str
     cells: tuple[Cell, ...]
     note: str = ""
@@ -305,7 +306,8 @@ def _cell_left(row: Row, place: int) -> int:
 
 
 def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int) -> None:
-    _paste(sheet, draw, row.reference, (MARGIN, top))
+    if row.reference is not None:
+        _paste(sheet, draw, row.reference, (MARGIN, top))
     caption_top = top + THUMBNAIL + FRAME_WIDTH
     caption_font = _font(_CAPTION_SIZE)
     note = _fit(row.note, caption_font, THUMBNAIL)

@@ -1,0 +1,26 @@
+"""Search in one's own pictures: an index folder, its engines, and the retriever over them."""
+
+from composir.search.folder import PICTURE_SUFFIXES, IndexReport, Skipped, content_id, index_folder
+from composir.search.index import Index
+from composir.search.manifest import INDEXES, Manifest, read_manifest
+from composir.search.merging import merge_vectors
+from composir.search.retriever import Hit, Images, Retriever, SearchQuery
+from composir.search.table import Table
+
+__all__ = [
+    "INDEXES",
+    "PICTURE_SUFFIXES",
+    "Hit",
+    "Images",
+    "Index",
+    "IndexReport",
+    "Manifest",
+    "Retriever",
+    "SearchQuery",
+    "Skipped",
+    "Table",
+    "content_id",
+    "index_folder",
+    "merge_vectors",
+    "read_manifest",
+]

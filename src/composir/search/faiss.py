@@ -1,0 +1,190 @@
+"""Large galleries on one machine: FAISS finds candidates, the memory map ranks them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from composir.errors import ComposirError
+from composir.files import replacing
+from composir.search.index import Found, Index, Progress, float32, scan
+
+SCAN_BELOW = 2_000
+"""Images that are looked at one by one about as fast as through an inverted file."""
+VECTORS_PER_LIST = 64
+"""Of the training sample; FAISS warns below 39."""
+TRAINING_PASSES = 10
+CANDIDATES_PER_RESULT = 8
+"""Images scored exactly for each that is asked for."""
+CALIBRATION_QUERIES, CALIBRATION_ROWS = 128, 100_000
+CALIBRATION_TOP_K = 10
+CALIBRATION_RECALL = 0.995
+VECTORS_AT_ONCE = 2**16
+SEED = 0
+
+
+class FaissIndex(Index):
+    """An inverted file over all vectors of all images, in 8 bits an element; its best candidates are scored exactly.
+
+    The file covers the rows up to the number in its name. Later rows are looked at one by one until ``save`` adds
+    them, so no image is missed meanwhile.
+    """
+
+    _ivf: Any = None
+    _num_covered = 0
+
+    def load(self) -> None:
+        """See what was saved last, by whichever process."""
+        while True:
+            super().load()
+            file = self._file()
+            if file is None:
+                self._ivf, self._num_covered = None, 0
+                return
+            try:
+                self._ivf, self._num_covered = _faiss().read_index(str(file)), _num_rows(file)
+            except RuntimeError as error:
+                if file.exists():
+                    raise ComposirError(
+                        f"cannot be read ({error})", file=file, fix="delete it; composir index makes it again"
+                    ) from None
+                continue  # a writer put a newer one in its place
+            if self._num_covered <= len(self.snapshot.vectors):
+                return
+
+    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Found:
+        rows = self._rows_at(where)
+        if self._ivf is None or len(rows) < SCAN_BELOW:
+            return scan(self.snapshot, queries, rows, top_k)
+        return self._search_rows(queries, top_k, rows, are_all=where is None)
+
+    def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, *, are_all: bool) -> Found:
+        """Return the ``top_k`` of ``rows``: candidates by the inverted file, and every row it does not cover."""
+        num_vectors = self.snapshot.vectors.shape[1]
+        num_candidates = top_k * CANDIDATES_PER_RESULT
+        parameters = _faiss().SearchParametersIVF(nprobe=self._ivf.nprobe)
+        if not are_all:
+            allowed = np.zeros((self._num_covered, num_vectors), bool)
+            allowed[rows[rows < self._num_covered]] = True
+            bits = np.packbits(allowed, bitorder="little")
+            parameters.sel = _faiss().IDSelectorBitmap(bits)
+        count = min(self._ivf.ntotal, num_candidates * num_vectors)
+        _, nearest = self._ivf.search(queries.numpy(), count, params=parameters)  # (queries, count), best first
+        tail = rows[rows >= self._num_covered]
+        found: Found = []
+        for query, vectors in zip(queries, nearest, strict=True):
+            candidates = vectors[vectors >= 0] // num_vectors
+            candidates = candidates[self.snapshot.ids[candidates] != b""]
+            candidates = candidates[np.sort(np.unique(candidates, return_index=True)[1])][:num_candidates]
+            found += scan(self.snapshot, query[None], np.sort(np.concatenate([candidates, tail])), top_k)
+        return found
+
+    def _update(self, progress: Progress | None) -> None:
+        self.load()
+        num_rows = len(self.snapshot.vectors)
+        if len(self) < SCAN_BELOW or self._num_covered == num_rows:
+            return
+        num_lists = _num_lists(num_rows * self.snapshot.vectors.shape[1])
+        ivf = self._ivf
+        is_new = ivf is None or ivf.nlist < num_lists / 2
+        if is_new:
+            ivf, self._num_covered = _train(self.snapshot.vectors, num_lists, progress), 0
+        first_new = self._num_covered
+        for start in range(self._num_covered, num_rows, self._rows_at_once):
+            vectors = self.snapshot.vectors[start : start + self._rows_at_once]
+            ivf.add(float32(vectors).flatten(0, 1).numpy())
+            if progress is not None:
+                progress("inverted file", min(start + self._rows_at_once, num_rows), num_rows)
+        self._ivf, self._num_covered = ivf, num_rows
+        self._calibrate(first_new)
+        file = self.table.folder / f"faiss-{self._generation}-{num_rows}.index"
+        with replacing(file) as temporary:
+            _faiss().write_index(ivf, str(temporary))
+        for old in self.table.folder.glob("faiss-*.index"):
+            if old != file:
+                old.unlink()
+
+    def _calibrate(self, first_new: int) -> None:
+        """Read as many lists a query as recall@10 against a scan needs, by doubling.
+
+        It is measured on a sample of the images, by queries around all of them and by as many around those from row
+        ``first_new`` on, for which the lists may not have been made. A query lies between vectors of two pictures, as
+        a composed query lies between its reference and what its sentence asks for, and as far again off to a random
+        side: real ones are not among the targets either.
+        """
+        rng = np.random.default_rng(SEED)
+        rows = self.snapshot.rows
+        new = rows[rows >= first_new]
+        sample = np.sort(rng.choice(rows, min(len(rows), CALIBRATION_ROWS), replace=False))
+        around = [rng.choice(some, (2, CALIBRATION_QUERIES)) for some in (rows, new) if len(some)]
+        queries = [self._queries_between(ends, rng) for ends in around]
+        truths = [scan(self.snapshot, asked, sample, CALIBRATION_TOP_K) for asked in queries]
+        are_all = len(sample) == len(rows)
+        while self._ivf.nprobe < self._ivf.nlist:
+            found = [self._search_rows(asked, CALIBRATION_TOP_K, sample, are_all=are_all) for asked in queries]
+            if min(map(recall, found, truths)) >= CALIBRATION_RECALL:
+                return
+            self._ivf.nprobe = min(self._ivf.nlist, 2 * self._ivf.nprobe)
+
+    def _queries_between(self, ends: np.ndarray, rng: np.random.Generator) -> Tensor:
+        places = rng.integers(self.snapshot.vectors.shape[1], size=ends.shape)
+        between = nn.functional.normalize(float32(self.snapshot.vectors[ends, places]).sum(dim=0), dim=-1)
+        aside = nn.functional.normalize(torch.from_numpy(rng.standard_normal(between.shape, np.float32)), dim=-1)
+        return nn.functional.normalize(between + aside, dim=-1)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, VECTORS_AT_ONCE // self.snapshot.vectors.shape[1])
+
+    @property
+    def _generation(self) -> str:
+        return Path(self.snapshot.file).stem
+
+    def _file(self) -> Path | None:
+        """Return the inverted file that covers most rows of the present vector file."""
+        return max(self.table.folder.glob(f"faiss-{self._generation}-*.index"), key=_num_rows, default=None)
+
+
+def recall(found: Found, truth: Found) -> float:
+    """Return the share of the true ids that were found."""
+    hits = sum(len({i for i, _ in ours} & {i for i, _ in theirs}) for ours, theirs in zip(found, truth, strict=True))
+    return hits / sum(len(theirs) for theirs in truth)
+
+
+def _num_rows(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
+
+
+def _num_lists(num_vectors: int) -> int:
+    """Return a power of two near twice the square root of the number of vectors."""
+    return 2 ** round(math.log2(2 * math.sqrt(num_vectors)))
+
+
+def _train(vectors: np.ndarray, num_lists: int, progress: Progress | None) -> Any:
+    """Return an empty inverted file whose lists and value ranges are learned from a sample of the vectors."""
+    faiss = _faiss()
+    rng = np.random.default_rng(SEED)
+    num_rows, num_vectors, dim = vectors.shape
+    num_sampled = min(num_rows, math.ceil(num_lists * VECTORS_PER_LIST / num_vectors))
+    rows = np.sort(rng.choice(num_rows, num_sampled, replace=False))
+    ivf = faiss.index_factory(dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    ivf.cp.niter, ivf.cp.seed = TRAINING_PASSES, SEED
+    if progress is not None:
+        progress("inverted file", 0, num_rows)
+    ivf.train(float32(vectors[rows]).flatten(0, 1).numpy())
+    return ivf
+
+
+def _faiss() -> Any:
+    try:
+        import faiss  # noqa: PLC0415
+    except ImportError:
+        raise ComposirError(
+            "the faiss engine needs the package faiss-cpu, which is not installed", fix="pip install 'composir[faiss]'"
+        ) from None
+    return faiss

@@ -1,0 +1,353 @@
+"""A folder of pictures into an index: only what is new is embedded, and a run can be killed at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from composir.data.images import read_image
+from composir.errors import ComposirError
+from composir.features import NUM_WORKERS, TOWER_BATCH, read_ahead
+from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.models.composer import Composer
+from composir.search.index import Index, Progress
+from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest
+from composir.search.merging import merge_vectors
+from composir.search.table import DATABASE, ID_LENGTH, WRITER_LOCK, FileRecord, Table, writing
+
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"
+)  # fmt: skip
+GPU_BATCH = 64
+"""Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
+IMAGES_A_COMMIT = 256
+"""New images after which a kill cannot take them back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that looks like a picture and is not in the index."""
+
+    file: str
+    """Relative to the root, with forward slashes."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What a run of ``index_folder`` did."""
+
+    num_images: int
+    """In the index now; files of equal content are one image."""
+    num_files: int
+    num_added: int
+    num_removed: int
+    skipped: tuple[Skipped, ...]
+
+
+def content_id(content: bytes) -> str:
+    """Return the id of the image that a file with this content holds: 32 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:ID_LENGTH]
+
+
+def default_device() -> str:
+    """Return ``cuda`` where there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def index_folder(
+    root: Path,
+    out: Path,
+    *,
+    model: Path | None = None,
+    backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    vectors_per_image: int | None = None,
+    rebuild: bool = False,
+    device: str | None = None,
+    num_workers: int = NUM_WORKERS,
+    progress: Progress | None = None,
+) -> IndexReport:
+    """Return what was done to make ``out`` the index of all pictures under ``root``.
+
+    What is already there and has not changed is left as it is; files that are gone are dropped; an image is known by
+    its content, so that a file that was renamed, or a root that was moved, is not embedded again. A file that cannot
+    be read is reported and does not stop the run. A run that was killed is gone on with by the next.
+
+    ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``) and ``vectors_per_image`` are what an
+    index that exists was made with, unless given. Another backend is made from the vectors that are there; another
+    model or number of vectors needs ``rebuild``. Raises ``ComposirError`` for those, and for a root that is no folder
+    or holds no picture any more.
+    """
+    if not root.is_dir():
+        raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
+    old = read_manifest(out) if (out / MANIFEST).is_file() and not rebuild else None
+    composer, manifest = _agree(
+        out,
+        root,
+        old,
+        model=model,
+        backend=backend,
+        options=options,
+        vectors_per_image=vectors_per_image,
+        device=device,
+    )
+    _require_index_or_empty(out)
+    with writing(out):
+        if rebuild:
+            _clear(out)
+        with closing(manifest.open_table(out)) as table:
+            table.recover()
+            manifest.write(out)
+            with closing(manifest.open_index(table)) as index:
+                return _Run(root, index, composer, num_workers=num_workers, progress=progress).bring_up_to_date()
+
+
+def _require_index_or_empty(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ComposirError("is a file", file=out, expected="a folder for the index", fix="give another --out")
+    names = {file.name for file in out.iterdir()} if out.exists() else set()
+    if names and not names & {MANIFEST, DATABASE, WRITER_LOCK}:
+        raise ComposirError(
+            f"is not an index (it has no {MANIFEST}) and not empty", file=out, fix="give a new folder as --out"
+        )
+
+
+def _clear(out: Path) -> None:
+    """Remove what an index holds; its manifest stays till the new one is written, so that a kill leaves an index."""
+    for file in (DATABASE, f"{DATABASE}-journal"):
+        (out / file).unlink(missing_ok=True)
+    for file in (*out.glob("vectors-*.f16"), *out.glob("faiss-*.index")):
+        file.unlink()
+    shutil.rmtree(out / "qdrant", ignore_errors=True)
+
+
+def _agree(
+    out: Path,
+    root: Path,
+    old: Manifest | None,
+    *,
+    model: Path | None,
+    backend: str | None,
+    options: Mapping[str, Any] | None,
+    vectors_per_image: int | None,
+    device: str | None,
+) -> tuple[Composer, Manifest]:
+    """Return the model and the manifest of a run: what is asked for, where it fits what is there."""
+    check_backend(backend or "exact")
+    folder = model or (old.model.find(out) if old else None)
+    if folder is None:
+        raise ComposirError("a new index needs a model", file=out, fix="--model models/RUN/best")
+    composer = from_pretrained(folder, device=device or default_device())
+    config = composer.config
+    if composer.tower is None or composer.tokenizer is None:
+        raise ComposirError(
+            "has no vision tower or no tokenizer and cannot embed pictures",
+            file=folder,
+            fix="give a checkpoint of a whole model",
+        )
+    wanted = vectors_per_image or (old.vectors_per_image if old else config.num_query_tokens)
+    if wanted > config.num_query_tokens:
+        raise ComposirError(
+            f"--vectors-per-image {wanted} is more than the model makes",
+            file=folder,
+            expected=f"at most {config.num_query_tokens}",
+        )
+    identity = weights_hash(composer)
+    rebuild = f"composir index {root} --model {folder} --out {out} --vectors-per-image {wanted} --rebuild"
+    if old and old.weights_hash != identity:
+        raise ComposirError(
+            f"is the index of another model (weights {old.weights_hash}, {folder} has {identity})",
+            file=out,
+            fix=rebuild,
+        )
+    if old and old.vectors_per_image != wanted:
+        raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=rebuild)
+    backend = backend or (old.backend if old else "exact")
+    kept = old.options if old else {}
+    if backend == "qdrant" and "collection" not in kept:
+        kept = {**kept, "collection": f"composir-{uuid.uuid4().hex[:12]}"}
+    return composer, Manifest(
+        model=Place.of(folder, out),
+        weights_hash=identity,
+        backbone=config.backbone,
+        tower=composer.tower.name,
+        root=Place.of(root, out),
+        vectors_per_image=wanted,
+        dim=config.embed_dim,
+        backend=backend,
+        options={**kept, **(options or {})},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A picture that has to be embedded, as the tower takes it in."""
+
+    record: FileRecord
+    pixels: np.ndarray
+
+
+class _Run:
+    """One pass over a root: look, embed what is new, drop what is gone, bring the engine up to it."""
+
+    def __init__(
+        self, root: Path, index: Index, model: Composer, *, num_workers: int, progress: Progress | None
+    ) -> None:
+        assert model.tower is not None
+        self.root = root.resolve()
+        self.out = index.table.folder.resolve()
+        self.index = index
+        self.table: Table = index.table
+        self.model = model
+        self.tower = model.tower
+        self.batch_size = TOWER_BATCH if model.device.type == "cpu" else GPU_BATCH
+        self.num_workers = num_workers
+        self.progress = progress
+        self.skipped: list[Skipped] = []
+        self.added: set[str] = set()
+        self.pending: dict[str, _New] = {}
+        self.num_uncommitted = 0
+
+    def bring_up_to_date(self) -> IndexReport:
+        paths = dict(self._pictures())
+        known = {record.path: record for record in self.table.files()}
+        if known and not paths:
+            raise ComposirError(
+                f"holds no picture, and the index {len(known):,}",
+                file=self.root,
+                expected="the folder that was indexed (is its drive there?)",
+                fix=f"give the right folder, or delete {self.out} if it is meant",
+            )
+        changed = [path for path, file in paths.items() if not _is_unchanged(file, known.get(path))]
+        try:
+            self._read(changed, paths)
+        except KeyboardInterrupt:
+            self.table.commit(complete=False)
+            raise
+        unreadable = {one.file for one in self.skipped}
+        self.table.drop_files([path for path in known if path not in paths or path in unreadable])
+        removed = self.table.ids_without_files()
+        self.index.remove(removed)
+        self.index.save(self.progress)
+        return IndexReport(
+            num_images=len(self.index),
+            num_files=sum(1 for _ in self.table.files()),
+            num_added=len(self.added),
+            num_removed=len(removed),
+            skipped=tuple(sorted(self.skipped, key=lambda one: one.file)),
+        )
+
+    def _pictures(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Yield every picture file by its path from the root, in order; links that lead out are skipped.
+
+        Names that begin with a dot are passed over, as are the index and links to folders inside the root.
+        """
+        for folder, folders, files in os.walk(self.root, onerror=self._skip_folder):
+            here = Path(folder)
+            for name in folders:
+                if (here / name).is_symlink() and not (here / name).resolve().is_relative_to(self.root):
+                    self._skip(here / name, "a link that leads out of the folder")
+            folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != self.out)
+            for name in sorted(files):
+                file = here / name
+                if name.startswith(".") or file.suffix.lower() not in PICTURE_SUFFIXES:
+                    continue
+                if file.is_symlink() and not file.resolve().is_relative_to(self.root):
+                    self._skip(file, "a link that leads out of the folder")
+                    continue
+                path = file.relative_to(self.root).as_posix()
+                try:
+                    path.encode()
+                    yield path, file.stat()
+                except UnicodeEncodeError:
+                    self._skip(file, "its name is not UTF-8: rename it")
+                except OSError as error:
+                    self._skip(file, error.strerror or type(error).__name__)
+
+    def _read(self, paths: Sequence[str], stats: Mapping[str, os.stat_result]) -> None:
+        """Read files that are new or changed, in order, and embed what they hold."""
+        done = 0
+        for batch in read_ahead(
+            lambda path: self._open(path, stats[path]), paths, size=self.batch_size, num_workers=self.num_workers
+        ):
+            for one in batch:
+                self._take(one)
+            done += len(batch)
+            if self.progress is not None:
+                self.progress("pictures", done, len(paths))
+        self._embed(list(self.pending.values()))
+        self.table.commit(complete=False)
+
+    def _open(self, path: str, stat: os.stat_result) -> FileRecord | _New | Skipped:
+        """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
+        try:
+            content = (self.root / path).read_bytes()
+        except OSError as error:
+            return Skipped(path, error.strerror or type(error).__name__)
+        record = FileRecord(path, content_id(content), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if self.table.has(record.id):
+            return record
+        try:
+            return _New(record, self.tower.prepare(read_image(io.BytesIO(content))))
+        except ComposirError as error:
+            return Skipped(path, "; fix: ".join(filter(None, (error.message, error.fix))))
+
+    def _take(self, one: FileRecord | _New | Skipped) -> None:
+        if isinstance(one, Skipped):
+            self.skipped.append(one)
+        elif isinstance(one, FileRecord):
+            self.table.put_files([one])
+        elif one.record.id in self.pending or self.table.has(one.record.id):
+            self.table.put_files([one.record])
+        else:
+            self.pending[one.record.id] = one
+            if len(self.pending) == self.batch_size:
+                self._embed(list(self.pending.values()))
+
+    @torch.inference_mode()
+    def _embed(self, new: Sequence[_New]) -> None:
+        """Embed up to a batch of pictures; always as many at once, so that no vector depends on what is beside it."""
+        self.pending = {}
+        if not new:
+            return
+        pixels = np.zeros((self.batch_size, *new[0].pixels.shape), np.uint8)
+        for row, one in enumerate(new):
+            pixels[row] = one.pixels
+        targets = self.model.encode_target(self.tower(torch.from_numpy(pixels)))[: len(new)]
+        vectors = merge_vectors(targets, self.table.shape[0]).half().cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")
+        self.index.add([one.record.id for one in new], vectors)
+        self.table.put_files([one.record for one in new])
+        self.added |= {one.record.id for one in new}
+        self.num_uncommitted += len(new)
+        if self.num_uncommitted >= IMAGES_A_COMMIT:
+            self.table.commit(complete=False)
+            self.num_uncommitted = 0
+
+    def _skip(self, file: Path, reason: str) -> None:
+        name = os.fsencode(file.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
+        self.skipped.append(Skipped(name, reason))
+
+    def _skip_folder(self, error: OSError) -> None:
+        self._skip(Path(error.filename), error.strerror or type(error).__name__)
+
+
+def _is_unchanged(file: os.stat_result, known: FileRecord | None) -> bool:
+    return known is not None and (file.st_size, file.st_mtime_ns, file.st_ctime_ns) == (
+        known.size,
+        known.mtime_ns,
+        known.ctime_ns,
+    )

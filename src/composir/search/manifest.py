@@ -1,0 +1,136 @@
+"""What an index folder says of itself: which model, which pictures, which engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from composir.errors import ComposirError, nearest
+from composir.files import write_text
+from composir.search.exact import ExactIndex
+from composir.search.faiss import FaissIndex
+from composir.search.index import Index
+from composir.search.qdrant import QdrantIndex
+from composir.search.table import Table
+
+MANIFEST = "index.json"
+FORMAT = 1
+"""Version of the folder's layout and of what the vectors mean; a reader refuses any other."""
+
+INDEXES: dict[str, type[Index]] = {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
+
+
+class Place(BaseModel):
+    """A folder, found again when it moved together with the index, and when only the index moved."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    """Absolute."""
+    from_index: str
+    """Relative to the index folder; "" where there is no such path (another drive)."""
+
+    @classmethod
+    def of(cls, path: Path, index: Path) -> Place:
+        """Return the place of ``path``."""
+        try:
+            relative = os.path.relpath(path.resolve(), index.resolve())
+        except ValueError:
+            relative = ""
+        return cls(path=str(path.resolve()), from_index=Path(relative).as_posix())
+
+    def find(self, index: Path) -> Path:
+        """Return where the folder is now; where it is at neither place, the absolute one."""
+        relative = (index / self.from_index).resolve()
+        return relative if self.from_index and relative.is_dir() else Path(self.path)
+
+
+class Manifest(BaseModel):
+    """The contents of ``index.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    composir_version: str = Field(default_factory=lambda: version("composir"))
+    model: Place
+    weights_hash: str
+    """Of the whole model, its tower included."""
+    backbone: str
+    tower: str
+    root: Place
+    """Of the pictures; paths are relative to it."""
+    vectors_per_image: int = Field(gt=0)
+    dim: int = Field(gt=0)
+    backend: str
+    options: dict[str, Any] = {}
+    """Of the engine."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into an index folder, whole or not at all."""
+        write_text(folder / MANIFEST, self.model_dump_json(indent=2) + "\n")
+
+    def open_table(self, folder: Path) -> Table:
+        """Return the images of the index folder."""
+        return Table(folder, num_vectors=self.vectors_per_image, dim=self.dim)
+
+    def open_index(self, table: Table) -> Index:
+        """Return the engine over the images."""
+        return INDEXES[self.backend](table, self.options)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return what an index folder says of itself.
+
+    Raises ``ComposirError`` where it is no index, damaged, or of another format; then with the command that rebuilds
+    it.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ComposirError(
+            f"is not an index: it has no {MANIFEST}",
+            file=folder,
+            fix=f"composir index IMAGES_DIR --model MODEL_DIR --out {folder}",
+        )
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"a {type(fields).__name__}, not an object")
+    except ValueError as error:
+        raise ComposirError(f"is not JSON ({error})", file=file, fix=rebuild_command(folder)) from None
+    if fields.get("format") != FORMAT:
+        raise ComposirError(
+            f"was written by composir {fields.get('composir_version')} in format {fields.get('format')}",
+            file=file,
+            expected=f"format {FORMAT}",
+            fix=rebuild_command(folder, fields),
+        )
+    try:
+        manifest = Manifest(**fields)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ComposirError(wrong, file=file, fix=rebuild_command(folder, fields)) from None
+    check_backend(manifest.backend)
+    return manifest
+
+
+def check_backend(name: str) -> None:
+    """Raise ``ComposirError`` for a name that is not in ``INDEXES``."""
+    if name not in INDEXES:
+        raise ComposirError(f"backend {name!r} is not known", fix=nearest(name, INDEXES))
+
+
+def rebuild_command(folder: Path, fields: dict[str, Any] | None = None) -> str:
+    """Return the command that makes an index anew, with what can be read of the old one."""
+
+    def path(name: str) -> str | None:
+        place = (fields or {}).get(name)
+        return place.get("path") if isinstance(place, dict) else None
+
+    return (
+        f"composir index {path('root') or 'IMAGES_DIR'} --model {path('model') or 'MODEL_DIR'} --out {folder} --rebuild"
+    )

@@ -1,0 +1,285 @@
+"""Search by pictures and sentences in an index folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from composir.data.images import read_image
+from composir.errors import ComposirError
+from composir.features import TOWER_BATCH
+from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.models.composer import Composer
+from composir.search.folder import content_id, default_device
+from composir.search.index import Index
+from composir.search.manifest import MANIFEST, Manifest, read_manifest
+from composir.search.table import Table
+
+Picture: TypeAlias = Image.Image | Path | str | bytes
+"""A decoded picture, a file, or a file's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """What is asked for; ``Retriever.search`` says what each part means."""
+
+    images: tuple[Picture, ...] = ()
+    text: str = ""
+    negative_text: str = ""
+    top_k: int = 10
+    where: str | None = None
+    exclude: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image that was found."""
+
+    rank: int
+    """From 1."""
+    id: str
+    path: Path
+    """Of the first of its files."""
+    score: float
+    """Cosine of the query and the nearest of the image's vectors."""
+
+
+class Images(Mapping[str, Path]):
+    """Every image of an index by its id: the file it was read from, the first where several hold it.
+
+    Ids come in the order of these paths.
+    """
+
+    def __init__(self, table: Table, root: Path) -> None:
+        self.root = root
+        self._table = table
+
+    def __getitem__(self, image_id: str) -> Path:
+        paths = self._table.paths_of(image_id)
+        if not paths:
+            raise KeyError(image_id)
+        return self.root / paths[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.page(0, len(self)))
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def page(self, start: int, count: int) -> list[str]:
+        """Return ``count`` ids from place ``start``."""
+        return self._table.ids_in_order(start, count)
+
+
+class Retriever:
+    """A model and an index, opened once and asked often, also from several threads.
+
+    ``index`` is the folder that ``composir index`` made; ``model`` is needed only where the model has moved from where
+    that found it. ``device`` is that of the model: a GPU where there is one, unless given. Raises ``ComposirError``
+    where the folder is no index, or was made by another model or format; then with the command that rebuilds it.
+    """
+
+    def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
+        self.folder = Path(index)
+        self._model_folder = None if model is None else Path(model)
+        self._device = device or default_device()
+        self._lock = RLock()
+        self._open()
+
+    def _open(self, model: Composer | None = None) -> None:
+        self.manifest = read_manifest(self.folder)
+        self.model = model or _load_model(self.folder, self.manifest, self._model_folder, self._device)
+        self._table = self.manifest.open_table(self.folder)
+        self._identity = self._read_state()[0]
+        self.index: Index = self.manifest.open_index(self._table)
+        self.images = Images(self._table, self.manifest.root.find(self.folder))
+
+    def __len__(self) -> int:
+        """Return how many images can be found."""
+        return len(self.index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last run of ``composir index`` came to its end."""
+        return self._table.complete
+
+    def close(self) -> None:
+        """Give up the index's files."""
+        self.index.close()
+        self._table.close()
+
+    def reload_if_changed(self) -> bool:
+        """Return whether the index had changed on disk; it is then read again, with another model if it has one.
+
+        A run of ``composir index`` that has not come to its end is not looked at: till then the old state answers.
+        """
+        with self._lock:
+            identity, complete = self._read_state()
+            if identity == self._identity or not complete:
+                return False
+            self.close()
+            same_model = read_manifest(self.folder).weights_hash == self.manifest.weights_hash
+            self._open(self.model if same_model else None)
+            return True
+
+    def search(
+        self,
+        images: Picture | Sequence[Picture] | None = None,
+        text: str | None = None,
+        *,
+        negative_text: str | None = None,
+        top_k: int = 10,
+        where: str | None = None,
+        exclude: Sequence[str] | None = None,
+    ) -> list[Hit]:
+        """Return the ``top_k`` images nearest to what is asked for, best first.
+
+        ``images`` is the reference, or several: the query is then the mean of the queries that each gives with the
+        sentence. A picture alone asks for what is like it, a sentence alone for what it describes.
+        ``negative_text`` names what there should be less of: the difference that it would make as a sentence is taken
+        off the query. ``where`` is a pattern for the path from the root (``holidays/*``; ``*`` crosses folders).
+        ``exclude`` are ids to leave out: unless given, those of the references that are in the index (known by
+        content, so not those given as decoded pictures); ``()`` leaves out none.
+
+        Raises ``ComposirError`` where there is neither picture nor sentence, and for a picture that cannot be read.
+        """
+        if images is None:
+            images = ()
+        elif isinstance(images, (Image.Image, Path, str, bytes)):
+            images = (images,)
+        query = SearchQuery(
+            images=tuple(images),
+            text=text or "",
+            negative_text=negative_text or "",
+            top_k=top_k,
+            where=where,
+            exclude=None if exclude is None else tuple(exclude),
+        )
+        return self.search_many([query])[0]
+
+    def search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
+        """Return the answers to many queries, embedded and searched together; each as ``search`` would give it."""
+        for query in queries:
+            _check(query)
+        pictures, references = _read_pictures(queries)
+        with self._lock, torch.inference_mode():
+            embeddings = _embed(self.model, queries, pictures)
+            answers: list[list[Hit]] = [[] for _ in queries]
+            # All queries with one filter are one search; what is left out is asked for as well, then left out.
+            for where in dict.fromkeys(query.where for query in queries):
+                places = [place for place, query in enumerate(queries) if query.where == where]
+                left_out = {place: set(_excluded(queries[place], references[place])) for place in places}
+                top_k = max(queries[place].top_k + len(left_out[place]) for place in places)
+                found = self.index.search(embeddings[places], top_k, where=where)
+                for place, candidates in zip(places, found, strict=True):
+                    wanted = [one for one in candidates if one[0] not in left_out[place]]
+                    answers[place] = self._hits(wanted, queries[place].top_k)
+            return answers
+
+    def _hits(self, found: Sequence[tuple[str, float]], top_k: int) -> list[Hit]:
+        hits: list[Hit] = []
+        for image_id, score in found:
+            path = self.images.get(image_id)
+            if path is not None and len(hits) < top_k:  # none: removed since the index was read
+                hits.append(Hit(len(hits) + 1, image_id, path, score))
+        return hits
+
+    def _read_state(self) -> tuple[tuple[bytes, int], bool]:
+        with closing(self.manifest.open_table(self.folder)) as table:
+            return ((self.folder / MANIFEST).read_bytes(), table.version), table.complete
+
+
+def _load_model(folder: Path, manifest: Manifest, given: Path | None, device: str) -> Composer:
+    """Return the model that the index was made by."""
+    place = given or manifest.model.find(folder)
+    if given is None and not place.is_dir():
+        raise ComposirError(
+            f"its model is no longer at {place}", file=folder, fix="give --model, the folder it has moved to"
+        )
+    model = from_pretrained(place, device=device)
+    identity = weights_hash(model)
+    if identity != manifest.weights_hash:
+        root = manifest.root.find(folder)
+        raise ComposirError(
+            f"is the index of another model (weights {manifest.weights_hash}, {place} has {identity})",
+            file=folder,
+            fix=f"composir index {root} --model {place} --out {folder} --rebuild",
+        )
+    return model
+
+
+def _check(query: SearchQuery) -> None:
+    if not query.images and not query.text.strip():
+        raise ComposirError("there is nothing to search for", expected="a picture, a sentence, or both")
+    if query.top_k < 1:
+        raise ComposirError(f"top_k is {query.top_k}", expected="1 or more")
+
+
+def _excluded(query: SearchQuery, references: Sequence[str]) -> Sequence[str]:
+    return references if query.exclude is None else query.exclude
+
+
+def _read_pictures(queries: Sequence[SearchQuery]) -> tuple[list[list[Image.Image]], list[list[str]]]:
+    """Return the pictures of every query, and the ids of those whose content is known."""
+    pictures: list[list[Image.Image]] = []
+    ids: list[list[str]] = []
+    for query in queries:
+        pictures.append([])
+        ids.append([])
+        for picture in query.images:
+            if isinstance(picture, Image.Image):
+                pictures[-1].append(picture)
+                continue
+            if isinstance(picture, bytes):
+                content = picture
+                pictures[-1].append(read_image(io.BytesIO(content)))
+            else:
+                pictures[-1].append(read_image(picture))
+                content = Path(picture).read_bytes()
+            ids[-1].append(content_id(content))
+    return pictures, ids
+
+
+def _embed(
+    model: Composer, queries: Sequence[SearchQuery], pictures: Sequence[Sequence[Image.Image]]
+) -> Float[Tensor, "num_queries dim"]:
+    """Return the L2-normalised vector of every query, all through one pass of the tower."""
+    asked: list[tuple[int, str]] = []  # (place in images, or -1 without one; sentence)
+    images: list[Image.Image] = []
+
+    def ask(place: int, text: str) -> int:
+        asked.append((place, text))
+        return len(asked) - 1
+
+    plans: list[list[tuple[int, float]]] = []  # for every query, rows of ``asked`` and their weights
+    for query, own in zip(queries, pictures, strict=True):
+        places = list(range(len(images), len(images) + len(own))) or [-1]
+        images += own
+        plan = []
+        for place in places:
+            plan.append((ask(place, query.text), 1.0))
+            if query.negative_text.strip():
+                plan += [(ask(place, query.negative_text), -1.0), (ask(place, ""), 1.0)]
+        plans.append(plan)
+    batches = [images[start : start + TOWER_BATCH] for start in range(0, len(images), TOWER_BATCH)]
+    with_picture = [row for row, (place, _) in enumerate(asked) if place >= 0]
+    alone = [row for row, (place, _) in enumerate(asked) if place < 0]
+    vectors = torch.empty(len(asked), model.config.embed_dim, device=model.device)
+    if with_picture:
+        tokens = torch.cat([model.tokens(batch) for batch in batches])
+        places, texts = zip(*(asked[row] for row in with_picture), strict=True)
+        vectors[with_picture] = model.encode_query(tokens[list(places)], *model.tokenize(texts))
+    if alone:
+        vectors[alone] = model.encode_prompt(*model.tokenize([asked[row][1] for row in alone]))
+    sums = [sum(weight * vectors[row] for row, weight in plan) for plan in plans]
+    return nn.functional.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)

@@ -1,0 +1,50 @@
+"""Pictures, a model and synthetic embeddings for the search tests."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from composir.models.checkpoint import save_pretrained
+from composir.models.presets import build
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "best"
+    save_pretrained(build("tiny").eval(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory):
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("other") / "best"
+    save_pretrained(build("tiny").eval(), folder)
+    return folder
+
+
+def draw(seed: int) -> Image.Image:
+    """Return a picture of three shapes; another seed, another picture."""
+    chance = random.Random(seed)
+    picture = Image.new("RGB", (64, 48), "white")
+    pen = ImageDraw.Draw(picture)
+    for _ in range(3):
+        x, y = chance.randrange(44), chance.randrange(28)
+        colour = tuple(chance.randrange(256) for _ in range(3))
+        chance.choice((pen.ellipse, pen.rectangle))((x, y, x + 20, y + 20), fill=colour)
+    return picture
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Return a folder of 20 pictures, five of them in a folder of their own."""
+    root = tmp_path / "pictures"
+    (root / "sea").mkdir(parents=True)
+    for number in range(20):
+        draw(number).save(root / ("sea" if number >= 15 else ".") / f"{number:02}.png")
+    return root
