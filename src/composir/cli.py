@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -775,7 +774,7 @@ def search(
     """
     from composir.search import Retriever
 
-    with closing(Retriever(index_, model=model, device=device)) as retriever:
+    with Retriever(index_, model=model, device=device) as retriever:
         if not retriever.complete:
             err.print(
                 f"note: {index_} is not complete; composir index {retriever.images.root} --out {index_} goes on",

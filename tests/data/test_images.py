@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import struct
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -327,3 +328,25 @@ def test_pictures_are_found_below_a_folder(tmp_path, monkeypatch):
         "x\\xe9.png": "its name is not UTF-8",
         "locked": "cannot be listed (Permission denied)",
     }
+
+
+def test_heic_is_read_by_its_plugin_upright(tmp_path):
+    import pillow_heif  # noqa: PLC0415
+
+    picture = Image.fromarray(np.repeat(np.repeat(CORNERS, 32, axis=0), 32, axis=1))
+    pillow_heif.from_pillow(picture).save(tmp_path / "a.heic", quality=95)
+    image = read_image(tmp_path / "a.heic")
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    middle = np.asarray(image)[16::32, 16::32].astype(int)
+    assert np.abs(middle - CORNERS).max() < 40  # a lossy coding
+
+
+def test_heic_without_its_plugin_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    words = r"a\.heic: a HEIC picture needs the package pillow-heif, .* fix: pip install 'composir\[heic\]'"
+    with pytest.raises(ComposirError, match=words):
+        read_image(tmp_path / "a.heic")
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif")
+    with pytest.raises(ComposirError, match="not an image that Pillow can read"):
+        read_image(tmp_path / "b.heic")

@@ -62,8 +62,9 @@ ImageSource: TypeAlias = Path | Crop
 
 MODES_OF_16_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MAX_16_BITS = 65535
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
-"""ISO 23008-12: the brands of still pictures coded by HEVC, and the two that leave the coding open."""
+OPEN_BRANDS = (b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", *OPEN_BRANDS)
+"""ISO 23008-12: the brands of still pictures coded by HEVC, and the two that leave the coding open (it may be AVIF)."""
 NUM_LEADING_BYTES = 24
 
 
@@ -263,7 +264,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     if not start:
         raise ComposirError(EMPTY, file=name, fix=READ_FIX)
     if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
-        _register_heic(name)
+        _register_heic(name, is_certain=start[8:12] not in OPEN_BRANDS)
     try:
         with Image.open(file) as image:
             image.load()
@@ -285,11 +286,13 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
         raise ComposirError(f"the image data is cut off or damaged ({error})", file=name, fix=READ_FIX) from error
 
 
-def _register_heic(name: str) -> None:
-    """Let Pillow read HEIC, by its plugin."""
+def _register_heic(name: str, *, is_certain: bool) -> None:
+    """Let Pillow read HEIC, by its plugin; where that is missing, raise for a file that is certainly one."""
     try:
         import pillow_heif  # noqa: PLC0415
     except ImportError:
+        if not is_certain:
+            return
         raise ComposirError(
             "a HEIC picture needs the package pillow-heif, which is not installed",
             file=name,

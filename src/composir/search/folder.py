@@ -302,7 +302,7 @@ class _Run:
         try:
             return _New(record, self.tower.prepare(read_image(io.BytesIO(content))))
         except ComposirError as error:
-            return Skipped(path, "; fix: ".join(filter(None, (error.message, error.fix))))
+            return Skipped(path, error.message)
 
     def _take(self, one: FileRecord | _New | Skipped) -> None:
         if isinstance(one, Skipped):

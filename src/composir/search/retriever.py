@@ -113,6 +113,12 @@ class Retriever:
         """Whether the last run of ``composir index`` came to its end."""
         return self._table.complete
 
+    def __enter__(self) -> Retriever:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give up the index's files."""
         self.index.close()
@@ -169,6 +175,8 @@ class Retriever:
 
     def search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Return the answers to many queries, embedded and searched together; each as ``search`` would give it."""
+        if not queries:
+            return []
         for query in queries:
             _check(query)
         pictures, references = _read_pictures(queries)

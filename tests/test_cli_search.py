@@ -1,0 +1,127 @@
+"""composir index and composir search as a person and a script meet them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from composir.models.checkpoint import save_pretrained
+from composir.models.presets import build
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "best"
+    save_pretrained(build("tiny").eval(), folder)
+    return folder
+
+
+@pytest.fixture
+def gallery(shapes_root):
+    return shapes_root / "dev"
+
+
+@pytest.fixture
+def index(run, gallery, model, tmp_path):
+    out = tmp_path / "index"
+    code, _, err = run("index", gallery, "--model", model, "--out", out)
+    assert code == 0, err
+    return out
+
+
+def test_index_prints_what_the_contract_names(run, gallery, model, tmp_path):
+    code, out, err = run("index", gallery, "--model", model, "--out", tmp_path / "index", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert {"num_images", "skipped", "seconds"} <= set(document)
+    assert (document["num_images"], document["skipped"]) == (12, [])
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/broken.png").write_bytes(b"x")
+    (tmp_path / "pictures/good.png").write_bytes(next(gallery.glob("*.png")).read_bytes())
+    code, out, _ = run("index", tmp_path / "pictures", "--model", model, "--out", tmp_path / "other", "--json")
+    assert code == 0
+    assert [set(one) for one in json.loads(out)["skipped"]] == [{"file", "reason"}]
+    code, out, _ = run("index", tmp_path / "pictures", "--out", tmp_path / "other")
+    assert code == 0
+    assert "skipped broken.png: not an image that Pillow can read" in out
+    assert "1 pictures in" in out
+    assert "next: composir search" in out
+
+
+def test_search_prints_what_the_contract_names(run, gallery, index, tmp_path):
+    file, sheet = gallery / "val-red-ellipse.png", tmp_path / "sheet.png"
+    code, out, err = run(
+        "search", index, "--image", file, "--text", "make it blue", "--top-k", 4, "--contact-sheet", sheet, "--json"
+    )
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["milliseconds"] > 0
+    assert [one["rank"] for one in document["results"]] == [1, 2, 3, 4]
+    assert all({"rank", "path", "score"} <= set(one) for one in document["results"])
+    assert str(file) not in {one["path"] for one in document["results"]}
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("search", index, "--image", file, "--text", "make it blue", "--top-k", 12, "--keep-reference")
+    assert code == 0
+    assert str(file) in out
+    assert "12 of 12 pictures in" in out
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--text", "a red circle"],
+        ["--image", "val-red-ellipse.png"],
+        ["--image", "val-red-ellipse.png", "--image", "val-blue-rectangle.png", "--text", "x"],
+        ["--image", "val-red-ellipse.png", "--negative-text", "red"],
+        ["--text", "x", "--where", "*ellipse*"],
+    ],
+)
+def test_every_way_of_asking_has_a_contact_sheet(run, gallery, index, tmp_path, asked):
+    asked = [gallery / one if one.endswith(".png") else one for one in asked]
+    code, out, err = run("search", index, *asked, "--top-k", 3, "--contact-sheet", tmp_path / "sheet.png")
+    assert code == 0, err
+    assert len([line for line in out.splitlines() if ".png" in line and "sheet" not in line]) == 3
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_another_engine_gives_the_same_answer(run, gallery, index):
+    asked = ["search", index, "--image", gallery / "val-red-ellipse.png", "--text", "make it blue", "--json"]
+    expected = [one["path"] for one in json.loads(run(*asked)[1])["results"]]
+    for backend in ("faiss", "qdrant"):
+        assert run("index", gallery, "--out", index, "--backend", backend)[0] == 0
+        assert [one["path"] for one in json.loads(run(*asked)[1])["results"]] == expected
+
+
+def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
+    import sqlite3  # noqa: PLC0415
+
+    with sqlite3.connect(index / "images.sqlite") as database:
+        database.execute("UPDATE state SET complete = 0")
+    code, out, err = run("search", index, "--text", "x", "--json")
+    assert code == 0
+    assert len(json.loads(out)["results"]) == 10
+    assert f"is not complete; composir index {gallery} --out {index} goes on" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["index", "no/where", "--out", "x"], ["no/where: is not a folder"]),
+        (["index", ".", "--out", "x"], ["x: a new index needs a model", "--model models/RUN/best"]),
+        (
+            ["index", ".", "--out", "x", "--backend", "faiss", "--url", "u"],
+            ["--url is for --backend qdrant, not faiss"],
+        ),
+        (["search", "no/index", "--text", "x"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    assert all(word in err for word in words), err
+    assert list(tmp_path.iterdir()) == []
