@@ -1,6 +1,6 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
-from composir.search.folder import PICTURE_SUFFIXES, IndexReport, Skipped, content_id, index_folder
+from composir.search.folder import IndexReport, Skipped, content_id, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, Manifest, read_manifest
 from composir.search.merging import merge_vectors
@@ -9,7 +9,6 @@ from composir.search.table import Table
 
 __all__ = [
     "INDEXES",
-    "PICTURE_SUFFIXES",
     "Hit",
     "Images",
     "Index",

@@ -91,8 +91,7 @@ class FaissIndex(Index):
             return
         num_lists = _num_lists(num_rows * self.snapshot.vectors.shape[1])
         ivf = self._ivf
-        is_new = ivf is None or ivf.nlist < num_lists / 2
-        if is_new:
+        if ivf is None or ivf.nlist < num_lists / 2:
             ivf, self._num_covered = _train(self.snapshot.vectors, num_lists, progress), 0
         first_new = self._num_covered
         for start in range(self._num_covered, num_rows, self._rows_at_once):

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import read_image
+from composir.data.images import find_pictures, read_image
 from composir.errors import ComposirError
 from composir.features import NUM_WORKERS, TOWER_BATCH, read_ahead
 from composir.models.checkpoint import from_pretrained, weights_hash
@@ -26,9 +26,6 @@ from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, r
 from composir.search.merging import merge_vectors
 from composir.search.table import DATABASE, ID_LENGTH, WRITER_LOCK, FileRecord, Table, writing
 
-PICTURE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif"
-)  # fmt: skip
 GPU_BATCH = 64
 """Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
 IMAGES_A_COMMIT = 256
@@ -207,7 +204,6 @@ class _Run:
     ) -> None:
         assert model.tower is not None
         self.root = root.resolve()
-        self.out = index.table.folder.resolve()
         self.index = index
         self.table: Table = index.table
         self.model = model
@@ -221,14 +217,14 @@ class _Run:
         self.num_uncommitted = 0
 
     def bring_up_to_date(self) -> IndexReport:
-        paths = dict(self._pictures())
+        paths = self._pictures()
         known = {record.path: record for record in self.table.files()}
         if known and not paths:
             raise ComposirError(
                 f"holds no picture, and the index {len(known):,}",
                 file=self.root,
                 expected="the folder that was indexed (is its drive there?)",
-                fix=f"give the right folder, or delete {self.out} if it is meant",
+                fix=f"give the right folder, or delete {self.table.folder} if it is meant",
             )
         changed = [path for path, file in paths.items() if not _is_unchanged(file, known.get(path))]
         try:
@@ -249,32 +245,17 @@ class _Run:
             skipped=tuple(sorted(self.skipped, key=lambda one: one.file)),
         )
 
-    def _pictures(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yield every picture file by its path from the root, in order; links that lead out are skipped.
-
-        Names that begin with a dot are passed over, as are the index and links to folders inside the root.
-        """
-        for folder, folders, files in os.walk(self.root, onerror=self._skip_folder):
-            here = Path(folder)
-            for name in folders:
-                if (here / name).is_symlink() and not (here / name).resolve().is_relative_to(self.root):
-                    self._skip(here / name, "a link that leads out of the folder")
-            folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != self.out)
-            for name in sorted(files):
-                file = here / name
-                if name.startswith(".") or file.suffix.lower() not in PICTURE_SUFFIXES:
-                    continue
-                if file.is_symlink() and not file.resolve().is_relative_to(self.root):
-                    self._skip(file, "a link that leads out of the folder")
-                    continue
-                path = file.relative_to(self.root).as_posix()
-                try:
-                    path.encode()
-                    yield path, file.stat()
-                except UnicodeEncodeError:
-                    self._skip(file, "its name is not UTF-8: rename it")
-                except OSError as error:
-                    self._skip(file, error.strerror or type(error).__name__)
+    def _pictures(self) -> dict[str, os.stat_result]:
+        """Return every picture file by its path from the root, in order; note why others are not taken."""
+        paths, reasons = find_pictures(self.root)
+        self.skipped += [Skipped(path, reason) for path, reason in reasons.items()]
+        stats = {}
+        for path in paths:
+            try:
+                stats[path] = (self.root / path).stat()
+            except OSError as error:
+                self.skipped.append(Skipped(path, error.strerror or type(error).__name__))
+        return stats
 
     def _read(self, paths: Sequence[str], stats: Mapping[str, os.stat_result]) -> None:
         """Read files that are new or changed, in order, and embed what they hold."""
@@ -336,13 +317,6 @@ class _Run:
         if self.num_uncommitted >= IMAGES_A_COMMIT:
             self.table.commit(complete=False)
             self.num_uncommitted = 0
-
-    def _skip(self, file: Path, reason: str) -> None:
-        name = os.fsencode(file.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
-        self.skipped.append(Skipped(name, reason))
-
-    def _skip_folder(self, error: OSError) -> None:
-        self._skip(Path(error.filename), error.strerror or type(error).__name__)
 
 
 def _is_unchanged(file: os.stat_result, known: FileRecord | None) -> bool:
