@@ -205,8 +205,13 @@ def train(
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(help="How sentence and reference are joined: gate, attention, tirg, combiner, sum, none; a+b."),
+    ] = None,
     gated_fusion: Annotated[
-        bool | None, typer.Option("--gated-fusion/--no-gated-fusion", help="The gate, or SPRC without it.")
+        bool | None,
+        typer.Option("--gated-fusion/--no-gated-fusion", help="The same as --fusion gate, --fusion none."),
     ] = None,
     alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
@@ -265,12 +270,13 @@ def train(
 
 def _given(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
     """Return the settings of a recipe that were given as flags of ``train``, and by its ``--set``."""
-    from composir.training import Recipe
+    from composir.training import FUSION_SWITCH, Recipe
 
+    names = {*Recipe.model_fields, FUSION_SWITCH}
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in parameters.items()
-        if name in Recipe.model_fields and value is not None
+        if name in names and value is not None
     }
     return given | _settings(settings or [])
 

@@ -77,7 +77,7 @@ def edit_config(folder, **changes):
         ({"hidden_size": -1}, ["hidden_size", "greater than 0", "config.json"]),
         ({"no_such_field": 1}, ["no_such_field", "config.json"]),
         ({"embed_dim": 17}, ["does not fit its config.json", "vision_proj.weight is (16, 32) instead of (17, 32)"]),
-        ({"use_gated_fusion": False}, ["does not fit its config.json", "unexpected gated_fusion.alpha"]),
+        ({"fusion": "none"}, ["does not fit its config.json", "unexpected gated_fusion.alpha"]),
         ({"tower": {"name": "tiny", "fingerprint": "0"}}, ["was made with tower weights 0", "the same frozen tower"]),
         ({"model": "other"}, ["is not the config of a composir model"]),
     ],

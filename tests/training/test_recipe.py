@@ -32,7 +32,7 @@ def test_the_published_recipe_depends_on_the_data_set(dataset, div_factor):
     recipe = load_recipe({"dataset": dataset, "backbone": "pretrain"})
     assert recipe.div_factor == div_factor
     assert (recipe.betas, recipe.eps, recipe.weight_decay) == ((0.9, 0.98), 1e-7, 0.05)
-    assert recipe.gated_fusion
+    assert recipe.fusion == "gate"
     assert recipe.dataset in ("CIRR", "FashionIQ")
 
 
@@ -87,3 +87,37 @@ def test_values_of_set_are_toml_else_words(text, value):
 
 def test_every_setting_has_a_default():
     assert Recipe() == Recipe.model_validate({})
+
+
+def test_the_gate_s_own_flag_is_read_as_the_fusion_it_stands_for(tmp_path):
+    assert load_recipe({"backbone": "mini"}).fusion == "gate"
+    assert load_recipe({"backbone": "mini", "gated_fusion": True}).fusion == "gate"
+    assert load_recipe({"backbone": "mini", "gated_fusion": False}).fusion == "none"
+    assert (
+        load_recipe({"backbone": "mini", "gated_fusion": True, "fusion": "gate+attention"}).fusion == "gate+attention"
+    )
+    assert load_recipe({"backbone": "mini", "gated_fusion": False, "fusion": "tirg"}).fusion == "tirg"
+    file = tmp_path / "recipe.toml"
+    file.write_text('backbone = "mini"\ngated_fusion = true\n')  # as recipes were written before
+    assert load_recipe({}, file).fusion == "gate"
+    assert load_recipe({"fusion": "none"}, file).fusion == "none"
+    file.write_text('backbone = "mini"\nfusion = "gate"\n')
+    assert load_recipe({"gated_fusion": False}, file).fusion == "none"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fusion": "gaet"}, ["fusion = 'gaet'", "expected none, or one or more of gate, attention, "]),
+        ({"gated_fusion": "off"}, ["gated_fusion = 'off': input should be a valid boolean"]),
+        ({"gated_fusion": False, "fusion": "gate"}, ["gated_fusion = false contradicts fusion = 'gate'"]),
+        (
+            {"gated_fusion": True, "fusion": "none", "seed": -1},
+            ["gated_fusion = true contradicts fusion = 'none'", "seed"],
+        ),
+    ],
+)
+def test_fusions_that_do_not_exist_or_contradict_each_other_are_named(settings, words):
+    with pytest.raises(ComposirError) as error:
+        load_recipe({"backbone": "mini", **settings})
+    assert all(word in str(error.value) for word in words), str(error.value)

@@ -15,12 +15,13 @@ from transformers import Blip2ForImageTextRetrieval
 from composir.errors import ComposirError
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.convert import HF_KEYS, SPRC_KEYS, rename
+from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.vision import Tower
 from composir.models.vit import LastHidden, tower_from_lavis, vit_tower
 
 HEAD_DIM = 64
 """Of every published Q-Former (BERT's); the number of heads does not show in weights."""
-FRESH = ("prompt_tokens", "temperature", "gated_fusion.")
+FRESH = ("prompt_tokens", "temperature", *FUSION_WEIGHTS)
 """What stage-1 weights do not hold: it keeps its fresh start."""
 SOURCES = {
     "pretrain": "LAVIS's blip2_pretrained.pth, or a folder of Salesforce/blip2-itm-vit-g downloaded from the hub",

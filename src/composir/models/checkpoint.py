@@ -17,6 +17,7 @@ from torch import Tensor
 from composir.errors import ComposirError
 from composir.files import replacing_folder
 from composir.models.composer import Composer, ComposerConfig
+from composir.models.fusion import fusion_names
 from composir.models.presets import BACKBONES
 from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
@@ -166,13 +167,14 @@ def _read_config(folder: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
 
 def model_card(model: Composer, about: str = "") -> str:
     """Return a model card: what the model is, ``about`` it (figures, say), and how to use it."""
-    gate = "with gated fusion" if model.gated_fusion is not None else "without gated fusion"
+    names = fusion_names(model.config.fusion)
+    fusion = f"with the fusion {' and '.join(names)}" if names else "without a fusion"
     about = f"\n{about.strip()}\n" if about else ""
     return f"""---
 library_name: composir
 tags: [composed-image-retrieval]
 ---
-# {MODEL_NAME}, {model.config.backbone} backbone, {gate}
+# {MODEL_NAME}, {model.config.backbone} backbone, {fusion}
 
 Finds a picture by a reference picture and a sentence that says what should differ.
 {about}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2TextEmbeddings
@@ -22,6 +22,8 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2T
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
 from composir.losses import alignment_loss, contrastive_loss
+from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
+from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
 from composir.scoring import similarity
 
@@ -60,14 +62,30 @@ class ComposerConfig(BaseModel):
     num_adapted_tokens: int = Field(default=0, ge=0)
     """Tokens an image has where a learned adapter (standardise, project, add positions) stands before the Q-Former,
     as for towers that were not trained with one; 0 means none, as in BLIP-2."""
-    use_gated_fusion: bool = True
-    """Off: the module is not constructed, and the model is SPRC."""
+    fusion: str = GATE
+    """Keys of ``FUSIONS`` joined by +, or ``none``: nothing is constructed, and the model is SPRC. What was made before
+    there were several says ``use_gated_fusion`` instead: true is ``gate``, false ``none``."""
     alpha_init: float = ALPHA_INIT
+    """Start of the gate's scalar, and of the attention's."""
     temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
     transform: Literal["targetpad", "squarepad"] = "targetpad"
     """How a picture becomes the tower's square."""
     target_ratio: float = Field(default=TARGET_RATIO, ge=1)
     """Targetpad: pictures longer than this are padded to it before the crop."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_the_former_switch(cls, fields: dict[str, object]) -> dict[str, object]:
+        if "use_gated_fusion" not in fields:
+            return fields
+        rest = {name: value for name, value in fields.items() if name != "use_gated_fusion"}
+        return {**rest, "fusion": GATE if fields["use_gated_fusion"] else NONE}
+
+    @field_validator("fusion")
+    @classmethod
+    def _is_known(cls, fusion: str) -> str:
+        fusion_names(fusion)
+        return fusion
 
 
 class TokenAdapter(nn.Module):
@@ -152,11 +170,16 @@ class Composer(nn.Module):
         nn.init.normal_(self.prompt_tokens, std=INITIALIZER_RANGE)
         for embedding in (self.text_embeddings.word_embeddings, self.text_embeddings.position_embeddings):
             nn.init.normal_(embedding.weight, std=INITIALIZER_RANGE)
-        self.gated_fusion = None
-        if config.use_gated_fusion:
-            # In a fork of the generator: all else starts the same from one seed with the gate and without.
-            with torch.random.fork_rng(devices=[]):
-                self.gated_fusion = GatedFusion(config.token_width, config.hidden_size, config.alpha_init)
+        self.gated_fusion: GatedFusion | None = None
+        self.fusions = nn.ModuleDict()
+        # In a fork of the generator: all else starts the same from one seed whatever the fusion.
+        with torch.random.fork_rng(devices=[]):
+            for name in fusion_names(config.fusion):
+                module = FUSIONS[name].make(config)
+                if isinstance(module, GatedFusion):
+                    self.gated_fusion = module
+                else:
+                    self.fusions[name] = module
         self.tower = tower
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
@@ -218,6 +241,16 @@ class Composer(nn.Module):
         tokens = image_tokens.to(self.query_tokens.dtype)
         return tokens if self.standardise is None else self.standardise(tokens)
 
+    def _fusions_at(self, place: str) -> list[nn.Module]:
+        """Return the modules that act there, the gate first."""
+        modules = {GATE: self.gated_fusion, **self.fusions}
+        return [module for name, module in modules.items() if module is not None and FUSIONS[name].place == place]
+
+    def start_fusions_as_identity(self) -> None:
+        """Let the gate and the attention start without an effect, where the model has them."""
+        for module in self._fusions_at("tokens"):
+            cast("GatedFusion | TextGuidedAttention", module).start_as_identity()
+
     def fuse(
         self,
         image_tokens: Float[Tensor, "batch tokens width"],
@@ -227,8 +260,8 @@ class Composer(nn.Module):
         """Return the queries after reading the reference and the sentence together (pass 1)."""
         text = self.text_embeddings(input_ids)  # (batch, words, hidden)
         tokens = self._normalised(image_tokens)
-        if self.gated_fusion is not None:
-            tokens = self.gated_fusion(tokens, self.qformer.layernorm(text), attention_mask)
+        for fuse in self._fusions_at("tokens"):
+            tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
         queries = self.query_tokens.expand(len(input_ids), -1, -1)
         embeddings, mask = self._with_queries(queries, text, attention_mask)
         return self._read(embeddings, mask, self._adapt(tokens), at=slice(self.config.num_query_tokens))
@@ -236,12 +269,19 @@ class Composer(nn.Module):
     def compose(
         self,
         fused_queries: Float[Tensor, "batch queries hidden"],
+        image_tokens: Float[Tensor, "batch tokens width"],
         input_ids: Int[Tensor, "batch words"],
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
-        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
+        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2).
+
+        Fusions that act on the query join the reference's own embedding to it, the mean of its vectors as a target.
+        """
         hidden = self.answer(fused_queries, input_ids, attention_mask)
-        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
+        query = nn.functional.normalize(self.text_proj(hidden), dim=-1)
+        for fuse in self._fusions_at("query"):
+            query = nn.functional.normalize(fuse(self.encode_target(image_tokens).mean(dim=1), query), dim=-1)
+        return query
 
     def answer(
         self,
@@ -261,7 +301,8 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
+        fused = self.fuse(image_tokens, input_ids, attention_mask)
+        return self.compose(fused, image_tokens, input_ids, attention_mask)
 
     def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
@@ -333,7 +374,7 @@ class Composer(nn.Module):
         is then no negative. With neither, the losses are the published ones.
         """
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
-        query = self.compose(fused, input_ids, attention_mask)
+        query = self.compose(fused, reference_tokens, input_ids, attention_mask)
         target = self.encode_target(target_tokens)
         prompt = self.encode_prompt(input_ids, attention_mask)
         return {

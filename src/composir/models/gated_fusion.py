@@ -11,6 +11,16 @@ from torch import Tensor, nn
 ALPHA_INIT = 0.5
 
 
+def mean_over_words(
+    text_tokens: Float[Tensor, "batch words text_width"], text_mask: Int[Tensor, "batch words"] | None = None
+) -> Float[Tensor, "batch text_width"]:
+    """Return the mean over the real words (mask 1), or over all words without a mask."""
+    if text_mask is None:
+        return text_tokens.mean(dim=1)
+    weight = text_mask.to(text_tokens.dtype).unsqueeze(-1)  # (batch, words, 1)
+    return (text_tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
 class GatedFusion(nn.Module):
     """``fused = x + alpha * sigmoid(W2 relu(W1 [x; t])) * tanh(V2 relu(V1 t))`` for each image token x.
 
@@ -54,11 +64,7 @@ class GatedFusion(nn.Module):
         text_mask: Int[Tensor, "batch words"] | None = None,
     ) -> Float[Tensor, "batch width"]:
         """Return t: the mean over the real words (mask 1), or over all words without a mask."""
-        if text_mask is None:
-            mean = text_tokens.mean(dim=1)
-        else:
-            weight = text_mask.to(text_tokens.dtype).unsqueeze(-1)  # (batch, words, 1)
-            mean = (text_tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        mean = mean_over_words(text_tokens, text_mask)
         return mean if self.text_proj is None else self.text_proj(mean)
 
     def gate_and_delta(

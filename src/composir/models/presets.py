@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from composir.errors import ComposirError, nearest
 from composir.models.blip2 import initialise, read_start
 from composir.models.composer import Composer, ComposerConfig
+from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
 
@@ -37,7 +38,7 @@ class Backbone:
     """Gives a fresh model its starting weights."""
     recipes: dict[str, str]
     """The recipe file whose values hold for what is not given, by data set; "" is for any other."""
-    new_parts: tuple[str, ...] = ("gated_fusion.",)
+    new_parts: tuple[str, ...] = FUSION_WEIGHTS
     """Pieces of the names of weights that start at random; the others start from pretrained ones."""
 
 
@@ -193,7 +194,7 @@ BACKBONES: dict[str, Backbone] = {
         _start_from_minilm,
         {"": "mini.toml"},
         new_parts=(
-            "gated_fusion.",
+            *FUSION_WEIGHTS,
             "adapter.",
             "query_tokens",
             "prompt_tokens",

@@ -2,9 +2,10 @@
 
 from composir.files import read_toml
 from composir.training.loop import Observer, TrainResult, resume_recipe, train
-from composir.training.recipe import Recipe, load_recipe, parse_value, validate
+from composir.training.recipe import FUSION_SWITCH, Recipe, load_recipe, parse_value, validate
 
 __all__ = [
+    "FUSION_SWITCH",
     "Observer",
     "Recipe",
     "TrainResult",

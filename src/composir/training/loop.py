@@ -38,6 +38,7 @@ from composir.models.checkpoint import (
     save_pretrained,
     weights_hash,
 )
+from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
 from composir.plots import plot_curves
 from composir.training.recipe import Recipe, validate
@@ -199,7 +200,7 @@ class _Run:
         self.model = build(
             recipe.backbone,
             recipe.weights,
-            use_gated_fusion=recipe.gated_fusion,
+            fusion=recipe.fusion,
             alpha_init=recipe.alpha_init,
             transform=recipe.transform,
             target_ratio=recipe.target_ratio,
@@ -222,8 +223,8 @@ class _Run:
             paths = sorted({path for split in self.train_splits for path in split.images.values()}, key=str)
             chosen = generator.permutation(len(paths))[:NUM_STATISTICS_IMAGES]
             self.model.standardise.fit(self.tokens([paths[index] for index in sorted(chosen)]))
-        if self.recipe.gate_identity_start and self.model.gated_fusion is not None:
-            self.model.gated_fusion.start_as_identity()
+        if self.recipe.gate_identity_start:
+            self.model.start_fusions_as_identity()
         if self.recipe.center_embeddings:
             chosen = generator.permutation(len(self.triplets))[:NUM_CENTER_TRIPLETS]
             self.model.eval().center(*self._inputs([self.triplets[index] for index in sorted(chosen)], None)[:4])
@@ -236,9 +237,10 @@ class _Run:
             if not parameter.requires_grad:
                 continue
             rate = recipe.learning_rate
-            if name == "gated_fusion.alpha" and recipe.alpha_learning_rate:
+            of_fusion = name.startswith(FUSION_WEIGHTS)
+            if of_fusion and name.endswith(".alpha") and recipe.alpha_learning_rate:
                 rate = recipe.alpha_learning_rate
-            elif name.startswith("gated_fusion.") and recipe.gate_learning_rate:
+            elif of_fusion and recipe.gate_learning_rate:
                 rate = recipe.gate_learning_rate
             elif recipe.pretrained_learning_rate and not any(part in name for part in new_parts):
                 rate = recipe.pretrained_learning_rate

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from composir.data import find_dataset
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest
 from composir.files import read_toml, tomllib
 from composir.models.checkpoint import MODEL_NAME
+from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.gated_fusion import ALPHA_INIT
 from composir.models.presets import BACKBONES
 
 MODELS = (MODEL_NAME,)
+FUSION_SWITCH = "gated_fusion"
+"""The published flag for what ``fusion`` says of the gate."""
 
 
 class Recipe(BaseModel):
@@ -37,12 +40,13 @@ class Recipe(BaseModel):
     transform: Literal["targetpad", "squarepad"] = "targetpad"
     target_ratio: float = Field(default=TARGET_RATIO, ge=1)
 
-    gated_fusion: bool = True
-    """Off: the module is not constructed, and the model is SPRC."""
+    fusion: str = GATE
+    """Keys of ``FUSIONS`` joined by +; ``none``: nothing is constructed, and the model is SPRC. ``gated_fusion = true``
+    and ``false``, as which recipes were written before there were several, are read as ``gate`` and ``none``."""
     alpha_init: float = ALPHA_INIT
-    """Start of the gate's one scalar."""
+    """Start of the one scalar of the gate, and of the attention."""
     gate_identity_start: bool = False
-    """Zero the last layer of the gate's direction, so that training starts from the model without the gate."""
+    """Zero the last layer of their direction, so that training starts from the model without them."""
 
     num_epochs: int = Field(default=10, gt=0)
     max_steps: int = Field(default=0, ge=0)
@@ -56,9 +60,9 @@ class Recipe(BaseModel):
     pretrained_learning_rate: float = Field(default=0.0, ge=0)
     """Peak for weights that start from pretrained ones; 0 is ``learning_rate``."""
     gate_learning_rate: float = Field(default=0.0, ge=0)
-    """Peak for the gated fusion; 0 is ``learning_rate``."""
+    """Peak for the fusion's weights; 0 is ``learning_rate``."""
     alpha_learning_rate: float = Field(default=0.0, ge=0)
-    """Peak for the gate's alpha; 0 is the gate's."""
+    """Peak for their alpha; 0 is ``gate_learning_rate``."""
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-7, gt=0)
@@ -93,6 +97,12 @@ class Recipe(BaseModel):
     """Threads that decode images."""
     output_dir: str = "models"
 
+    @field_validator("fusion")
+    @classmethod
+    def _is_known(cls, fusion: str) -> str:
+        fusion_names(fusion)
+        return fusion
+
     def to_toml(self) -> str:
         """Return the recipe as the text of a ``recipe.toml``, every field in it."""
         return tomli_w.dumps(self.model_dump(mode="json"))
@@ -100,7 +110,10 @@ class Recipe(BaseModel):
 
 def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     """Return the recipe: what is ``given`` (flags), else in the ``config`` file, else the backbone's own defaults."""
-    settings = {**(read_toml(config) if config else {}), **given}
+    in_file = read_toml(config) if config else {}
+    if FUSION_SWITCH in given or "fusion" in given:
+        in_file = {key: value for key, value in in_file.items() if key not in (FUSION_SWITCH, "fusion")}
+    settings = {**in_file, **given}
     where = config if config else None
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     if backbone not in BACKBONES:
@@ -121,8 +134,9 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
     """Return the settings as a ``Recipe``; all unknown keys and wrong values are one ``ComposirError``."""
     if "betas" in settings and isinstance(settings["betas"], list):
         settings = {**settings, "betas": tuple(settings["betas"])}
+    settings, wrong = _read_fusion_switch(settings)
     unknown = [key for key in settings if key not in Recipe.model_fields]
-    wrong = [f"unknown key {key!r} ({nearest(key, Recipe.model_fields)})" for key in unknown]
+    wrong += [f"unknown key {key!r} ({nearest(key, Recipe.model_fields)})" for key in unknown]
     if settings.get("blip_model_name", MODEL_NAME) not in MODELS:
         name = str(settings["blip_model_name"])
         wrong.append(f"blip_model_name {name!r} is not known ({nearest(name, MODELS)})")
@@ -137,6 +151,20 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
+
+
+def _read_fusion_switch(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings with ``gated_fusion`` read as the ``fusion`` it stands for, and what is wrong with it."""
+    if FUSION_SWITCH not in settings:
+        return settings, []
+    rest = {key: value for key, value in settings.items() if key != FUSION_SWITCH}
+    gate = settings[FUSION_SWITCH]
+    if not isinstance(gate, bool):
+        return rest, [f"{FUSION_SWITCH} = {gate!r}: input should be a valid boolean"]
+    fusion = rest.setdefault("fusion", GATE if gate else NONE)
+    if gate != (GATE in str(fusion).split("+")):
+        return rest, [f"{FUSION_SWITCH} = {str(gate).lower()} contradicts fusion = {fusion!r}"]
+    return rest, []
 
 
 def parse_value(text: str) -> Any:
