@@ -207,7 +207,9 @@ def train(
     output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
     fusion: Annotated[
         str | None,
-        typer.Option(help="How sentence and reference are joined: gate, attention, tirg, combiner, sum, none; a+b."),
+        typer.Option(
+            help="How sentence and reference are joined: gate, attention, late, tirg, combiner, sum, none; a+b."
+        ),
     ] = None,
     gated_fusion: Annotated[
         bool | None,

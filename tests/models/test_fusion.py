@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import nn
 
+from composir.losses import contrastive_loss
 from composir.models.composer import ComposerConfig
 from composir.models.fusion import FUSIONS, WEIGHTS, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.fusion.combiner import Combiner
+from composir.models.fusion.late import LateGate
 from composir.models.fusion.plain_sum import PlainSum
 from composir.models.fusion.tirg import TirgGating
 from composir.models.presets import build
+from composir.scoring import similarity
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
-ALL = [*FUSIONS, "gate+attention"]
+ALL = [*FUSIONS, "gate+attention", "gate+late"]
 
 
 def num_parameters(module):
@@ -50,38 +53,58 @@ def test_attention_starts_as_identity_when_asked():
     assert torch.equal(module(image, text), image)
 
 
+def test_the_late_gate_equals_the_formula_row_by_row():
+    module = LateGate(4)
+    query, reference, sentence = torch.randn(3, 3, 4)
+    torch.testing.assert_close(module(query, reference, sentence), query + 0.5 * reference + 0.5 * sentence)
+    nn.init.normal_(module.gate[2].weight)
+    joined = module(query, reference, sentence)
+    for row in range(3):
+        both = torch.cat([query[row], reference[row], sentence[row]])
+        of_reference, of_sentence = torch.sigmoid(module.gate[2](module.gate[0](both).clamp(min=0)))
+        expected = query[row] + of_reference * reference[row] + of_sentence * sentence[row]
+        torch.testing.assert_close(joined[row], expected, **TOLERANCE)
+        assert 0 < of_reference < 1 and of_reference != of_sentence
+
+
 def test_tirg_equals_the_formula_row_by_row():
     module = TirgGating(4)
-    reference, query = torch.randn(3, 4), torch.randn(3, 4)
-    joined = module(reference, query)
+    query, reference, sentence = torch.randn(3, 3, 4)
+    joined = module(query, reference, sentence)
     (gate_norm, _, gate, _), (norm, _, first, _, second) = module.gate, module.residual
     for row in range(3):
-        both = torch.cat([reference[row], query[row]])
+        both = torch.cat([reference[row], sentence[row]])
         keep = torch.sigmoid(gate.weight @ gate_norm(both).clamp(min=0) + gate.bias)
         change = second(first(norm(both).clamp(min=0)).clamp(min=0))
-        torch.testing.assert_close(joined[row], keep * reference[row] + 10 * change, **TOLERANCE)
+        made = keep * reference[row] + 10 * change
+        torch.testing.assert_close(joined[row], query[row] + made / made.norm(), **TOLERANCE)
 
 
 def test_combiner_equals_the_formula_row_by_row():
     module = Combiner(4).eval()
-    reference, query = torch.randn(3, 4), torch.randn(3, 4)
-    joined = module(reference, query)
+    query, reference, sentence = torch.randn(3, 3, 4)
+    joined = module(query, reference, sentence)
     for row in range(3):
-        both = torch.cat([module.reference[0](reference[row]).clamp(min=0), module.query[0](query[row]).clamp(min=0)])
+        of_reference = module.reference[0](reference[row]).clamp(min=0)
+        of_sentence = module.sentence[0](sentence[row]).clamp(min=0)
+        both = torch.cat([of_reference, of_sentence])
         share = torch.sigmoid(module.share[3](module.share[0](both).clamp(min=0)))
         added = module.mixture[3](module.mixture[0](both).clamp(min=0))
-        torch.testing.assert_close(joined[row], (1 - share) * reference[row] + share * query[row] + added, **TOLERANCE)
+        made = (1 - share) * reference[row] + share * sentence[row] + added
+        torch.testing.assert_close(joined[row], query[row] + made / made.norm(), **TOLERANCE)
     module.train()
-    assert not torch.equal(module(reference, query), joined)  # dropout
+    assert not torch.equal(module(query, reference, sentence), joined)  # dropout
 
 
 def test_the_plain_sum():
-    assert PlainSum()(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -5.0]])).tolist() == [[4.0, -3.0]]
+    query, reference, sentence = torch.tensor([[[1.0, 2.0]], [[3.0, -5.0]], [[0.5, 0.0]]])
+    assert PlainSum()(query, reference, sentence).tolist() == [[4.5, -3.0]]
 
 
 def test_numbers_of_parameters_are_those_of_the_docstrings():
     assert num_parameters(TextGuidedAttention(12, 12)) == 4 * 12**2 + 3 * 12 + 1
     assert num_parameters(TextGuidedAttention(12, 7)) == 4 * 12**2 + 3 * 12 + 1 + 12 * 7 + 12
+    assert num_parameters(LateGate(6)) == 3 * 6**2 + 3 * 6 + 2
     assert num_parameters(TirgGating(6)) == 8 * 6**2 + 12 * 6 + 2
     assert num_parameters(Combiner(6)) == 144 * 6**2 + 33 * 6 + 1
     assert num_parameters(PlainSum()) == 0
@@ -141,7 +164,8 @@ def test_all_weights_of_a_fusion_learn_from_a_batch_and_from_one_query(fusion):
     model.zero_grad()
     model.training_losses(tokens, tokens, ids, mask)["loss_itc"].backward()
     unused = [name for name, weight in weights.items() if weight.grad is None or not weight.grad.any()]
-    assert unused == []
+    at_zero = ["fusions.late.gate.0.weight", "fusions.late.gate.0.bias"] if "late" in fusion else []
+    assert unused == at_zero  # behind a last layer of zeros; they learn from the second step on
 
 
 @pytest.mark.parametrize("fusion", ["gate", "attention", "gate+attention"])
@@ -166,11 +190,15 @@ def test_gate_and_attention_act_one_after_the_other():
     torch.testing.assert_close(seen[0], model.gated_fusion(tokens, words, mask))
 
 
-def test_query_fusions_read_the_mean_of_the_reference_s_vectors():
-    model = build("tiny", fusion="sum").eval()
-    plain = build("tiny", fusion="none").eval()
+def test_query_fusions_read_the_reference_as_a_target_and_the_sentence_alone():
+    model, plain = build("tiny", fusion="sum").eval(), build("tiny", fusion="none").eval()
     plain.load_state_dict(model.state_dict())
     tokens, ids, mask = inputs(model)
-    reference = plain.encode_target(tokens).mean(dim=1)
-    expected = nn.functional.normalize(plain.encode_query(tokens, ids, mask) + reference, dim=-1)
-    torch.testing.assert_close(model.encode_query(tokens, ids, mask), expected)
+    reference = nn.functional.normalize(plain.encode_target(tokens).mean(dim=1), dim=-1)
+    both = plain.encode_query(tokens, ids, mask) + reference + plain.encode_prompt(ids, mask)
+    query = model.encode_query(tokens, ids, mask)
+    torch.testing.assert_close(query, nn.functional.normalize(both, dim=-1))
+    target = model.encode_target(tokens)
+    losses = model.training_losses(tokens, tokens, ids, mask)  # the same query in training
+    expected = contrastive_loss(similarity(query, target) / model.temperature)
+    torch.testing.assert_close(losses["loss_itc"], expected)

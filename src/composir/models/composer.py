@@ -269,19 +269,12 @@ class Composer(nn.Module):
     def compose(
         self,
         fused_queries: Float[Tensor, "batch queries hidden"],
-        image_tokens: Float[Tensor, "batch tokens width"],
         input_ids: Int[Tensor, "batch words"],
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
-        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2).
-
-        Fusions that act on the query join the reference's own embedding to it, the mean of its vectors as a target.
-        """
+        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
         hidden = self.answer(fused_queries, input_ids, attention_mask)
-        query = nn.functional.normalize(self.text_proj(hidden), dim=-1)
-        for fuse in self._fusions_at("query"):
-            query = nn.functional.normalize(fuse(self.encode_target(image_tokens).mean(dim=1), query), dim=-1)
-        return query
+        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
 
     def answer(
         self,
@@ -301,8 +294,22 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        fused = self.fuse(image_tokens, input_ids, attention_mask)
-        return self.compose(fused, image_tokens, input_ids, attention_mask)
+        query = self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
+        if not self._fusions_at("query"):
+            return query
+        return self._join(query, image_tokens, self.encode_prompt(input_ids, attention_mask))
+
+    def _join(
+        self,
+        query: Float[Tensor, "batch dim"],
+        image_tokens: Float[Tensor, "batch tokens width"],
+        sentence: Float[Tensor, "batch dim"],
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the query after the fusions that act on it; the reference is the mean of its vectors as a target."""
+        for fuse in self._fusions_at("query"):
+            reference = nn.functional.normalize(self.encode_target(image_tokens).mean(dim=1), dim=-1)
+            query = nn.functional.normalize(fuse(query, reference, sentence), dim=-1)
+        return query
 
     def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
@@ -374,9 +381,9 @@ class Composer(nn.Module):
         is then no negative. With neither, the losses are the published ones.
         """
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
-        query = self.compose(fused, reference_tokens, input_ids, attention_mask)
         target = self.encode_target(target_tokens)
         prompt = self.encode_prompt(input_ids, attention_mask)
+        query = self._join(self.compose(fused, input_ids, attention_mask), reference_tokens, prompt)
         return {
             "loss_itc": contrastive_loss(similarity(query, target) / self.temperature, same_target),
             "loss_rtc": contrastive_loss(similarity(prompt, target) / self.temperature, same_target),

@@ -10,6 +10,7 @@ from torch import nn
 
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.fusion.combiner import Combiner
+from composir.models.fusion.late import LateGate
 from composir.models.fusion.plain_sum import PlainSum
 from composir.models.fusion.tirg import TirgGating
 from composir.models.gated_fusion import GatedFusion
@@ -29,7 +30,7 @@ class Fusion:
     make: Callable[[ComposerConfig], nn.Module]
     place: Literal["tokens", "query"]
     """``tokens``: ``(image tokens, words, mask)`` to image tokens, before the Q-Former reads them.
-    ``query``: ``(reference's embedding, composed embedding)`` to what is normalised to be the query embedding."""
+    ``query``: ``(composed query's, reference's, sentence's embedding)`` to what is normalised to be the query's."""
 
 
 FUSIONS: dict[str, Fusion] = {
@@ -37,6 +38,7 @@ FUSIONS: dict[str, Fusion] = {
     "attention": Fusion(
         lambda sizes: TextGuidedAttention(sizes.token_width, sizes.hidden_size, sizes.alpha_init), "tokens"
     ),
+    "late": Fusion(lambda sizes: LateGate(sizes.embed_dim), "query"),
     "tirg": Fusion(lambda sizes: TirgGating(sizes.embed_dim), "query"),
     "combiner": Fusion(lambda sizes: Combiner(sizes.embed_dim), "query"),
     "sum": Fusion(lambda sizes: PlainSum(), "query"),

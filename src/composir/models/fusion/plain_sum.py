@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 
 class PlainSum(nn.Module):
-    """``v + c`` of the reference's embedding v and the composed query's c. No parameters."""
+    """``c + v + p`` of the composed query's, the reference's and the sentence's embeddings. No parameters."""
 
     def forward(
-        self, reference: Float[Tensor, "batch dim"], query: Float[Tensor, "batch dim"]
+        self,
+        query: Float[Tensor, "batch dim"],
+        reference: Float[Tensor, "batch dim"],
+        sentence: Float[Tensor, "batch dim"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the sum, not normalised."""
-        return reference + query
+        return query + reference + sentence

@@ -10,12 +10,12 @@ KEEP_INIT, CHANGE_INIT = 1.0, 10.0
 
 
 class TirgGating(nn.Module):
-    """``a0 * sigmoid(W relu(N[v; c])) * v + a1 * R2 relu(R1 relu(N[v; c]))`` at width D.
+    """``c + unit(a0 * sigmoid(W relu(N[v; p])) * v + a1 * R2 relu(R1 relu(N[v; p])))`` at width D.
 
-    ``v`` is the reference's embedding; ``c``, the composed query's, is in the place of TIRG's sentence. ``a0`` and
-    ``a1`` are learned from 1 and 10, as published. N is layer norm, one for each of the two branches; TIRG has batch
-    norm, which would let a query's answer depend on the others of its batch. Parameters: ``8 D^2 + 12 D + 2`` (weights
-    2 + 4 + 2, biases 1 + 2 + 1, norms 4 + 4).
+    ``v`` is the reference's embedding, ``p`` the sentence's; what TIRG makes of the two, at length 1, is added to the
+    composed query c. ``a0`` and ``a1`` are learned from 1 and 10, as published. N is layer norm, one for each of the
+    two branches; TIRG has batch norm, which would let a query's answer depend on the others of its batch.
+    Parameters: ``8 D^2 + 12 D + 2`` (weights 2 + 4 + 2, biases 1 + 2 + 1, norms 4 + 4).
     """
 
     def __init__(self, dim: int) -> None:
@@ -27,9 +27,13 @@ class TirgGating(nn.Module):
         self.scales = nn.Parameter(torch.tensor([KEEP_INIT, CHANGE_INIT]))
 
     def forward(
-        self, reference: Float[Tensor, "batch dim"], query: Float[Tensor, "batch dim"]
+        self,
+        query: Float[Tensor, "batch dim"],
+        reference: Float[Tensor, "batch dim"],
+        sentence: Float[Tensor, "batch dim"],
     ) -> Float[Tensor, "batch dim"]:
-        """Return the gated reference and its change added up, not normalised."""
-        joint = torch.cat([reference, query], dim=-1)  # (batch, 2 dim)
+        """Return the query with the gated reference and its change added, not normalised."""
+        joint = torch.cat([reference, sentence], dim=-1)  # (batch, 2 dim)
         keep, change = self.scales
-        return keep * self.gate(joint) * reference + change * self.residual(joint)
+        joined = keep * self.gate(joint) * reference + change * self.residual(joint)
+        return query + nn.functional.normalize(joined, dim=-1)
