@@ -32,6 +32,33 @@ def test_a_saved_model_answers_the_same(saved, shapes_root):
     assert not again.training
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_checkpoint_from_before_there_were_several_fusions_loads(tmp_path, gate):
+    model = build("tiny", fusion="gate" if gate else "none").eval()
+    save_pretrained(model, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["fusion"]
+    file.write_text(json.dumps({**fields, "use_gated_fusion": gate}))
+    again = from_pretrained(tmp_path / "model")
+    assert (again.gated_fusion is not None) == gate
+    assert again.config == model.config
+    assert weights_hash(again) == weights_hash(model)
+
+
+@pytest.mark.parametrize("fusion", ["late", "gate+attention", "tirg", "combiner", "sum", "none"])
+def test_every_fusion_is_kept_by_a_checkpoint(tmp_path, fusion):
+    model = build("tiny", fusion=fusion).eval()
+    save_pretrained(model, tmp_path / "model")
+    again = from_pretrained(tmp_path / "model")
+    assert again.config.fusion == fusion
+    tokens, (ids, mask) = torch.randn(2, 9, 24), model.tokenize(["red", "make it blue"])
+    assert torch.equal(again.encode_query(tokens, ids, mask), model.encode_query(tokens, ids, mask))
+    named = fusion.replace("+", " and ")
+    line = "without a fusion" if fusion == "none" else f"with the fusion {named}"
+    assert line in (tmp_path / "model/README.md").read_text()
+
+
 def test_the_folder_holds_what_it_should_and_not_the_tower(saved):
     _, folder = saved
     assert sorted(file.name for file in folder.iterdir()) == [

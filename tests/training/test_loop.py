@@ -95,6 +95,15 @@ def test_the_gate_off_has_no_gate_columns(make_recipe):
     assert from_pretrained(result.best).gated_fusion is None
 
 
+def test_another_fusion_is_trained_at_the_fusions_rate_and_saved(make_recipe):
+    still, moved = (
+        from_pretrained(train(make_recipe(fusion="late", num_epochs=1, gate_learning_rate=rate)).best)
+        for rate in (1e-12, 1e-2)
+    )
+    assert not still.fusions["late"].gate[2].weight.abs().max() > 1e-9
+    assert moved.fusions["late"].gate[2].weight.abs().max() > 1e-4
+
+
 @pytest.fixture
 def fashion_root(shapes_root, tmp_path):
     """Return a data root in FashionIQ's layout, from the same pictures; its texts have two captions a query."""
