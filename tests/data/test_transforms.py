@@ -15,6 +15,7 @@ from composir.data.transforms import (
     CLIP_STD,
     TRANSFORMS,
     normalise,
+    square_box,
     squarepad,
     targetpad,
     to_array,
@@ -100,3 +101,28 @@ def test_normalise_takes_one_picture_or_a_batch():
     np.testing.assert_array_equal(batch[1], normalise(pixels[1]))
     expected = (pixels[1, 2, 3, 4] / 255 - CLIP_MEAN[2]) / CLIP_STD[2]
     assert batch[1, 2, 3, 4] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["targetpad", "squarepad"])
+@pytest.mark.parametrize("size", [(300, 240), (301, 240), (900, 100), (90, 800), (64, 512), (224, 224), (480, 640)])
+def test_the_square_lies_where_the_box_says(transform, size):
+    options = {"ratio": 1.25} if transform == "targetpad" else {}
+    left, top, right, bottom = square_box(size, transform=transform, **options)
+    assert right - left == pytest.approx(bottom - top, rel=0.02)  # sides are rounded to whole pixels
+    x, y = (left + right) * 0.45, (top + bottom) * 0.55
+    picture = Image.new("RGB", size)
+    radius = max(size) // 30
+    picture.paste((255, 255, 255), tuple(round(c + sign * radius) for sign in (-1, 1) for c in (x, y)))
+    square = np.asarray(TRANSFORMS[transform](picture, **options).convert("L"), dtype=float)
+    rows, columns = np.indices(square.shape) + 0.5
+    found = [(columns * square).sum() / square.sum(), (rows * square).sum() / square.sum()]
+    expected = [(x - left) / (right - left) * 224, (y - top) / (bottom - top) * 224]
+    assert found == pytest.approx(expected, abs=1.5)
+
+
+def test_the_box_by_hand():
+    assert square_box((200, 200)) == (0, 0, 200, 200)
+    # 400 x 100, padded to 5:4: (320 - 100) / 2 = 110 above and below; then 224 of 280 columns: 40 pixels off each side
+    assert square_box((400, 100)) == (40, -110, 360, 210)
+    # squarepad: (400 - 100) / 2 = 150 above and below, and nothing is cropped
+    assert square_box((400, 100), transform="squarepad") == (0, -150, 400, 250)

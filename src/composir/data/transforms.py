@@ -38,16 +38,12 @@ def targetpad(image: Image.Image, size: int = IMAGE_SIZE, ratio: float = TARGET_
         raise ComposirError(
             f"target ratio {ratio} is below 1", expected="long side / short side, 1 or more", fix="use 1.25"
         )
-    width, height = image.size
-    long_side = max(width, height)
-    if long_side / min(width, height) < ratio:
-        return _resize_and_crop(to_rgb(image), size)
-    return _resize_and_crop(_pad(to_rgb(image), long_side / ratio), size)
+    return _resize_and_crop(_pad(to_rgb(image), _targetpad_margins(image.size, ratio)), size)
 
 
 def squarepad(image: Image.Image, size: int = IMAGE_SIZE) -> Image.Image:
     """Return an RGB picture of ``size`` x ``size``, padded to a square: nothing is cropped but odd pixels."""
-    return _resize_and_crop(_pad(to_rgb(image), max(image.size)), size)
+    return _resize_and_crop(_pad(to_rgb(image), _squarepad_margins(image.size)), size)
 
 
 TRANSFORMS: dict[str, Callable[..., Image.Image]] = {"targetpad": targetpad, "squarepad": squarepad}
@@ -70,20 +66,54 @@ def normalise(
     return (scaled - centre) / spread
 
 
-def _pad(image: Image.Image, side: float) -> Image.Image:
-    """Return the picture with black borders that bring either side up to ``side``, cut to whole pixels."""
-    width, height = image.size
-    left = max(int((side - width) / 2), 0)
-    top = max(int((side - height) / 2), 0)
-    page = Image.new("RGB", (width + 2 * left, height + 2 * top))
+def square_box(
+    picture: tuple[int, int], size: int = IMAGE_SIZE, *, transform: str = "targetpad", ratio: float = TARGET_RATIO
+) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of what the square shows, in pixels of a picture of that width and height.
+
+    Below 0 and over the picture's sides lies padding; what the box leaves out of the picture was cropped.
+    """
+    left, top = _targetpad_margins(picture, ratio) if transform == "targetpad" else _squarepad_margins(picture)
+    padded = picture[0] + 2 * left, picture[1] + 2 * top
+    resized, corner = _resize_and_crop_sizes(padded, size)
+    sides = [
+        (corner[axis] + side) * padded[axis] / resized[axis] - (left, top)[axis]
+        for side in (0, size)
+        for axis in (0, 1)
+    ]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def _targetpad_margins(picture: tuple[int, int], ratio: float) -> tuple[int, int]:
+    long_side = max(picture)
+    return (0, 0) if long_side / min(picture) < ratio else _margins(picture, long_side / ratio)
+
+
+def _squarepad_margins(picture: tuple[int, int]) -> tuple[int, int]:
+    return _margins(picture, max(picture))
+
+
+def _margins(picture: tuple[int, int], side: float) -> tuple[int, int]:
+    """Return the borders left and top, whole pixels, that bring either side up to ``side``."""
+    width, height = picture
+    return max(int((side - width) / 2), 0), max(int((side - height) / 2), 0)
+
+
+def _pad(image: Image.Image, margins: tuple[int, int]) -> Image.Image:
+    """Return the picture with black borders: the margins left and top, and as much right and bottom."""
+    left, top = margins
+    page = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top))
     page.paste(image, (left, top))
     return page
 
 
+def _resize_and_crop_sizes(picture: tuple[int, int], size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return width and height after the resize, and where in it the square's left top corner is."""
+    short = min(picture)
+    width, height = (size * side // short for side in picture)
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))
+
+
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    short = min(width, height)
-    resized = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
-    left = round((resized.width - size) / 2)
-    top = round((resized.height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
+    resized, (left, top) = _resize_and_crop_sizes(image.size, size)
+    return image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

@@ -25,6 +25,7 @@ from composir.losses import alignment_loss, contrastive_loss
 from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
+from composir.models.trace import Trace, trace
 from composir.scoring import similarity
 
 if TYPE_CHECKING:
@@ -417,3 +418,12 @@ class Composer(nn.Module):
     def embed_target(self, images: Sequence[Image.Image | Path | str]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture as a candidate."""
         return self.encode_target(self.tokens(images))
+
+    def trace(
+        self, image: Image.Image | Path | str, text: str, target: Image.Image | Path | str | None = None
+    ) -> Trace:
+        """Return what the model made of a picture with a sentence: named arrays by image token, see ``Trace``.
+
+        With a ``target`` also its score, and what each patch of either picture is worth to it.
+        """
+        return trace(self, image, text, target)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, to_array
+from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, square_box, to_array
 from composir.errors import ComposirError
 from composir.models.efficientnet import (
     STRIDE_16_CHANNELS,
@@ -66,6 +66,10 @@ class Tower(nn.Module):
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""
         options = {"ratio": self.target_ratio} if self.transform == "targetpad" else {}
         return to_array(TRANSFORMS[self.transform](image, size=self.image_size, **options))
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return where the tower's square lies on a picture of that width and height: see ``square_box``."""
+        return square_box(size, self.image_size, transform=self.transform, ratio=self.target_ratio)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
