@@ -253,6 +253,9 @@ def test_the_table_without_baselines(result):
         ("mean_r5_rs1", "mean(R@5+R_s@1)"),
         ("mean_of_seven", "mean of all seven"),
         ("toptee.mean_r10_r50", "toptee mean(R@10+R@50)"),
+        ("mean_r1_r10_r50", "mean(R@1+R@10+R@50)"),
+        ("map_at_10", "mAP@10"),
+        ("spatial relations.map_at_10", "spatial relations mAP@10"),
     ],
 )
 def test_metrics_have_the_names_of_the_field(key, label):

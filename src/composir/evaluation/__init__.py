@@ -22,7 +22,9 @@ from composir.evaluation.metrics import (
     intervals,
     per_query,
     protocol_of,
+    recalls,
 )
+from composir.evaluation.page import write_page
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, rank, rank_blocks
 from composir.evaluation.report import (
     Cell,
@@ -92,11 +94,13 @@ __all__ = [
     "rank_embeddings",
     "rank_splits",
     "read_predictions",
+    "recalls",
     "require_test_server",
     "save_rankings",
     "signature_fields",
     "signature_text",
     "similarity",
     "table",
+    "write_page",
     "write_submission",
 ]

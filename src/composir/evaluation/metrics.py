@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -148,8 +148,7 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
     depth = ranking.top.shape[1]
     right = hits(ranking)
     values = {f"map_at_{k}": average_precision(right, _num_targets(split), k) for k in protocol.map_ks if k <= depth}
-    ranks = first_ranks(right if protocol.any_target else hits(ranking, annotated_only=True))
-    values |= {f"recall_at_{k}": _within(ranks, k) for k in protocol.recall_ks if k <= depth}
+    values |= recalls(ranking, [k for k in protocol.recall_ks if k <= depth])
     if protocol.subset_ks and all(ranking.subset):
         subset_ranks = np.array(
             [
@@ -167,6 +166,13 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
             has_aspect = np.array([aspect in query.aspects for query in split.queries])
             values[f"{aspect}.map_at_{ASPECT_K}"] = np.where(has_aspect, precision, np.nan)
     return values
+
+
+def recalls(ranking: Ranking, ks: Iterable[int]) -> dict[str, Float64[np.ndarray, " num_queries"]]:
+    """Return whether each query's target (Fashion200k: any) is among the best K, 1 or 0, as ``recall_at_K``."""
+    any_target = protocol_of(ranking.split.dataset).any_target
+    ranks = first_ranks(hits(ranking, annotated_only=not any_target))
+    return {f"recall_at_{k}": _within(ranks, k) for k in ks}
 
 
 def average_precision(

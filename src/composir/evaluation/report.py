@@ -71,6 +71,19 @@ class Row:
     """Stands under the reference, such as the query's id."""
 
 
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A gallery image as it is shown for a query."""
+
+    name: str
+    caption: str
+    """Its rank and score, such as ``1  ·  0.731``, or ``target at 1,204``."""
+    is_target: bool = False
+    """Whether it is a right answer."""
+    apart: bool = False
+    """Whether it is the target, shown although it was not retrieved."""
+
+
 def table(result: Result) -> Table:
     """Return the figures as a table in percent: composed with its interval, beside the baselines."""
     fields = result.signature_fields
@@ -215,6 +228,21 @@ def contact_sheet(
     grid([_query_row(ranking, row) for ranking, row in chosen], path)
 
 
+def retrieved(ranking: Ranking, row: int) -> list[Retrieved]:
+    """Return the best ten images of a query, and last its target where it is not one of them."""
+    split = ranking.split
+    query = split.queries[row]
+    best = zip(ranking.top[row, :NUM_SHOWN], ranking.scores[row, :NUM_SHOWN], strict=True)
+    images = [
+        Retrieved(split.gallery[place], _numbered(f"{rank}", score), is_target=split.gallery[place] in query.targets)
+        for rank, (place, score) in enumerate(best, start=1)
+        if place != PADDING
+    ]
+    if query.targets and query.targets[0] not in [image.name for image in images]:
+        images.append(_missed_target(ranking, row))
+    return images
+
+
 def grid(rows: Sequence[Row], path: Path) -> None:
     """Return nothing; write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
     if not rows:
@@ -236,26 +264,20 @@ def grid(rows: Sequence[Row], path: Path) -> None:
 def _query_row(ranking: Ranking, row: int) -> Row:
     split = ranking.split
     query = split.queries[row]
-    retrieved = [
-        (split.gallery[place], float(score))
-        for place, score in zip(ranking.top[row, :NUM_SHOWN], ranking.scores[row, :NUM_SHOWN], strict=True)
-        if place != PADDING
-    ]
     cells = [
         Cell(
-            split.images[name],
-            caption=_numbered(f"{number}", score),
-            colour=HIT_COLOUR if name in query.targets else "",
+            split.images[image.name],
+            image.caption,
+            colour=MISS_COLOUR if image.apart else HIT_COLOUR if image.is_target else "",
+            apart=image.apart,
         )
-        for number, (name, score) in enumerate(retrieved, start=1)
+        for image in retrieved(ranking, row)
     ]
-    if query.targets and query.targets[0] not in dict(retrieved):
-        cells.append(_missed_target(ranking, row))
     return Row(split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip())
 
 
-def _missed_target(ranking: Ranking, row: int) -> Cell:
-    """Return the cell of a target that is not among the images shown."""
+def _missed_target(ranking: Ranking, row: int) -> Retrieved:
+    """Return the target that is not among the images shown."""
     rank = ranking.target_ranks[row]
     if not rank:
         caption = f"target below {ranking.top.shape[1]}"
@@ -263,8 +285,7 @@ def _missed_target(ranking: Ranking, row: int) -> Cell:
         caption = f"target at {rank:,}"
     else:
         caption = _numbered(f"target at {rank}", ranking.scores[row, rank - 1])
-    target = ranking.split.queries[row].targets[0]
-    return Cell(ranking.split.images[target], caption, colour=MISS_COLOUR, apart=True)
+    return Retrieved(ranking.split.queries[row].targets[0], caption, is_target=True, apart=True)
 
 
 def _numbered(number: str, score: float) -> str:
