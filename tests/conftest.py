@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,28 @@ from composir.models.convert import SPRC_KEYS, rename
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("ellipse", "rectangle")
+
+
+NUM_NOT_RUN = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the browser tests out where there is no browser; ``pytest_terminal_summary`` says so."""
+    needing = [item for item in items if item.get_closest_marker("browser")]
+    if needing and shutil.which("chromium") is None:
+        items[:] = [item for item in items if item not in needing]
+        config.hook.pytest_deselected(items=needing)
+        config.stash[NUM_NOT_RUN] = len(needing)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if NUM_NOT_RUN in config.stash:
+        terminalreporter.write_line(
+            f"NOT RUN: {config.stash[NUM_NOT_RUN]} browser tests, as there is no `chromium` on the path; "
+            "to run them: apt-get install chromium (Debian), or link another Chromium under that name",
+            yellow=True,
+            bold=True,
+        )
 
 
 @pytest.fixture(autouse=True)
