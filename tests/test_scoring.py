@@ -24,6 +24,19 @@ def test_by_hand():
     torch.testing.assert_close(similarity(query, target), torch.tensor([[0.6, 0.0]]))
 
 
+def test_the_parts_of_a_query_are_added_up():
+    # (1, 0): 0.6 and -0; (0, 0.5): 0.5 and 0. Sums 1.1 and 0.
+    query = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
+    target = torch.tensor([[[0.0, 1.0], [0.6, 0.8]], [[-1.0, 0.0], [0.0, -1.0]]])
+    torch.testing.assert_close(similarity(query, target), torch.tensor([[1.1, 0.0]]))
+
+
+def test_one_part_is_one_vector():
+    torch.manual_seed(0)
+    query, target = torch.randn(5, 8), torch.randn(7, 3, 8)
+    torch.testing.assert_close(similarity(query[:, None], target), similarity(query, target))
+
+
 def test_the_package_s_names_stay_what_they_are():
     assert composir.similarity is similarity
     assert composir.load is from_pretrained

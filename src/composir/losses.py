@@ -1,6 +1,8 @@
-"""The losses of SPRC (Bai et al., *Sentence-level Prompts Benefit Composed Image Retrieval*, ICLR 2024)."""
+"""The losses of SPRC (Bai et al., *Sentence-level Prompts Benefit Composed Image Retrieval*, ICLR 2024), and more."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +24,66 @@ def contrastive_loss(
         duplicate[labels, labels] = False
         logits = logits.masked_fill(duplicate, -torch.inf)
     return nn.functional.cross_entropy(logits, labels)
+
+
+def hard_negative_loss(
+    logits: Float[Tensor, "queries candidates"],
+    same_target: Bool[Tensor, "queries candidates"] | None = None,
+    *,
+    beta: float,
+    alpha: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return HN-NCE: the contrastive loss with negatives weighted by how close they are, in both directions.
+
+    For every query i, ``-log(e^s_ii / (alpha e^s_ii + sum_j w_ij e^s_ij))`` over the negatives j, of which there are
+    N_i, with ``w_ij = N_i e^(beta s_ij) / sum_k e^(beta s_ik)``, so that the weights of a row sum to N_i; then the same
+    for every target against the queries, whose weights are normalised over the queries. The mean of both directions.
+    Gradients pass through the weights. ``beta = 0`` and ``alpha = 1`` are the mean of ``contrastive_loss`` of the
+    logits and of their transpose. ``same_target`` as there; candidates beyond the queries are no targets.
+
+    Source: Radenovic et al., *Filtering, Distillation, and Hard Negatives for Vision-Language Pre-Training*, CVPR 2023
+    (arXiv 2301.02280), equation 4. A row whose only candidate is its own target has the loss ``log(alpha)``.
+    """
+    num_queries = len(logits)
+    targets = logits[:, :num_queries]
+    same_of_targets = None if same_target is None else same_target[:, :num_queries].T
+    losses = [
+        _hard_negative_direction(direction, duplicate, beta=beta, alpha=alpha)
+        for direction, duplicate in ((logits, same_target), (targets.T, same_of_targets))
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def _hard_negative_direction(
+    logits: Float[Tensor, "rows columns"], duplicate: Bool[Tensor, "rows columns"] | None, *, beta: float, alpha: float
+) -> Float[Tensor, ""]:
+    weighted = logits.masked_fill(~negatives(logits, duplicate), -torch.inf) + hard_negative_log_weights(
+        logits, duplicate, beta=beta
+    )
+    positive = logits.diagonal()
+    log_alpha = math.log(alpha) if alpha else -math.inf
+    total = torch.logsumexp(torch.cat([(positive + log_alpha)[:, None], weighted], dim=1), dim=1)
+    return (total - positive).mean()
+
+
+def hard_negative_log_weights(
+    logits: Float[Tensor, "rows columns"], duplicate: Bool[Tensor, "rows columns"] | None = None, *, beta: float
+) -> Float[Tensor, "rows columns"]:
+    """Return the logarithm of every negative's weight in its row, minus infinity where it is no negative."""
+    is_negative = negatives(logits, duplicate)
+    num_negatives = is_negative.sum(dim=1, keepdim=True)
+    scaled = (beta * logits).masked_fill(~is_negative, -torch.inf)
+    # A row without negatives has no weights, and the logarithm of an empty sum no gradient.
+    total = torch.logsumexp(scaled.masked_fill(num_negatives == 0, 0.0), dim=1, keepdim=True)
+    return scaled - total + num_negatives.clamp(min=1).to(logits.dtype).log()
+
+
+def negatives(
+    logits: Float[Tensor, "rows columns"], duplicate: Bool[Tensor, "rows columns"] | None = None
+) -> Bool[Tensor, "rows columns"]:
+    """Return which candidates are negatives: all but the diagonal and those marked as the same image."""
+    is_positive = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+    return ~is_positive if duplicate is None else ~(is_positive | duplicate)
 
 
 def alignment_loss(

@@ -1,4 +1,4 @@
-"""The one similarity: a query vector against the several vectors of each target."""
+"""The one similarity: the vectors of a query against the several vectors of each target."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from torch import Tensor
 
 
 def similarity(
-    query: Float[Tensor, "num_queries dim"], target: Float[Tensor, "num_targets vectors dim"]
+    query: Float[Tensor, "num_queries *parts dim"], target: Float[Tensor, "num_targets vectors dim"]
 ) -> Float[Tensor, "num_queries num_targets"]:
-    """Return the largest dot product of each query with any of a target's vectors."""
+    """Return the largest dot product of each query with any of a target's vectors.
+
+    A query of several vectors scores the sum over them, each with the target's vector that fits it best: late
+    interaction (Khattab and Zaharia, 2020; FILIP, arXiv 2111.07783, with the vectors' weights in their length).
+    """
     num_targets, vectors, dim = target.shape
-    products = query @ target.reshape(num_targets * vectors, dim).T
-    return products.view(len(query), num_targets, vectors).amax(dim=-1)
+    products = query @ target.reshape(num_targets * vectors, dim).T  # (queries, [parts,] targets x vectors)
+    best = products.unflatten(-1, (num_targets, vectors)).amax(dim=-1)
+    return best if query.ndim == 2 else best.sum(dim=1)
