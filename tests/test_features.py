@@ -13,6 +13,7 @@ from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fil
 from composir.models.checkpoint import save_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.presets import build
+from composir.scoring import similarity
 
 
 @pytest.fixture
@@ -124,6 +125,35 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_the_number_of_threads_does_not_change_the_tokens(model, paths):
     one, many = (TokenCache(model.tower, num_workers=count)(paths) for count in (0, 5))
     assert np.array_equal(one.numpy(), many.numpy())
+
+
+def test_the_neutral_reference_is_of_the_gallery_at_hand(model, paths):
+    """Another gallery before, as of another category, changes nothing."""
+    alone = CachedEmbedder(model, TokenCache(model.tower))
+    alone.embed_gallery(paths[6:])
+    after = CachedEmbedder(model, TokenCache(model.tower))
+    after.embed_gallery(paths[:6])
+    after.embed_queries(paths[:1], ["make it red"])
+    after.embed_gallery(paths[6:9])
+    after.embed_gallery(paths[9:])
+    texts = ["make it red"]
+    torch.testing.assert_close(alone.embed_text_only(texts), after.embed_text_only(texts), rtol=0, atol=1e-6)
+
+
+def test_other_scorings_ask_with_several_vectors(model, paths):
+    tokens = TokenCache(model.tower)
+    gallery = CachedEmbedder(model, tokens).embed_gallery(paths)
+    by_scoring = {
+        scoring: similarity(
+            CachedEmbedder(model, tokens, scoring=scoring).embed_queries(paths[:2], ["red", "a big one"]), gallery
+        )
+        for scoring in ("global", "local", "both")
+    }
+    torch.testing.assert_close(by_scoring["both"], (by_scoring["global"] + by_scoring["local"]) / 2)
+    with pytest.raises(
+        ComposirError, match="unknown scoring 'lokal'; expected global, local, both; fix: did you mean 'local'"
+    ):
+        CachedEmbedder(model, tokens, scoring="lokal")
 
 
 def test_a_checkpoint_is_opened_with_all_tokens_present(model, shapes_root, tmp_path):

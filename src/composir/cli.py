@@ -193,6 +193,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     loss_align: Annotated[float | None, typer.Option(help="Weight of the alignment loss.")] = None,
     loss_rtc: Annotated[float | None, typer.Option(help="Weight of the text-to-target loss.")] = None,
+    loss_local: Annotated[float | None, typer.Option(help="Weight of the patch-level alignment [0].")] = None,
     validation_frequency: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
     save_training: Annotated[
         bool | None, typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
@@ -469,6 +470,9 @@ def evaluate(
     skip_missing_images: Annotated[
         bool, typer.Option("--skip-missing-images", help="Measure the queries whose images are all there.")
     ] = False,
+    scoring: Annotated[
+        str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
+    ] = "global",
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
     save_rankings: Annotated[
@@ -502,7 +506,9 @@ def evaluate(
         splits = _load_splits(
             dataset, data_root, split, categories, gallery, exclude_reference, skip_missing=skip_missing_images
         )
-    result = _measure(model, predictions, rankings, splits, batch_size=batch_size, num_workers=num_workers)
+    result = _measure(
+        model, predictions, rankings, splits, scoring=scoring, batch_size=batch_size, num_workers=num_workers
+    )
     files = {}
     if save_rankings:
         write_rankings(result, save_rankings)
@@ -531,6 +537,7 @@ def _measure(
     rankings: Path | None,
     splits: tuple[Split, ...] | None,
     *,
+    scoring: str,
     batch_size: int,
     num_workers: int,
 ) -> Result:
@@ -548,15 +555,21 @@ def _measure(
         return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
     assert model is not None
     with _Bars() as bars:
-        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars)
+        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars, scoring=scoring)
         return evaluate_model(embedder, splits, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell)
 
 
-def _open_embedder(model: Path, splits: tuple[Split, ...], num_workers: int, bars: _Bars) -> tuple[CachedEmbedder, str]:
+def _open_embedder(
+    model: Path, splits: tuple[Split, ...], num_workers: int, bars: _Bars, *, scoring: str = "global"
+) -> tuple[CachedEmbedder, str]:
     from composir.features import open_embedder
 
     return open_embedder(
-        model, splits, num_workers=num_workers, progress=lambda done, total: bars.tell("image tokens", done, total)
+        model,
+        splits,
+        num_workers=num_workers,
+        scoring=scoring,
+        progress=lambda done, total: bars.tell("image tokens", done, total),
     )
 
 

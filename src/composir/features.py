@@ -18,10 +18,10 @@ from torch import Tensor
 from composir.data import Split, read_image
 from composir.data.check import check_images, require_images
 from composir.data.images import Crop, ImageSource, file_of
-from composir.errors import ComposirError, ProblemsError
+from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import replacing
 from composir.models.checkpoint import from_pretrained, weights_hash
-from composir.models.composer import Composer
+from composir.models.composer import GLOBAL, SCORINGS, Composer
 from composir.models.vision import Tower
 
 TOWER_BATCH = 8
@@ -144,10 +144,12 @@ def open_embedder(
     *,
     cache_dir: Path | None = None,
     num_workers: int = NUM_WORKERS,
+    scoring: str = GLOBAL,
     progress: Progress | None = None,
 ) -> tuple[CachedEmbedder, str]:
     """Return the embedder of a checkpoint, every token of ``splits`` present, and the hash of its weights.
 
+    A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
     Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is ranked, and
     ``ComposirError`` for a folder that is no checkpoint or has no vision tower.
     """
@@ -159,41 +161,57 @@ def open_embedder(
         )
     tokens = TokenCache(model.tower, cache_dir or default_cache_dir(), num_workers=num_workers)
     fill_splits(tokens, splits, progress)
-    return CachedEmbedder(model, tokens), weights_hash(model)
+    name = weights_hash(model) if scoring == GLOBAL else f"{weights_hash(model)}-{scoring}"
+    return CachedEmbedder(model, tokens, scoring=scoring), name
 
 
 class CachedEmbedder:
     """A model's embeddings of image files through a token cache: what evaluation asks of a model.
 
-    The text-only embedding puts the mean of all gallery tokens seen so far, place by place, where the reference
-    would be: a picture that says nothing but what all pictures say.
+    The text-only embedding puts the mean tokens of the gallery that was embedded last, place by place, where the
+    reference would be: a picture that says nothing but what all pictures say. ``scoring`` is one of ``SCORINGS``.
     """
 
-    def __init__(self, model: Composer, tokens: TokenCache) -> None:
+    def __init__(self, model: Composer, tokens: TokenCache, *, scoring: str = GLOBAL) -> None:
+        if scoring not in SCORINGS:
+            raise ComposirError(
+                f"unknown scoring {scoring!r}", expected=", ".join(SCORINGS), fix=nearest(scoring, SCORINGS)
+            )
         self.model = model
         self.tokens = tokens
+        self.scoring = scoring
         self._token_sum: Tensor | float = 0.0
         self._num_images = 0
+        self._is_asked = False
 
     @torch.inference_mode()
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
         """Return the target embedding of every image."""
+        if self._is_asked:  # another gallery begins
+            self._token_sum, self._num_images, self._is_asked = 0.0, 0, False
         tokens = self.tokens(paths)
         self._token_sum = self._token_sum + tokens.double().sum(dim=0)
         self._num_images += len(tokens)
         return self.model.encode_target(tokens.to(self.model.device))
 
     @torch.inference_mode()
-    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every pair of reference image and sentence."""
-        tokens = self.tokens(paths).to(self.model.device)
-        return self.model.encode_query(tokens, *self.model.tokenize(texts))
+        return self._encode(self.tokens(paths).to(self.model.device), texts)
 
     @torch.inference_mode()
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
         if not self._num_images:
             raise RuntimeError("embed the gallery first: the neutral reference is its mean")
         neutral = torch.as_tensor(self._token_sum / self._num_images).half().to(self.model.device)
-        input_ids, attention_mask = self.model.tokenize(texts)
-        return self.model.encode_query(neutral.expand(len(texts), -1, -1), input_ids, attention_mask)
+        return self._encode(neutral.expand(len(texts), -1, -1), texts)
+
+    def _encode(
+        self, tokens: Float[Tensor, "batch tokens width"], texts: Sequence[str]
+    ) -> Float[Tensor, "batch *parts dim"]:
+        self._is_asked = True
+        inputs = tokens, *self.model.tokenize(texts)
+        if self.scoring == GLOBAL:
+            return self.model.encode_query(*inputs)
+        return self.model.encode_query_parts(*inputs, scoring=self.scoring)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+ContrastiveLoss = Callable[..., Tensor]
+"""Takes logits and ``same_target``, as ``contrastive_loss`` does."""
 
 
 def contrastive_loss(
@@ -92,3 +96,7 @@ def alignment_loss(
     """Return the mean squared distance of the mean fused query to the mean prompt token, which gets no gradient."""
     mean = fused_queries.mean(dim=1)  # (batch, hidden)
     return nn.functional.mse_loss(mean, prompt.mean(dim=1).detach().expand_as(mean))
+
+
+LOSSES: dict[str, ContrastiveLoss] = {"infonce": contrastive_loss, "hn-nce": hard_negative_loss}
+"""What sets a query's target apart from other candidates, by name."""

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from composir.losses import contrastive_loss
 from composir.models.convert import SPRC_KEYS, rename
 from composir.models.presets import build
 from composir.scoring import similarity
@@ -171,6 +172,67 @@ def test_further_candidates_are_negatives_and_shared_targets_are_not():
     assert unmasked > masked > plain  # each query still has the other's target twice
     both = same | torch.tensor([[False, False, False, True], [False, False, True, False]])
     torch.testing.assert_close(model.training_losses(tokens[:2], twice, ids, mask, same_target=both)["loss_itc"], plain)
+
+
+def slow_local_score(model, fused, words, mask, target):
+    """Mean over fused queries, and over words but [CLS], of the best product with the target's vectors; their mean."""
+    scores = []
+    for vectors in (fused, words[1 : int(mask.sum())]):
+        projected = torch.nn.functional.normalize(model.text_proj(vectors), dim=-1)
+        scores.append(sum(max(vector @ other for other in target) for vector in projected) / len(projected))
+    return (scores[0] + scores[1]) / 2
+
+
+def test_the_local_score_equals_the_slow_one(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    reference, target, ids, mask = inputs(data)
+    with torch.no_grad():
+        vectors = model.encode_target(target)
+        fused = model.fuse(reference, ids, mask)
+        words = model._sentence(fused, ids, mask, num_words=ids.shape[1])
+        local = similarity(model.encode_query_parts(reference, ids, mask, scoring="local"), vectors)
+        both = similarity(model.encode_query_parts(reference, ids, mask, scoring="both"), vectors)
+        for i in range(len(ids)):
+            for j in range(len(vectors)):
+                expected = slow_local_score(model, fused[i], words[i], mask[i], vectors[j])
+                torch.testing.assert_close(local[i, j], expected, **TOLERANCE)
+        plain = similarity(model.encode_query(reference, ids, mask), vectors)
+    torch.testing.assert_close(both, (plain + local) / 2, **TOLERANCE)
+
+
+def test_the_parts_of_a_query_do_not_depend_on_padding_or_batch(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    reference, _, ids, mask = inputs(data)
+    with torch.no_grad():
+        parts = model.encode_query_parts(reference, ids, mask, scoring="both")
+        assert parts.shape == (
+            len(ids),
+            1 + model.config.num_query_tokens + model.config.max_words - 1,
+            model.config.embed_dim,
+        )
+        for row in range(len(ids)):
+            length = int(mask[row].sum())
+            alone = model.encode_query_parts(
+                reference[row : row + 1], ids[row : row + 1, :length], mask[row : row + 1, :length], scoring="both"
+            )
+            torch.testing.assert_close(alone[0], parts[row], **TOLERANCE)
+
+
+def test_the_local_loss_is_the_contrastive_loss_of_the_local_score(golden, golden_model):
+    data, model = golden("forward"), golden_model()
+    arguments = inputs(data)
+    with torch.no_grad():
+        plain = model.training_losses(*arguments)
+        losses = model.training_losses(*arguments, local=True)
+        reference, target, ids, mask = arguments
+        scores = similarity(
+            model.encode_query_parts(reference, ids, mask, scoring="local"), model.encode_target(target)
+        )
+        expected = contrastive_loss(scores / model.temperature)
+    assert set(losses) - set(plain) == {"loss_local"}
+    for name, loss in plain.items():
+        torch.testing.assert_close(losses[name], loss, **TOLERANCE)
+    torch.testing.assert_close(losses["loss_local"], expected, **TOLERANCE)
 
 
 def test_training_mode_does_not_wake_the_tower():

@@ -276,6 +276,8 @@ def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shap
         {"batch_size": 6},
         {"gradient_accumulation": 2},
         {"learning_rate": 2e-3},
+        {"loss_local": 0.5},
+        {"contrastive_loss": "hn-nce"},
     ],
     ids=lambda settings: next(iter(settings)),
 )
@@ -283,6 +285,71 @@ def test_no_setting_does_nothing(make_recipe, settings):
     plain, changed = (train(make_recipe(num_epochs=1, **more)).run for more in ({}, settings))
     first, second = weights_of(plain), weights_of(changed)
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("setting", [{"hard_negative_beta": 2.0}, {"hard_negative_alpha": 0.5}])
+def test_hard_negative_settings_do_something(make_recipe, setting):
+    plain, changed = (train(make_recipe(num_epochs=1, contrastive_loss="hn-nce", **more)).run for more in ({}, setting))
+    first, second = weights_of(plain), weights_of(changed)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_local_loss_is_logged_where_it_is_trained(make_recipe):
+    (row,) = read_log(train(make_recipe(num_epochs=1, loss_local=0.5)).run)
+    parts = {name: float(row[name]) for name in ("loss_itc", "loss_rtc", "loss_align", "loss_local", "total")}
+    recipe = make_recipe()
+    expected = parts["loss_itc"] + recipe.loss_rtc * parts["loss_rtc"] + recipe.loss_align * parts["loss_align"]
+    assert parts["total"] == pytest.approx(expected + 0.5 * parts["loss_local"], abs=1e-5)
+    (row,) = read_log(train(make_recipe(num_epochs=1)).run)
+    assert "loss_local" not in row
+
+
+MINED = {"subset_negatives": 2, "mined_ratio": 0.5, "mining_skip": 0, "mining_margin": 0.0}
+
+
+def test_mined_negatives_are_what_the_model_ranks_high(make_recipe):
+    run = train(make_recipe(num_epochs=4, mining_frequency=2, **MINED)).run
+    assert [file.name for file in (run / "mined").iterdir()] == ["epoch-2.jsonl"]  # the last epoch mines for nobody
+    lines = [json.loads(line) for line in (run / "mined/epoch-2.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    assert all(line["target"] not in line["negatives"] for line in lines)
+    assert all(line["reference"] not in line["negatives"] for line in lines)  # CIRR leaves it out of the ranking
+    assert all(len(line["negatives"]) == 10 for line in lines)  # twelve images, less those two
+
+
+def test_a_run_with_mined_negatives_resumes_to_the_weights_of_an_unbroken_one(make_recipe, monkeypatch):
+    recipe = make_recipe(num_epochs=3, **MINED)
+    unbroken = train(recipe)
+    step, count = loop._Run._step, []
+
+    def interrupt(self, *arguments_):
+        step(self, *arguments_)
+        count.append(1)
+        if len(count) == 7:  # in the second epoch, after the first mining
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop._Run, "_step", interrupt)
+    broken = train(recipe)
+    assert broken.interrupted
+    resumed = train(resume_recipe(broken.run), resume=broken.run)
+    assert_same_weights(unbroken.run, resumed.run)
+    for epoch in (1, 2):
+        name = f"mined/epoch-{epoch}.jsonl"
+        assert (unbroken.run / name).read_text() == (resumed.run / name).read_text()
+
+
+def test_half_of_the_look_alikes_are_mined(make_recipe, shapes_root):
+    recipe = make_recipe(**MINED)
+    splits = loop.load_splits("CIRR", shapes_root, "train")
+    run = loop._Run(
+        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent(),
+        cache_dir=loop.default_cache_dir(),
+    )  # fmt: skip
+    split, query = run.triplets[0]
+    hard = next(name for name in split.gallery if name not in (*query.subset, query.reference))
+    run.mined = {("", query.id): [hard]}
+    drawn = [file for seed in range(100) for file in run._look_alikes(split, query, np.random.default_rng(seed))]
+    assert 80 < sum(file == split.images[hard] for file in drawn) < 120  # 200 draws at one half
 
 
 def test_without_save_training_no_weights_are_kept(make_recipe):

@@ -12,6 +12,13 @@ from composir.training import Recipe, load_recipe, parse_value, validate
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
+def test_mining_needs_look_alikes_to_mix_into():
+    with pytest.raises(
+        ComposirError, match="mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none"
+    ):
+        load_recipe({"backbone": "tiny", "mined_ratio": 0.5})
+
+
 def test_every_shipped_recipe_is_valid_and_used():
     names = {name for backbone in BACKBONES.values() for name in backbone.recipes.values()}
     assert names == {file.name for file in RECIPES.glob("*.toml")}

@@ -36,7 +36,7 @@ from composir.evaluation.report import (
     metric_label,
     table,
 )
-from composir.evaluation.result import KINDS, Audit, Gain, Result, measure
+from composir.evaluation.result import COMPOSED, KINDS, Audit, Gain, Result, measure
 from composir.evaluation.saved import Saved, load_rankings, save_rankings
 from composir.evaluation.signature import signature_fields, signature_text
 from composir.evaluation.similarity import similarity
@@ -49,6 +49,7 @@ from composir.evaluation.submission import (
 )
 
 __all__ = [
+    "COMPOSED",
     "DEPTH",
     "KINDS",
     "METRIC_VERSION",

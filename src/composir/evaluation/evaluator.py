@@ -36,11 +36,14 @@ class Embedder(Protocol):
         """Return the target embedding of every image."""
         ...
 
-    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the query embedding of every pair of reference image and sentence; ``""`` is no sentence."""
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
+        """Return the query embedding of every pair of reference image and sentence; ``""`` is no sentence.
+
+        One vector, or several whose scores are added up, always the same number.
+        """
         ...
 
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the reference neutralised.
 
         The same model answers; how it does without a picture is for it to say in its documentation.
@@ -97,7 +100,7 @@ def rank_splits(
 
 
 def rank_embeddings(
-    queries: Float[Tensor, "num_queries dim"], gallery: Float[Tensor, "gallery vectors dim"], split: Split
+    queries: Float[Tensor, "num_queries *parts dim"], gallery: Float[Tensor, "gallery vectors dim"], split: Split
 ) -> Ranking:
     """Return the ranking of a split whose queries and gallery are embedded, by blocks of queries."""
     rows = max(1, SCORES_PER_BLOCK // len(gallery))

@@ -14,19 +14,20 @@ PRODUCTS_PER_BLOCK = 2**24
 
 
 def similarity(
-    query: Float[Tensor, "num_queries dim"], target: Float[Tensor, "num_targets vectors dim"]
+    query: Float[Tensor, "num_queries *parts dim"], target: Float[Tensor, "num_targets vectors dim"]
 ) -> Float32[Tensor, "num_queries num_targets"]:
     """Return every query's score against every target: the largest dot product with one of its vectors.
 
-    This is ``composir.similarity`` by blocks; with L2-normalised embeddings the scores are cosines in
-    [-1, 1]. The arithmetic is float32 whatever the inputs are and also inside autocast. Beside the result
-    only ``PRODUCTS_PER_BLOCK`` products and one block of targets in float32 are held; where gradients are
-    asked for, autograd keeps every block until the backward pass.
+    A query of several vectors scores their sum. This is ``composir.similarity`` by blocks; with one L2-normalised
+    vector a query the scores are cosines in [-1, 1]. The arithmetic is float32 whatever the inputs are and also
+    inside autocast. Beside the result only ``PRODUCTS_PER_BLOCK`` products and one block of targets in float32 are
+    held; where gradients are asked for, autograd keeps every block until the backward pass.
     """
     _, num_vectors, dim = target.shape
+    queries_per_block = max(1, QUERIES_PER_BLOCK // (1 if query.ndim == 2 else query.shape[1]))
     targets_per_block = max(1, PRODUCTS_PER_BLOCK // (num_vectors * max(QUERIES_PER_BLOCK, dim)))
     with torch.autocast(query.device.type, enabled=False):
-        query_blocks = query.float().split(QUERIES_PER_BLOCK)
+        query_blocks = query.float().split(queries_per_block)
         columns = []
         for block in target.split(targets_per_block):
             vectors = block.float()

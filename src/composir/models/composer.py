@@ -21,7 +21,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2T
 
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
-from composir.losses import alignment_loss, contrastive_loss
+from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
 from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 TEMPERATURE_INIT = 0.07
 INITIALIZER_RANGE = 0.02
+GLOBAL, LOCAL, BOTH = "global", "local", "both"
+SCORINGS = (GLOBAL, LOCAL, BOTH)
+"""How a query can be scored: by its one embedding, part by part, or by both."""
 
 
 class ComposerConfig(BaseModel):
@@ -284,9 +287,62 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch hidden"]:
         """Return the hidden state at [CLS] of the sentence behind the fused queries."""
+        return self._sentence(fused_queries, input_ids, attention_mask, num_words=1)[:, 0]
+
+    def _sentence(
+        self,
+        fused_queries: Float[Tensor, "batch queries hidden"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+        *,
+        num_words: int,
+    ) -> Float[Tensor, "batch read hidden"]:
+        """Return the hidden states of the first words behind the fused queries, [CLS] the first of them."""
         embeddings, mask = self._with_queries(fused_queries, self.text_embeddings(input_ids), attention_mask)
         cls = self.config.num_query_tokens
-        return self._read(embeddings, mask, at=slice(cls, cls + 1))[:, 0]
+        return self._read(embeddings, mask, at=slice(cls, cls + num_words))
+
+    def _parts(
+        self,
+        fused_queries: Float[Tensor, "batch queries hidden"],
+        words: Float[Tensor, "batch words hidden"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch parts dim"]:
+        """Return the vectors of the local score: each fused query and each word but [CLS], weights in their length.
+
+        Queries and words weigh a half each, alike among themselves, so that the score is a mean; padding is zero.
+        """
+        queries = nn.functional.normalize(self.text_proj(fused_queries), dim=-1) / fused_queries.shape[1]
+        counts = attention_mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
+        spoken = (
+            nn.functional.normalize(self.text_proj(words[:, 1:]), dim=-1) * counts / counts.sum(dim=1, keepdim=True)
+        )
+        return torch.cat([queries, spoken], dim=1) / 2
+
+    def encode_query_parts(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+        *,
+        scoring: str,
+    ) -> Float[Tensor, "batch parts dim"]:
+        """Return the vectors of each query that ``similarity`` adds up, for ``scoring`` ``local`` or ``both``.
+
+        ``local``: every fused query and word looks for the target's vector that fits it best, and the mean counts
+        (late interaction). ``both``: the mean of that and of the one query embedding's score (``global``). There are
+        always as many parts as the longest sentence would have, those beyond this one's being zero.
+        """
+        fused = self.fuse(image_tokens, input_ids, attention_mask)
+        words = self._sentence(fused, input_ids, attention_mask, num_words=input_ids.shape[1])
+        parts = self._parts(fused, words, attention_mask)
+        padding = self.config.num_query_tokens + self.config.max_words - 1 - parts.shape[1]
+        parts = nn.functional.pad(parts, (0, 0, 0, padding))
+        if scoring == LOCAL:
+            return parts
+        query = nn.functional.normalize(self.text_proj(words[:, 0]), dim=-1)
+        prompt = self.encode_prompt(input_ids, attention_mask) if self._fusions_at("query") else query
+        return torch.cat([self._join(query, image_tokens, prompt)[:, None], parts], dim=1) / 2
 
     def encode_query(
         self,
@@ -374,22 +430,32 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
         *,
         same_target: Bool[Tensor, "batch candidates"] | None = None,
+        contrast: ContrastiveLoss = contrastive_loss,
+        local: bool = False,
     ) -> dict[str, Tensor]:
         """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
 
         ``target_tokens`` holds the targets in the order of the queries; further pictures behind them are negatives
         for every query. ``same_target[i, j]`` marks a candidate j that is the very image of query i's target, which
-        is then no negative. With neither, the losses are the published ones.
+        is then no negative. With neither, the losses are the published ones. ``contrast`` takes the place of the
+        contrastive loss, with ``local`` there is also ``loss_local``: that of the local score (``encode_query_parts``)
+        of every query with every candidate.
         """
         fused = self.fuse(reference_tokens, input_ids, attention_mask)
         target = self.encode_target(target_tokens)
         prompt = self.encode_prompt(input_ids, attention_mask)
-        query = self._join(self.compose(fused, input_ids, attention_mask), reference_tokens, prompt)
-        return {
-            "loss_itc": contrastive_loss(similarity(query, target) / self.temperature, same_target),
-            "loss_rtc": contrastive_loss(similarity(prompt, target) / self.temperature, same_target),
+        words = self._sentence(fused, input_ids, attention_mask, num_words=input_ids.shape[1] if local else 1)
+        query = nn.functional.normalize(self.text_proj(words[:, 0]), dim=-1)
+        query = self._join(query, reference_tokens, prompt)
+        losses = {
+            "loss_itc": contrast(similarity(query, target) / self.temperature, same_target),
+            "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
             "loss_align": alignment_loss(fused, self.prompt_tokens),
         }
+        if local:
+            parts = self._parts(fused, words, attention_mask)
+            losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
+        return losses
 
     # -- pictures and sentences ------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +28,11 @@ from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
-from composir.evaluation import Result, evaluate, metric_label
+from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
 from composir.files import read_toml, recover_folder, replacing_folder, write_text
+from composir.losses import LOSSES
 from composir.models.checkpoint import (
     WEIGHTS,
     load_weights,
@@ -41,10 +43,13 @@ from composir.models.checkpoint import (
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
 from composir.plots import plot_curves
+from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
 LOG, STATE = "training_log.csv", "training.pt"
-LOSSES = ("loss_itc", "loss_rtc", "loss_align")
+LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "loss_local")
+MINED = "mined"
+"""Folder of the mined negatives in a run folder, one file a mining."""
 NUM_STATISTICS_IMAGES = 1024
 """Training images whose tokens fit the channel statistics of towers that need them."""
 TEMPERATURE_RANGE = (0.01, 0.5)
@@ -206,6 +211,10 @@ class _Run:
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)
         assert self.model.tower is not None
+        self.contrast = LOSSES[recipe.contrastive_loss]
+        if recipe.contrastive_loss == "hn-nce":
+            self.contrast = partial(self.contrast, beta=recipe.hard_negative_beta, alpha=recipe.hard_negative_alpha)
+        self.mined: Mined = {}
         self.tokens = TokenCache(self.model.tower, cache_dir, num_workers=recipe.num_workers)
         for splits in (train_splits, val_splits):
             fill_splits(self.tokens, splits, observer.on_features)
@@ -298,8 +307,13 @@ class _Run:
         if not self.recipe.subset_negatives:
             return []
         names = [name for name in (*query.subset, query.reference) if name != query.targets[0]]
-        chosen = generator.permutation(len(names))[: self.recipe.subset_negatives]
-        return [split.images[names[index]] for index in chosen]
+        chosen = [names[index] for index in generator.permutation(len(names))[: self.recipe.subset_negatives]]
+        mined = self.mined.get((split.category, query.id), [])
+        if mined:
+            instead = generator.random(len(chosen)) < self.recipe.mined_ratio
+            drawn = generator.choice(mined, len(chosen))
+            chosen = [str(hard) if use else name for name, hard, use in zip(chosen, drawn, instead, strict=True)]
+        return [split.images[name] for name in chosen]
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -315,6 +329,9 @@ class _Run:
         else:
             self.run = resume
             state = self.state = self._load(optimizer, schedule)
+            mined_epoch = state.epoch - state.epoch % recipe.mining_frequency
+            if recipe.mined_ratio and mined_epoch:
+                self.mined = read_mined(self._mined_file(mined_epoch))
         optimizer = self.accelerator.prepare(optimizer)
         self.observer.on_start(self.run, recipe, state.step, self.num_steps)
         with (
@@ -346,8 +363,12 @@ class _Run:
         *inputs, same_target = self._inputs(batch, generator)
         self.model.train()
         with self.accelerator.autocast():
-            losses = self.model.training_losses(*inputs, same_target=same_target)
+            losses = self.model.training_losses(
+                *inputs, same_target=same_target, contrast=self.contrast, local=recipe.loss_local > 0
+            )
             total = losses["loss_itc"] + recipe.loss_rtc * losses["loss_rtc"] + recipe.loss_align * losses["loss_align"]
+            if recipe.loss_local:
+                total = total + recipe.loss_local * losses["loss_local"]
         if not torch.isfinite(total):
             ids = ", ".join(query.id for _, query in batch)
             raise ComposirError(
@@ -384,16 +405,30 @@ class _Run:
     def _end_epoch(self, board: SummaryWriter, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
         recipe, state = self.recipe, self.state
         row = {"epoch": str(state.epoch + 1)}
-        for name in (*LOSSES, "total"):
-            row[name] = f"{state.sums[name] / state.batch:.6f}"
+        for name in (*LOSS_COLUMNS, "total"):
+            if name in state.sums:
+                row[name] = f"{state.sums[name] / state.batch:.6f}"
         row["lr"] = f"{max(schedule.get_last_lr()):.3g}"
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
         row |= self._gate_columns(board)
         if is_end or state.epoch % recipe.validation_frequency == 0:
             row |= self._validate(board)
+        if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
+            self._mine()
         state.rows.append(row)
         self._write_log()
+
+    def _mine(self) -> None:
+        """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""
+        recipe = self.recipe
+        self.model.eval()
+        ranked = rank_splits(CachedEmbedder(self.model, self.tokens), self.train_splits)[COMPOSED]
+        self.mined = mine(ranked, depth=recipe.mining_depth, skip=recipe.mining_skip, margin=recipe.mining_margin)
+        write_mined(self.mined, ranked, self._mined_file(self.state.epoch))
+
+    def _mined_file(self, epoch: int) -> Path:
+        return self.run / MINED / f"epoch-{epoch}.jsonl"
 
     def _gate_columns(self, board: SummaryWriter) -> dict[str, str]:
         gate = self.model.gated_fusion

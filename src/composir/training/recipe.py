@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from composir.data import find_dataset
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest
+from composir.evaluation import DEPTH
 from composir.files import read_toml, tomllib
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
@@ -78,10 +79,28 @@ class Recipe(BaseModel):
 
     loss_align: float = Field(default=0.4, ge=0)
     loss_rtc: float = Field(default=0.4, ge=0)
+    loss_local: float = Field(default=0.0, ge=0)
+    """Weight of the local alignment: each fused query and each word against the target's vectors; 0 leaves it out."""
+    contrastive_loss: Literal["infonce", "hn-nce"] = "infonce"
+    """``hn-nce`` weights negatives by how close they are and looks from both sides; ``infonce`` is published."""
+    hard_negative_beta: float = Field(default=0.5, ge=0)
+    """hn-nce: how much closer negatives weigh more; 0 is infonce from both sides."""
+    hard_negative_alpha: float = Field(default=1.0, ge=0, le=1)
+    """hn-nce: the weight of the target's own term in the denominator."""
     mask_same_target: bool = False
     """Leave out negatives that show the query's own target; off is the published loss."""
     subset_negatives: int = Field(default=0, ge=0)
     """Look-alikes added to the batch as negatives for each query: from its CIRR subset, else its own reference."""
+    mined_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the look-alikes that are mined instead: what the model itself takes for the target."""
+    mining_frequency: int = Field(default=1, gt=0)
+    """Epochs from one mining to the next; the first comes after so many."""
+    mining_depth: int = Field(default=50, gt=0, le=DEPTH)
+    """Best-ranked training images that negatives are mined from."""
+    mining_skip: int = Field(default=2, ge=0)
+    """Ranks on either side of the target that are left out, as likely right answers that nobody annotated."""
+    mining_margin: float = Field(default=0.02, ge=0)
+    """Candidates whose score is so close to the target's are left out for the same reason."""
     center_embeddings: bool = False
     """Before the first step, set the heads' biases so that embeddings are centred on training triplets."""
 
@@ -148,6 +167,8 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
             f"{'.'.join(str(part) for part in one['loc'])} = {one['input']!r}: {one['msg'].lower()}"
             for one in error.errors()
         ]
+    if recipe is not None and recipe.mined_ratio and not recipe.subset_negatives:
+        wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
