@@ -5,6 +5,7 @@ import torch
 import composir
 from composir.models.checkpoint import from_pretrained
 from composir.scoring import similarity
+from composir.search import Retriever
 
 
 def test_is_the_largest_dot_product_with_any_vector():
@@ -40,4 +41,5 @@ def test_one_part_is_one_vector():
 def test_the_package_s_names_stay_what_they_are():
     assert composir.similarity is similarity
     assert composir.load is from_pretrained
-    assert sorted(composir.__all__) == ["load", "similarity"]
+    assert composir.Retriever is Retriever
+    assert sorted(composir.__all__) == ["Retriever", "load", "similarity"]
