@@ -153,3 +153,20 @@ def test_a_split_with_hidden_answers_cannot_be_scored(run, model, shapes_root, t
     code, out, err = run("submit", "--model", model, "--data-root", root, "--out", tmp_path / "out", "--json")
     assert code == 0, err
     assert len(json.loads(out)["files"]) == 2
+
+
+def test_other_scorings_rank_otherwise_and_say_so(run, model, evaluated, shapes_root, tmp_path):
+    plain, rankings = evaluated
+    code, out, err = run(
+        "evaluate", "--model", model, "--data-root", shapes_root, "--scoring", "local", "--json",
+        "--save-rankings", tmp_path / "local.safetensors",
+    )  # fmt: skip
+    assert code == 0, err
+    local = json.loads(out)
+    assert local["signature_fields"]["weights"] == plain["signature_fields"]["weights"] + "-local"
+    assert local["metrics"] != plain["metrics"]
+    code, out, err = run("compare", rankings, tmp_path / "local.safetensors", "--json")
+    assert code == 0, err
+    code, _, err = run("evaluate", "--model", model, "--data-root", shapes_root, "--scoring", "locl")
+    assert code == 2
+    assert "unknown scoring 'locl'; expected global, local, both" in err
