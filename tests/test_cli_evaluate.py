@@ -84,6 +84,18 @@ def test_saved_rankings_give_the_same_document_without_model_and_data(run, evalu
     assert "exclude_reference is True and False" in err
 
 
+def test_a_report_has_pictures_where_there_is_a_data_root(run, evaluated, shapes_root, tmp_path):
+    document, rankings = evaluated
+    for more, has_pictures in (((), False), (("--data-root", shapes_root), True)):
+        code, out, err = run("evaluate", "--rankings", rankings, *more, "--report", tmp_path / "report")
+        assert code == 0, err
+        page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+        assert f"report: {tmp_path / 'report' / 'index.html'}" in out
+        assert f'<data value="{document["metrics"]["recall_at_5"]}" data-path="metrics/recall_at_5">' in page
+        assert ("data:image/jpeg;base64," in page) == has_pictures
+        assert ("Names stand for the pictures." in page) != has_pictures
+
+
 def test_a_contact_sheet_can_be_drawn_from_saved_rankings(run, evaluated, shapes_root, tmp_path):
     sheet = tmp_path / "sheet.png"
     code, out, err = run("evaluate", "--rankings", evaluated[1], "--data-root", shapes_root, "--contact-sheet", sheet)

@@ -543,6 +543,19 @@ def test_a_missing_or_broken_picture_leaves_a_marked_gap(ranked, make_page, tmp_
     assert "Names stand for the pictures." not in page.text
 
 
+def test_of_many_missing_pictures_the_first_are_named(ranked, make_page, tmp_path):
+    ranking = ranked([2])
+    images = {name: tmp_path / f"{name}.png" for name in ranking.split.gallery}
+    page = make_page(
+        measure({"composed": [dataclasses.replace(ranking, split=dataclasses.replace(ranking.split, images=images))]})
+    )
+    notice = page.one("div", class_="notice")
+    assert "11 pictures could not be shown." in notice.text  # the reference and the best ten
+    items = [item.text for item in notice.all("li")]
+    assert len(items) == 6
+    assert items[-1] == "and 6 more (composir data check lists them all)"
+
+
 def test_a_page_full_of_noise_stays_under_five_megabytes(make_split, make_query, tmp_path):
     """Noise is what JPEG is worst at: no photograph takes more."""
     rng = np.random.default_rng(0)
@@ -657,6 +670,17 @@ def test_the_page_can_be_read_aloud_and_walked_by_key(make_result, make_page):
     for drawing in page.all("svg"):
         outer = drawing.parent.tag != "svg"
         assert not outer or drawing.attributes.get("aria-hidden") == "true" or drawing.attributes["aria-label"]
+
+
+def test_tiny_galleries_of_their_own(make_split, make_query, make_page):
+    candidates = ["g1", "g2", "g3"]
+    queries = [make_query(number, "g0", [f"g{number + 1}"], gallery=candidates) for number in range(3)]
+    split = make_split(queries, 9, dataset="GeneCIS", category="focus_attribute")
+    page = make_page(measure({"composed": [rank(torch.linspace(1, 0, 9).repeat(3, 1), split)]}))
+    assert [len(list(example.all("li"))) for example in examples(page, "miss")] == [3, 3]
+    assert len(rows_of(page, "R@K, percent")) == 3
+    heads = [head.text for table in page.all("table") for head in table.all("th")]
+    assert heads.count("target not first") == 2
 
 
 # -- by group ----------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def write_page(result: Result, folder: Path, *, num_queries: int = NUM_QUERIES) 
     The page holds the figures with their intervals, the baselines, the audit, published results that fit, recall
     curves, the ``num_queries`` hardest misses and best hits with pictures, and the figures by length of the sentence,
     category, aspect and subset. Where the splits know no images (rankings loaded without a data root) names stand for
-    the pictures; a picture that cannot be read leaves a marked gap and is listed on the page. The same result gives
+    the pictures; a picture that cannot be read leaves a marked gap, and the page says why. The same result gives
     the same bytes. Raises ``ComposirError`` where the file cannot be written.
     """
     html = _render(result, num_queries)
