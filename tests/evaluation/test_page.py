@@ -557,19 +557,25 @@ def test_of_many_missing_pictures_the_first_are_named(ranked, make_page, tmp_pat
 
 
 def test_a_page_full_of_noise_stays_under_five_megabytes(make_split, make_query, tmp_path):
-    """Noise is what JPEG is worst at: no photograph takes more."""
-    rng = np.random.default_rng(0)
-    queries = [make_query(n, f"g{n}", [f"g{n + 20}"], [f"g{n + 20}", f"g{n + 1}"]) for n in range(20)]
-    split = make_split(queries, 260)
-    images = {}
-    for name in split.gallery:
-        images[name] = tmp_path / f"{name}.png"
-        Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8)).save(images[name], compress_level=0)
-    scores = torch.rand(20, 260, generator=torch.Generator().manual_seed(0))
-    scores[torch.arange(10), torch.arange(20, 30)] = 2.0
-    result = measure({"composed": [rank(scores, dataclasses.replace(split, images=images))]}, num_resamples=2)
+    """Noise is what JPEG is worst at: no photograph takes more. As many pictures as a page can hold."""
+    noise = np.random.default_rng(0).integers(0, 256, (THUMBNAIL, THUMBNAIL, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    members = [[f"g{6 * image_set + place}" for place in range(6)] for image_set in range(10)]
+    queries = [
+        make_query(4 * number + place, names[0], [names[place]], names[1:])
+        for number, names in enumerate(members)
+        for place in range(1, 5)
+    ]
+    split = make_split(queries, 1000)
+    split = dataclasses.replace(split, images=dict.fromkeys(split.gallery, tmp_path / "noise.png"))
+    scores = torch.rand(40, 1000, generator=torch.Generator().manual_seed(0))
+    for row in range(0, 40, 4):
+        scores[row, split.gallery.index(queries[row].targets[0])] = 2.0
+    result = measure({"composed": [rank(scores, split)]}, num_resamples=2)
     file = write_page(result, tmp_path / "report")
-    assert 2_000_000 < file.stat().st_size < 5_000_000
+    # Ten misses of twelve pictures, ten hits of eleven, five image sets of six.
+    assert len(list(parse(file).all("img"))) == 120 + 110 + 30
+    assert 4_000_000 < file.stat().st_size < 5_000_000
 
 
 # -- what is written in the page ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ NUM_LENGTH_BINS = 5
 NUM_IMAGE_SETS = 5
 THUMBNAIL = 160
 """Pixels of the longer side; shown at about half of it, so that dense screens have enough."""
-JPEG_QUALITY = 78
+JPEG_QUALITY = 70
 TICKS = (1, 2, 3, 5, 10, 20, 50)
 """The K that are named below the recall curves."""
 
