@@ -5,7 +5,7 @@ import json
 import pytest
 from torch.nn.functional import normalize
 
-from composir.benchmark import _embeddings, _split, benchmark_evaluate, figures, published_figures
+from composir.benchmark import _embeddings, _split, benchmark_evaluate, benchmark_search, figures, published_figures
 
 
 def test_the_published_way_finds_the_same_figures():
@@ -44,3 +44,32 @@ def test_the_command_prints_the_document(run, monkeypatch):
     assert code == 0
     assert "a_over_b: 2.00" in out
     assert "2.000 4.000 3.000" in out
+
+
+def test_every_engine_is_built_and_searched():
+    told = []
+    document = benchmark_search(
+        images=(300,), vectors_per_image=(32, 4), num_queries=5, progress=lambda *progress: told.append(progress)
+    )
+    names = [f"{backend} 300x{vectors}" for vectors in (32, 4) for backend in ("exact", "faiss", "qdrant")]
+    assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
+    assert list(document["latency_ms"]) == list(document["recall_at_10"]) == list(document["disk_bytes"]) == names
+    assert all(0 < latency["p50"] <= latency["p99"] for latency in document["latency_ms"].values())
+    assert all(document["recall_at_10"][name] == 1 for name in names[:3])
+    assert 0.3 < document["recall_at_10"]["exact 300x4"] < 1  # merged vectors are not the same
+    assert all(size > 300 * 4 * 256 * 2 for size in document["disk_bytes"].values())
+    assert set(document["ratios"]) == {f"exact over {name}" for name in names if not name.startswith("exact")}
+    assert [done for _, done, _ in told] == list(range(6))
+
+
+def test_the_command_prints_a_row_an_engine(run):
+    code, out, err = run("benchmark", "search", "--images", "50", "--backends", "exact", "--num-queries", "2")
+    assert code == 0, err
+    assert "exact 50x32" in out
+    assert "processor" in out
+    code, _, err = run("benchmark", "search", "--images", "many")
+    assert code == 2
+    assert "--images is 'many'; expected whole numbers from 1 with commas" in err
+    code, _, err = run("benchmark", "search", "--backends", "exat")
+    assert code == 2
+    assert "backend 'exat' is not known; fix: did you mean 'exact'?" in err

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
+import torch
 
-from composir import quickstart
+from composir import Retriever, quickstart
 from composir.cli import main
+from composir.models.checkpoint import save_pretrained, weights_hash
+from composir.models.presets import build
 
 
 @pytest.fixture
@@ -31,6 +35,9 @@ def test_makes_what_it_promises_and_does_nothing_twice(run, tmp_path, monkeypatc
     for file in (out / "scenes/cirr/captions/cap.rc2.val.json", out / "contact_sheet.png", document["curves"]):
         assert (tmp_path / file).is_file()
     monkeypatch.setattr(quickstart, "generate", lambda *_, **__: pytest.fail("the data were made twice"))
+    assert document["index"] == str(out / "index")
+    with Retriever(out / "index") as retriever:
+        assert len(retriever) == document["num_gallery"]
     again = json.loads(run("--json"))
     assert again["run"] == document["run"]
     assert again["metrics"] == document["metrics"]
@@ -39,3 +46,22 @@ def test_makes_what_it_promises_and_does_nothing_twice(run, tmp_path, monkeypatc
     assert "image only" in words
     assert "what to try next" in words
     assert "contact_sheet.png" in words
+    (line,) = (line for line in words.splitlines() if line.startswith("  composir search"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(shlex.split(line)[1:])
+    assert stop.value.code == 0
+    assert (tmp_path / "found.png").exists()
+
+
+def test_another_training_gets_another_index(shapes_root, tmp_path):
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        model = build("tiny").eval()
+        save_pretrained(model, tmp_path / f"best-{seed}")
+        quickstart._index(
+            shapes_root / "dev", tmp_path / "index", tmp_path / f"best-{seed}", weights_hash(model), lambda *_: None
+        )
+        with Retriever(tmp_path / "index") as retriever:
+            assert retriever.manifest.weights_hash == weights_hash(model)
+            assert len(retriever) == 12

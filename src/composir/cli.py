@@ -853,12 +853,16 @@ def quickstart(
         return 0
     out.print(table(done.result))
     root = out_ / "scenes"
+    reference, sentence = done.example
     for line in (
         f"three example queries:  {done.contact_sheet}",
         f"curves of the training: {done.curves}",
         f"the model:              {done.run / 'best'}",
+        f"the gallery's index:    {done.index}",
         "",
         "what to try next:",
+        f'  composir search {done.index} --image {reference} --text "{sentence}" --contact-sheet found.png',
+        f"  composir index YOUR_PICTURES --model {done.run / 'best'} --out your.index   # then search in your own",
         f"  composir train --dataset CIRR --data-root {root} --backbone mini --no-gated-fusion   # the gate off",
         f"  composir evaluate --model {done.run / 'best'} --data-root {root} --contact-sheet more.png --num-queries 20",
         f"  tensorboard --logdir {done.run.parent}",
@@ -1123,6 +1127,64 @@ def benchmark_evaluate(
     return 0
 
 
+@benchmark_app.command("search")
+def benchmark_search(
+    images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
+    backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = "exact,faiss,qdrant",
+    vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
+    url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
+    num_queries: Annotated[int, typer.Option(min=1, help="Queries, alone and all at once.")] = 100,
+    json_: Json = False,
+) -> int:
+    """Build and search synthetic galleries: time, memory, disk and recall of every engine.
+
+    Example: composir benchmark search --images 10000 --vectors-per-image 32,16,8,4
+    """
+    from composir.benchmark import benchmark_search as run
+    from composir.search import check_backend
+
+    names = backends.split(",")
+    for name in names:
+        check_backend(name)
+    with _Bars() as bars:
+        document = run(
+            images=_numbers("--images", images),
+            backends=names,
+            vectors_per_image=_numbers("--vectors-per-image", vectors_per_image),
+            url=url,
+            num_queries=num_queries,
+            progress=bars.tell,
+        )
+    if json_:
+        _print_json(document)
+        return 0
+    view = Table()
+    for name in ("engine", "build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
+        view.add_column(name, justify="left" if name == "engine" else "right")
+    for name, latency in document["latency_ms"].items():
+        view.add_row(
+            name,
+            f"{document['seconds'][f'{name} build'][0]:.1f}",
+            *(f"{latency[key]:.2f}" for key in ("p50", "p99", "batch")),
+            f"{document['recall_at_10'][name]:.3f}",
+            *(
+                f"{size / 2**20:,.0f}"
+                for size in (document["peak_memory_bytes"][f"{name} alone"], document["disk_bytes"][name])
+            ),
+        )
+    out.print(view)
+    _print_ratios_and_machine(document)
+    return 0
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    """Return the numbers of a list such as ``10000,100000``."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ComposirError(f"{flag} is {text!r}", expected="whole numbers from 1 with commas, such as 10000,100000")
+    return [int(word) for word in words]
+
+
 def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     if json_:
         _print_json(document)
@@ -1134,6 +1196,10 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
         peak = document["peak_memory_bytes"][name] / 2**20
         view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), f"{peak:,.0f} MiB")
     out.print(view)
+    _print_ratios_and_machine(document)
+
+
+def _print_ratios_and_machine(document: dict[str, Any]) -> None:
     for name, ratio in document["ratios"].items():
         out.print(f"{name}: {ratio:.2f}")
     out.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), soft_wrap=True)

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from composir.data import load_splits
+from composir.data.images import file_of
 from composir.data.scenes import generate
 from composir.evaluation import Result, contact_sheet, evaluate
 from composir.features import open_embedder
+from composir.search import MANIFEST, index_folder, read_manifest
 from composir.training import Observer, load_recipe, resume_recipe, train
 
-DATA, MODELS, CACHE, SHEET = "scenes", "models", "cache", "contact_sheet.png"
+DATA, MODELS, CACHE, SHEET, INDEX = "scenes", "models", "cache", "contact_sheet.png", "index"
+GALLERY = "dev"
+"""The folder of the pictures of val."""
 NUM_IMAGES = 1800
 STEPS_PER_MINUTE = 58
 """Steps of batch 32 that two cores take in a minute, roughly; only the length of the training depends on it."""
@@ -32,6 +36,9 @@ class Quickstart:
     result: Result
     data: Path
     run: Path
+    index: Path
+    example: tuple[Path, str]
+    """A reference and its sentence, to search by."""
     contact_sheet: Path
     curves: Path
     seconds: float
@@ -42,7 +49,7 @@ class Quickstart:
             **self.result.to_json(),
             "data": str(self.data),
             "run": str(self.run),
-            "index": None,
+            "index": str(self.index),
             "contact_sheet": str(self.contact_sheet),
             "curves": str(self.curves),
             "seconds": round(self.seconds, 1),
@@ -50,7 +57,7 @@ class Quickstart:
 
 
 def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> Quickstart:
-    """Return what is under ``out`` after generating, training, evaluating and drawing; called again it goes on.
+    """Return what is under ``out`` after generating, training, evaluating and indexing; called again it goes on.
 
     ``minutes`` is about how long training takes on two cores; the number of steps it stands for is fixed by it, so
     that two machines make the same model.
@@ -65,14 +72,24 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
     result = evaluate(embedder, splits, weights_hash=weights_hash, progress=tell)
     examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
     contact_sheet(result.rankings["composed"], out / SHEET, query_ids=examples)
+    _index(data / GALLERY, out / INDEX, run / "best", weights_hash, tell)
+    shown = next(query for query in splits[0].queries if query.id == examples[0])
     return Quickstart(
         result=result,
         data=data,
         run=run,
+        index=out / INDEX,
+        example=(data / GALLERY / file_of(splits[0].images[shown.reference]).name, shown.text),
         contact_sheet=out / SHEET,
         curves=run / "curves.png",
         seconds=time.perf_counter() - start,
     )
+
+
+def _index(pictures: Path, out: Path, model: Path, weights_hash: str, tell: Tell) -> None:
+    """Bring the index of the gallery up to date; one of a model of before is made anew."""
+    is_stale = (out / MANIFEST).exists() and read_manifest(out).weights_hash != weights_hash
+    index_folder(pictures, out, model=model, rebuild=is_stale, progress=tell)
 
 
 def _train(out: Path, minutes: float, observer: Observer) -> Path:

@@ -2,13 +2,14 @@
 
 from composir.search.folder import IndexReport, Skipped, content_id, index_folder
 from composir.search.index import Index
-from composir.search.manifest import INDEXES, Manifest, read_manifest
+from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
 from composir.search.merging import merge_vectors
 from composir.search.retriever import Hit, Images, Retriever, SearchQuery
 from composir.search.table import Table
 
 __all__ = [
     "INDEXES",
+    "MANIFEST",
     "Hit",
     "Images",
     "Index",
@@ -18,6 +19,7 @@ __all__ = [
     "SearchQuery",
     "Skipped",
     "Table",
+    "check_backend",
     "content_id",
     "index_folder",
     "merge_vectors",

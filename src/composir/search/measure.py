@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-IMAGES_A_THEME = 50
+IMAGES_A_THEME, IMAGES_A_BLOCK = 50, 2_000
 IMAGE_SPREAD, VECTOR_SPREAD, QUERY_SPREAD = 0.7, 0.3, 0.6
 """Lengths, to the theme's 1, of what sets an image apart from its theme, a vector from its image, a query from its
 target."""
 
 
-def synthetic_targets(num_images: int, num_vectors: int, dim: int, *, seed: int = 0) -> np.ndarray:
-    """Return L2-normalised fp16 (num_images, num_vectors, dim): images around themes, near copies within an image."""
+def synthetic_blocks(num_images: int, num_vectors: int, dim: int, *, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield ``synthetic_targets`` in blocks of images, without ever holding all."""
     rng = np.random.default_rng(seed)
     themes = _gauss(rng, max(8, num_images // IMAGES_A_THEME), dim)
-    images = themes[rng.integers(len(themes), size=num_images)] + IMAGE_SPREAD * _gauss(rng, num_images, dim)
-    vectors = images[:, None] + VECTOR_SPREAD * _gauss(rng, num_images, num_vectors, dim)
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
+    for start in range(0, num_images, IMAGES_A_BLOCK):
+        count = min(IMAGES_A_BLOCK, num_images - start)
+        images = themes[rng.integers(len(themes), size=count)] + IMAGE_SPREAD * _gauss(rng, count, dim)
+        vectors = images[:, None] + VECTOR_SPREAD * _gauss(rng, count, num_vectors, dim)
+        yield (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
+
+
+def synthetic_targets(num_images: int, num_vectors: int, dim: int, *, seed: int = 0) -> np.ndarray:
+    """Return L2-normalised fp16 (num_images, num_vectors, dim): images around themes, near copies within an image."""
+    return np.concatenate(list(synthetic_blocks(num_images, num_vectors, dim, seed=seed)))
 
 
 def queries_near(vectors: np.ndarray, num_queries: int, *, seed: int = 0) -> Float[Tensor, "num_queries dim"]:
