@@ -49,23 +49,24 @@ def test_the_command_prints_the_document(run, monkeypatch):
 def test_every_engine_is_built_and_searched():
     told = []
     document = benchmark_search(
-        images=(300,), vectors_per_image=(32, 4), num_queries=5, progress=lambda *progress: told.append(progress)
+        images=(300,), vectors_per_image=(4,), num_queries=5, progress=lambda *progress: told.append(progress)
     )
-    names = [f"{backend} 300x{vectors}" for vectors in (32, 4) for backend in ("exact", "faiss", "qdrant")]
+    names = [f"{backend} 300x4" for backend in ("exact", "faiss", "qdrant")]
     assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
-    assert list(document["latency_ms"]) == list(document["recall_at_10"]) == list(document["disk_bytes"]) == names
+    assert list(document["latency_ms"]) == list(document["disk_bytes"]) == names
     assert all(0 < latency["p50"] <= latency["p99"] for latency in document["latency_ms"].values())
-    assert all(document["recall_at_10"][name] == 1 for name in names[:3])
-    assert 0.3 < document["recall_at_10"]["exact 300x4"] < 1  # merged vectors are not the same
+    (recalled,) = set(document["recall_at_10"].values())  # at this size all compare all
+    assert 0.3 < recalled < 1  # with merged vectors, against all 32
     assert all(size > 300 * 4 * 256 * 2 for size in document["disk_bytes"].values())
-    assert set(document["ratios"]) == {f"exact over {name}" for name in names if not name.startswith("exact")}
-    assert [done for _, done, _ in told] == list(range(6))
+    assert set(document["ratios"]) == {f"exact over {name}" for name in names[1:]}
+    assert [done for _, done, _ in told] == [0, 1, 2]
 
 
 def test_the_command_prints_a_row_an_engine(run):
     code, out, err = run("benchmark", "search", "--images", "50", "--backends", "exact", "--num-queries", "2")
     assert code == 0, err
-    assert "exact 50x32" in out
+    (row,) = (line for line in out.splitlines() if "exact 50x32" in line)
+    assert "1.000" in row  # recall
     assert "processor" in out
     code, _, err = run("benchmark", "search", "--images", "many")
     assert code == 2
