@@ -71,6 +71,6 @@ def test_the_command_prints_a_row_an_engine(run):
     code, _, err = run("benchmark", "search", "--images", "many")
     assert code == 2
     assert "--images is 'many'; expected whole numbers from 1 with commas" in err
-    code, _, err = run("benchmark", "search", "--backends", "exat")
+    code, _, err = run("benchmark", "search", "--backends", "exact2")
     assert code == 2
-    assert "backend 'exat' is not known; fix: did you mean 'exact'?" in err
+    assert "backend 'exact2' is not known; fix: did you mean 'exact'?" in err
