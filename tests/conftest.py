@@ -17,7 +17,7 @@ from torch import Tensor
 
 from composir.cli import main
 from composir.models.composer import Composer, ComposerConfig
-from composir.models.convert import SPRC_KEYS, rename
+from composir.models.convert import rename
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(autouse=True)
 def _no_network_and_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COMPOSIR_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
     torch.set_num_threads(1)  # tests/training compares weights bit by bit
 
@@ -92,7 +92,7 @@ def golden_model() -> Callable[..., Composer]:
             **{"use_gated_fusion": False, **settings},  # type: ignore[arg-type]
         )
         model = Composer(config)
-        weights = rename(load_file(GOLDEN / "weights.safetensors"), SPRC_KEYS).weights
+        weights = rename(load_file(GOLDEN / "weights.safetensors")).weights
         gate = {name: value for name, value in model.state_dict().items() if name.startswith("gated_fusion.")}
         model.load_state_dict({**weights, **gate}, strict=True)
         return model.eval()

@@ -107,6 +107,46 @@ def test_a_contact_sheet_can_be_drawn_from_saved_rankings(run, evaluated, shapes
     assert "--data-root is missing" in err
 
 
+@pytest.fixture(scope="session")
+def matching_model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("matching") / "best"
+    save_pretrained(build("tiny", matching_head=True), folder)
+    return folder
+
+
+def test_reranking_shows_its_ceiling_and_compares_with_nothing_plain(run, matching_model, shapes_root, tmp_path):
+    flags = ("evaluate", "--model", matching_model, "--data-root", shapes_root)
+    plain = json.loads(run(*flags, "--json")[1])
+    rankings = tmp_path / "reranked.safetensors"
+    code, out, err = run(*flags, "--rerank", 5, "--batch-size", 7, "--save-rankings", rankings, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["rerank"] == {
+        "num_candidates": 5,
+        "ceiling": plain["metrics"]["recall_at_5"],
+        "first_stage": plain["metrics"],
+    }
+    assert document["metrics"]["recall_at_5"] == plain["metrics"]["recall_at_5"]  # the same five in another order
+    assert document["metrics"] != plain["metrics"]
+    assert document["signature_fields"]["rerank"] == "matching head, best 5"
+    assert "rerank" not in plain["signature_fields"]
+    assert json.loads(run("evaluate", "--rankings", rankings, "--json")[1]) == document
+    code, out, _ = run(*flags, "--rerank", 5)
+    assert code == 0
+    assert "the best 5 of each query are re-ranked" in out
+
+
+def test_a_head_that_was_never_trained_does_not_rank(run, model, shapes_root):
+    code, out, err = run("evaluate", "--model", model, "--data-root", shapes_root, "--rerank", 50)
+    assert (code, out) == (2, "")
+    assert "the tiny model has no trained matching head, and would re-rank with noise" in err
+    assert "fix: leave out --rerank" in err
+    code, _, err = run("evaluate", "--rankings", "r.safetensors", "--rerank", 50)
+    assert code == 2
+    assert "--rerank needs a model" in err
+
+
 def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, tmp_path):
     run("submit", "--model", model, "--data-root", shapes_root, "--split", "val", "--out", tmp_path)
     file = tmp_path / "cirr_val_recall.json"

@@ -42,4 +42,4 @@ def test_the_package_s_names_stay_what_they_are():
     assert composir.similarity is similarity
     assert composir.load is from_pretrained
     assert composir.Retriever is Retriever
-    assert sorted(composir.__all__) == ["Retriever", "load", "similarity"]
+    assert sorted(composir.__all__) == ["Retriever", "load", "push_to_hub", "save_pretrained", "similarity"]

@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from composir.models.checkpoint import from_pretrained as load
+    from composir.models.checkpoint import push_to_hub, save_pretrained
     from composir.scoring import similarity
     from composir.search import Retriever
 
-__all__ = ["Retriever", "load", "similarity"]
+__all__ = ["Retriever", "load", "push_to_hub", "save_pretrained", "similarity"]
 
 
 def __getattr__(name: str) -> object:
     """Import torch only when a name is used: ``composir --help`` answers at once."""
-    if name == "load":
-        from composir.models.checkpoint import from_pretrained
+    if name in {"load", "push_to_hub", "save_pretrained"}:
+        from composir.models import checkpoint
 
-        return from_pretrained
+        return getattr(checkpoint, "from_pretrained" if name == "load" else name)
     if name == "similarity":
         from composir.scoring import similarity
 

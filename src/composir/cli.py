@@ -473,6 +473,9 @@ def evaluate(
     scoring: Annotated[
         str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
     ] = "global",
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Score so many of each query's best again with the matching head; 0: none.")
+    ] = 0,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
     save_rankings: Annotated[
@@ -490,7 +493,7 @@ def evaluate(
     A model is also asked with the picture alone and with the sentence alone.
     Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
     """
-    from composir.evaluation import audit_lines, table
+    from composir.evaluation import audit_lines, rerank_lines, table
     from composir.evaluation import contact_sheet as write_sheet
     from composir.evaluation import save_rankings as write_rankings
 
@@ -506,8 +509,17 @@ def evaluate(
         splits = _load_splits(
             dataset, data_root, split, categories, gallery, exclude_reference, skip_missing=skip_missing_images
         )
+    if rerank and model is None:
+        raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
     result = _measure(
-        model, predictions, rankings, splits, scoring=scoring, batch_size=batch_size, num_workers=num_workers
+        model,
+        predictions,
+        rankings,
+        splits,
+        scoring=scoring,
+        rerank=rerank,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     files = {}
     if save_rankings:
@@ -524,7 +536,7 @@ def evaluate(
         _print_json(result.to_json())
     else:
         out.print(table(result))
-        for line in audit_lines(result):
+        for line in (*rerank_lines(result), *audit_lines(result)):
             out.print(line, soft_wrap=True)
         for name, file in files.items():
             out.print(f"{name}: {file}", soft_wrap=True)
@@ -538,6 +550,7 @@ def _measure(
     splits: tuple[Split, ...] | None,
     *,
     scoring: str,
+    rerank: int,
     batch_size: int,
     num_workers: int,
 ) -> Result:
@@ -547,7 +560,7 @@ def _measure(
 
     if rankings is not None:
         saved = load_rankings(rankings, splits)
-        return measure(saved.rankings, signature=saved.signature_fields)
+        return measure(saved.rankings, signature=saved.signature_fields, rerank=saved.rerank)
     assert splits is not None
     check_scorable(splits)
     if predictions:
@@ -555,12 +568,20 @@ def _measure(
         return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
     assert model is not None
     with _Bars() as bars:
-        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars, scoring=scoring)
-        return evaluate_model(embedder, splits, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell)
+        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars, scoring=scoring, rerank=bool(rerank))
+        return evaluate_model(
+            embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
+        )
 
 
 def _open_embedder(
-    model: Path, splits: tuple[Split, ...], num_workers: int, bars: _Bars, *, scoring: str = "global"
+    model: Path,
+    splits: tuple[Split, ...],
+    num_workers: int,
+    bars: _Bars,
+    *,
+    scoring: str = "global",
+    rerank: bool = False,
 ) -> tuple[CachedEmbedder, str]:
     from composir.features import open_embedder
 
@@ -569,6 +590,7 @@ def _open_embedder(
         splits,
         num_workers=num_workers,
         scoring=scoring,
+        rerank=rerank,
         progress=lambda done, total: bars.tell("image tokens", done, total),
     )
 
@@ -829,6 +851,79 @@ def search(
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)
     return 0
+
+
+# -- convert -----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def convert(
+    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
+    out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
+    from_: Annotated[
+        str | None, typer.Option("--from", help="lavis (.pth), sprc (.pt) or hf (folder or hub id, safetensors).")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="sprc: a checkpoint folder into a file that SPRC reads.")
+    ] = None,
+    qformer_config: Annotated[
+        Path | None, typer.Option(help="JSON with what weights do not show, such as num_attention_heads.")
+    ] = None,
+    gated_fusion: Annotated[
+        bool | None,
+        typer.Option("--gated-fusion/--no-gated-fusion", help="A fresh gate, or none; else as in the source."),
+    ] = None,
+    embed_tower: Annotated[
+        bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what the source does not hold.")] = 0,
+    json_: Json = False,
+) -> int:
+    """Turn weights of LAVIS, SPRC or the hub into a checkpoint folder, or a checkpoint into SPRC's file.
+
+    Example: composir convert --from lavis blip2_pretrained.pth --out models/blip2
+    """
+    from composir.models.transfer import convert as convert_weights
+    from composir.models.transfer import export_sprc
+
+    _require_one({"--from": from_, "--to": to})
+    if to is not None:
+        _require_choice("--to", to, ("sprc",))
+        done = export_sprc(source, out_)
+    else:
+        assert from_ is not None
+        _require_choice("--from", from_, ("lavis", "sprc", "hf"))
+        done = convert_weights(
+            source,
+            from_,
+            out_,
+            qformer_config=qformer_config,
+            gated_fusion=gated_fusion,
+            embed_tower=embed_tower,
+            seed=seed,
+        )
+    if json_:
+        _print_json(done.to_json())
+        return 0
+    reasons = dict.fromkeys(one.reason for one in done.dropped)
+    for reason in reasons:
+        keys = [one.key for one in done.dropped if one.reason == reason]
+        out.print(f"dropped {len(keys)} ({reason}): {', '.join(keys)}", soft_wrap=True, markup=False)
+    if done.fresh:
+        out.print(f"not there, start fresh: {', '.join(done.fresh)}", soft_wrap=True, markup=False)
+    if to is None and done.tower == "none":
+        out.print("no vision tower in it: the model works on image tokens", soft_wrap=True)
+    if to is None and not done.has_tokenizer:
+        out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
+    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ComposirError(
+            f"{flag} {value!r} is not known", expected=" or ".join(choices), fix=nearest(value, choices)
+        )
 
 
 # -- quickstart --------------------------------------------------------------------------------------------------------

@@ -139,9 +139,10 @@ def fill_splits(tokens: TokenCache, splits: Sequence[Split], progress: Progress 
 
 
 def open_embedder(
-    folder: Path,
+    model: Path | str,
     splits: Sequence[Split],
     *,
+    rerank: bool = False,
     cache_dir: Path | None = None,
     num_workers: int = NUM_WORKERS,
     scoring: str = GLOBAL,
@@ -150,19 +151,25 @@ def open_embedder(
     """Return the embedder of a checkpoint, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
-    Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is ranked, and
-    ``ComposirError`` for a folder that is no checkpoint or has no vision tower.
+    ``model`` is a folder or hub id. It computes on the GPU where there is one. Raises ``ProblemsError`` with every
+    image that is missing or cannot be read, before anything is ranked, and ``ComposirError`` for what is no checkpoint,
+    has no vision tower or, with ``rerank``, no trained matching head.
     """
     require_images(splits)
-    model = from_pretrained(folder)
-    if model.tower is None:
+    composer = from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    if composer.tower is None or composer.tokenizer is None:
+        lacking = "vision tower" if composer.tower is None else "tokenizer"
         raise ComposirError(
-            "has no vision tower and cannot embed pictures", file=folder, fix="give a checkpoint of a whole model"
+            f"has no {lacking} and cannot embed pictures and sentences",
+            file=model,
+            fix="give a checkpoint of a whole model",
         )
-    tokens = TokenCache(model.tower, cache_dir or default_cache_dir(), num_workers=num_workers)
+    if rerank:
+        require_matching_head(composer)
+    tokens = TokenCache(composer.tower, cache_dir or default_cache_dir(), num_workers=num_workers)
     fill_splits(tokens, splits, progress)
-    name = weights_hash(model) if scoring == GLOBAL else f"{weights_hash(model)}-{scoring}"
-    return CachedEmbedder(model, tokens, scoring=scoring), name
+    name = weights_hash(composer) if scoring == GLOBAL else f"{weights_hash(composer)}-{scoring}"
+    return CachedEmbedder(composer, tokens, scoring=scoring), name
 
 
 class CachedEmbedder:
@@ -202,10 +209,29 @@ class CachedEmbedder:
     @torch.inference_mode()
     def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
+        neutral = self._neutral().to(self.model.device)
+        return self._encode(neutral.expand(len(texts), -1, -1), texts)
+
+    @torch.inference_mode()
+    def match(
+        self, references: Sequence[ImageSource | None], texts: Sequence[str], candidates: Sequence[ImageSource]
+    ) -> Float[Tensor, " pairs"]:
+        """Return how well each candidate answers its reference and sentence; the reference ``None`` is neutral."""
+        require_matching_head(self.model)
+        if None in references:
+            neutral = self._neutral()
+            rows = [neutral if reference is None else self.tokens([reference])[0] for reference in references]
+            tokens = torch.stack(rows)
+        else:
+            tokens = self.tokens([reference for reference in references if reference is not None])
+        device = self.model.device
+        pictures = (tokens.to(device), self.tokens(candidates).to(device))
+        return self.model.match(pictures, *self.model.tokenize(texts))
+
+    def _neutral(self) -> Float[Tensor, "tokens width"]:
         if not self._num_images:
             raise RuntimeError("embed the gallery first: the neutral reference is its mean")
-        neutral = torch.as_tensor(self._token_sum / self._num_images).half().to(self.model.device)
-        return self._encode(neutral.expand(len(texts), -1, -1), texts)
+        return torch.as_tensor(self._token_sum / self._num_images).half()
 
     def _encode(
         self, tokens: Float[Tensor, "batch tokens width"], texts: Sequence[str]
@@ -215,3 +241,13 @@ class CachedEmbedder:
         if self.scoring == GLOBAL:
             return self.model.encode_query(*inputs)
         return self.model.encode_query_parts(*inputs, scoring=self.scoring)
+
+
+def require_matching_head(model: Composer) -> None:
+    """Return nothing; raise ``ComposirError`` where the model's matching head was never trained."""
+    if not model.config.matching_head:
+        raise ComposirError(
+            f"the {model.config.backbone} model has no trained matching head, and would re-rank with noise",
+            expected="weights with one: a checkpoint converted from LAVIS, SPRC or the hub, or trained from it",
+            fix="leave out --rerank",
+        )

@@ -8,7 +8,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError
-from composir.models import blip2, vit
+from composir.models import blip2
 from composir.models.checkpoint import from_pretrained, save_pretrained
 from composir.models.presets import build
 from composir.training import load_recipe, train
@@ -16,27 +16,15 @@ from composir.training import load_recipe, train
 VOCABULARY = 30_523
 
 
-@pytest.fixture(autouse=True)
-def _small_heads(monkeypatch):
-    monkeypatch.setattr(vit, "NUM_HEADS_BY_WIDTH", {64: 4})
-    monkeypatch.setattr(blip2, "HEAD_DIM", 16)
-    blip2.read_start.cache_clear()
+pytestmark = pytest.mark.usefixtures("small_heads")
 
 
 @pytest.fixture
-def lavis_file(golden, tmp_path):
+def lavis_file(whole, tmp_path):
     """Return the maker of a file in the layout of LAVIS's stage-1 checkpoints, from golden parts."""
 
     def make(tower):
-        weights = {key: value for key, value in golden(tower).items() if not key.startswith("__")}
-        weights |= {key: value for key, value in golden("weights").items() if key != "prompt_tokens"}
-        for layer in (0, 2):  # the golden Q-Former reads tokens 48 wide, the golden towers are 64 wide
-            for part in ("key", "value"):
-                name = f"Qformer.bert.encoder.layer.{layer}.crossattention.self.{part}.weight"
-                weights[name] = torch.randn(64, 64)
-        words = torch.randn(VOCABULARY, 64)
-        weights["Qformer.bert.embeddings.word_embeddings.weight"] = words
-        file = tmp_path / "blip2_pretrained.pth"
+        file, weights = tmp_path / "blip2_pretrained.pth", whole(tower, VOCABULARY)
         torch.save({"model": weights}, file)
         return file, weights
 
@@ -112,34 +100,39 @@ def test_without_weights_the_message_says_what_where_and_what_instead(backbone, 
     assert "needs pretrained weights, and none were given" in words
     assert "blip2_pretrained" in words
     assert "--backbone mini" in words
-    with pytest.raises(ComposirError, match="no such file or folder of weights"):
+    with pytest.raises(ComposirError, match=r"nowhere\.pth: no such file or folder"):
         build(backbone, str(tmp_path / "nowhere.pth"))
 
 
-class Planted:
-    """A pickle that would run code when it is loaded without care."""
-
-    def __reduce__(self):
-        return (open, ("planted", "w"))
-
-
-@pytest.mark.parametrize("content", ["cut", "code", "other"])
-def test_a_file_that_is_no_such_checkpoint_is_one_clear_error(content, lavis_file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file, _ = lavis_file("vit_eva")
-    if content == "cut":
-        file.write_bytes(file.read_bytes()[:5000])
-    elif content == "code":
-        torch.save({"model": Planted()}, file)
-    else:
-        torch.save({"model": {"layer.weight": torch.zeros(2)}}, file)
-    with pytest.raises(ComposirError, match=r"blip2_pretrained\.pth.*expected LAVIS's blip2_pretrained\.pth"):
+def test_weights_of_the_other_backbone_are_refused_by_their_width(lavis_file, monkeypatch):
+    monkeypatch.setattr(blip2, "WIDTHS", {"pretrain": 1408, "pretrain_vitL": 64})
+    file, _ = lavis_file("vit_clip")
+    with pytest.raises(ComposirError, match=r"image tokens 64 wide, not 1408.*fix: --backbone pretrain_vitL"):
         build("pretrain", str(file))
-    assert not (tmp_path / "planted").exists()
 
 
-def test_a_folder_that_is_no_hub_model_is_one_clear_error(tmp_path):
-    with pytest.raises(ComposirError, match="cannot be read as a BLIP-2 image-text model"):
-        build("pretrain", str(tmp_path))
-    with pytest.raises(ComposirError, match="is a folder"):
-        build("pretrain_vitL", str(tmp_path))
+def test_a_file_without_a_tower_makes_no_model_on_pictures(golden, tmp_path):
+    torch.save({"Blip2QformerCirAlignPrompt": golden("weights")}, tmp_path / "sprc.pt")
+    with pytest.raises(ComposirError, match=r"sprc\.pt: holds no vision tower"):
+        build("pretrain", str(tmp_path / "sprc.pt"))
+
+
+def test_training_starts_from_a_checkpoint_folder_with_another_gate(lavis_file, tmp_path):
+    file, weights = lavis_file("vit_eva")
+    save_pretrained(build("pretrain", str(file), use_gated_fusion=False), tmp_path / "plain")
+    gated = build("pretrain", str(tmp_path / "plain"))
+    assert gated.gated_fusion is not None
+    assert gated.config.matching_head
+    assert torch.equal(gated.itm_head.weight, weights["itm_head.weight"])
+    save_pretrained(gated, tmp_path / "gated")
+    blip2.read_backbone.cache_clear()
+    again = build("pretrain", str(tmp_path / "gated"), alpha_init=0.1)
+    assert torch.equal(again.gated_fusion.gate[0].weight, gated.gated_fusion.gate[0].weight)
+    assert build("pretrain", str(tmp_path / "gated"), use_gated_fusion=False).gated_fusion is None
+
+
+def test_the_tower_stays_asleep_and_frozen(lavis_file):
+    model = build("pretrain", str(lavis_file("vit_eva")[0])).train()
+    assert model.training
+    assert not any(module.training for module in model.tower.modules())
+    assert not any(parameter.requires_grad for parameter in model.tower.parameters())

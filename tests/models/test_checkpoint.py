@@ -10,7 +10,7 @@ import composir
 from composir.errors import ComposirError
 from composir.models import checkpoint
 from composir.models.checkpoint import from_pretrained, save_pretrained, weights_hash
-from composir.models.presets import build
+from composir.models.presets import blip2_tokenizer, build
 
 
 @pytest.fixture
@@ -103,6 +103,10 @@ def edit_config(folder, **changes):
         ({"backbone": "minni"}, ["backbone 'minni' is not known", "config.json"]),
         ({"hidden_size": -1}, ["hidden_size", "greater than 0", "config.json"]),
         ({"no_such_field": 1}, ["no_such_field", "config.json"]),
+        (
+            {"no_such_field": 1, "composir_version": "0.7.2"},
+            ["was written by composir 0.7.2, this is 0.1.0: no_such_field", "fix: pip install composir==0.7.2"],
+        ),
         ({"embed_dim": 17}, ["does not fit its config.json", "vision_proj.weight is (16, 32) instead of (17, 32)"]),
         ({"fusion": "none"}, ["does not fit its config.json", "unexpected gated_fusion.alpha"]),
         ({"tower": {"name": "tiny", "fingerprint": "0"}}, ["was made with tower weights 0", "the same frozen tower"]),
@@ -119,8 +123,10 @@ def test_a_config_that_does_not_fit_is_one_clear_error(saved, changes, words):
 
 def test_a_missing_or_cut_file_is_one_clear_error(saved, tmp_path):
     _, folder = saved
-    with pytest.raises(ComposirError, match=r"is not a checkpoint folder: it has no config\.json"):
+    with pytest.raises(ComposirError, match="nowhere: no such file or folder"):
         from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ComposirError, match=r"is not a checkpoint folder: it has no config\.json"):
+        from_pretrained(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ComposirError, match="is not a readable safetensors file"):
@@ -144,13 +150,50 @@ def test_missing_and_unexpected_weights_are_all_named(saved):
         from_pretrained(folder)
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "mini"])
+def test_a_stored_tower_needs_no_package(tmp_path, shapes_root, monkeypatch, backbone):
+    model = build(backbone).eval()
+    save_pretrained(model, tmp_path / "model", embed_tower=True)
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["tower"]["weights"] == "tower.safetensors"
+    assert "is in tower.safetensors" in (tmp_path / "model/README.md").read_text()
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    again = from_pretrained(tmp_path / "model")
+    files = sorted((shapes_root / "dev").glob("*.png"))[:2]
+    assert torch.equal(again.embed_target(files), model.embed_target(files))
+    assert weights_hash(again) == weights_hash(model)
+
+
+def test_a_stored_tower_that_is_changed_or_unknown_is_refused(tmp_path):
+    save_pretrained(build("tiny"), tmp_path / "model", embed_tower=True)
+    file = tmp_path / "model/tower.safetensors"
+    weights = load_file(file)
+    save_file(weights, file, metadata={"name": "telescope"})
+    with pytest.raises(ComposirError, match="holds a tower 'telescope', which is not known; expected one of tiny"):
+        from_pretrained(tmp_path / "model")
+    weights["network.convolution.bias"] += 1
+    save_file(weights, file, metadata={"name": "tiny"})
+    with pytest.raises(ComposirError, match="was made with tower weights"):
+        from_pretrained(tmp_path / "model")
+    file.unlink()
+    with pytest.raises(ComposirError, match=r"tower\.safetensors: is missing"):
+        from_pretrained(tmp_path / "model")
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved):
+    _, folder = saved
+    blip2_tokenizer().save(folder / "tokenizer.json")
+    with pytest.raises(ComposirError, match=r"tokenizer\.json: knows 30,523 words, and the weights have a row for 140"):
+        from_pretrained(folder)
+
+
 def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
     model, folder = saved
 
     def fail(*arguments, **settings):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(checkpoint, "write_safetensors", fail)
     with pytest.raises(OSError, match="No space left"):
         save_pretrained(model, folder)
     assert weights_hash(from_pretrained(folder)) == weights_hash(model)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from composir.losses import contrastive_loss
-from composir.models.convert import SPRC_KEYS, rename
+from composir.models.convert import rename
 from composir.models.presets import build
 from composir.scoring import similarity
 
@@ -62,6 +62,18 @@ def test_features_and_similarity_equal_the_published_ones(golden, golden_model):
     torch.testing.assert_close(similarity(query, targets), data["inference_similarity"], **TOLERANCE)
 
 
+def test_matching_equals_the_published_head_and_the_candidate_counts(golden, golden_model):
+    data, model = golden("forward"), golden_model(use_gated_fusion=True)
+    reference, target, ids, mask = inputs(data)
+    torch.testing.assert_close(model.match((reference,), ids, mask), data["itm_logits"], **TOLERANCE)
+    both = model.match((reference, target), ids, mask)
+    other = model.match((reference, target.roll(1, 0)), ids, mask)
+    assert both.shape == (6,)
+    assert (both - other).abs().min() > 1e-4
+    one = model.match((reference[:1], target[:1]), ids[:1], mask[:1])
+    torch.testing.assert_close(one, both[:1], **TOLERANCE)
+
+
 def test_losses_and_gradients_equal_the_published_ones(golden, golden_model):
     data, model = golden("forward"), golden_model()
     losses = model.training_losses(*inputs(data))
@@ -69,7 +81,7 @@ def test_losses_and_gradients_equal_the_published_ones(golden, golden_model):
         torch.testing.assert_close(losses[name], data[name].squeeze(0), **TOLERANCE)
     torch.testing.assert_close(total(losses), data["loss_total"].squeeze(0), **TOLERANCE)
     total(losses).backward()
-    gradients = rename(golden("gradients"), SPRC_KEYS).weights
+    gradients = rename(golden("gradients")).weights
     names = {name for name, _ in model.named_parameters()}
     assert set(gradients) <= names
     assert names - set(gradients) == {"itm_head.weight", "itm_head.bias"}

@@ -5,24 +5,57 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composir.models.vit import tower_from_lavis
+from composir.errors import ComposirError
+from composir.models import vit
+from composir.models.convert import rename, to_lavis
+from composir.models.vit import vit_tower
+
+
+@pytest.fixture
+def lavis_tower(golden):
+    """Return golden weights by LAVIS's names, and by those of ``Tower.state_dict``."""
+
+    def read(name):
+        weights = {key: value for key, value in golden(name).items() if not key.startswith("__")}
+        renamed = rename(weights)
+        assert renamed.unknown == ()
+        assert set(renamed.mapped) == set(weights)
+        return weights, {new.removeprefix("tower."): tensor for new, tensor in renamed.weights.items()}
+
+    return read
 
 
 @pytest.mark.parametrize("name", ["vit_eva", "vit_clip"])
-def test_equals_the_published_tower(golden, name):
-    data = golden(name)
-    weights = {key: value for key, value in data.items() if not key.startswith("__")}
-    tower = tower_from_lavis(weights, num_heads=4)
+def test_equals_the_published_tower(golden, lavis_tower, name):
+    data, (_, weights) = golden(name), lavis_tower(name)
+    tower = vit_tower(weights, num_heads=4)
     assert (tower.num_tokens, tower.width, tower.image_size) == (17, 64, 56)
     with torch.inference_mode():
         torch.testing.assert_close(tower.network(data["__input__"]), data["__output__"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["vit_eva", "vit_clip"])
-def test_every_weight_has_a_place(golden, name):
-    weights = {key: value for key, value in golden(name).items() if not key.startswith("__")}
-    with pytest.raises(KeyError, match=r"no rule for visual_encoder\.surplus"):
-        tower_from_lavis({**weights, "visual_encoder.surplus": torch.zeros(1)}, num_heads=4)
-    missing = next(key for key in weights if "mlp" in key and key.endswith("bias"))
-    with pytest.raises(RuntimeError, match="Missing key"):
-        tower_from_lavis({key: value for key, value in weights.items() if key != missing}, num_heads=4)
+def test_the_names_go_back_to_lavis_weight_for_weight(lavis_tower, name):
+    theirs, ours = lavis_tower(name)
+    back = to_lavis({f"tower.{key}": tensor for key, tensor in ours.items()})
+    assert back.unknown == ()
+    assert set(back.weights) == set(theirs)
+    assert all(torch.equal(back.weights[key], tensor) for key, tensor in theirs.items())
+
+
+def test_the_number_of_heads_of_another_width_is_asked_for(lavis_tower):
+    with pytest.raises(ComposirError, match=r"the vision tower is 64 wide.*give vit_num_attention_heads"):
+        vit_tower(lavis_tower("vit_eva")[1])
+
+
+def test_a_gpu_computes_in_half_precision_and_keeps_the_hash(lavis_tower, monkeypatch):
+    tower = vit_tower(lavis_tower("vit_eva")[1], num_heads=4)
+    before, pixels = tower.fingerprint(), torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    plain = tower(pixels)
+    assert tower.dtype_on(torch.device("cpu")) == torch.float32
+    assert tower.dtype_on(torch.device("cuda")) == torch.float16
+    monkeypatch.setattr(vit.Tower, "dtype_on", lambda self, device: torch.float16)
+    tower.to("cpu")  # as if it were a GPU
+    assert tower.network.norm.weight.dtype == torch.float16
+    assert tower.fingerprint() == before
+    torch.testing.assert_close(tower(pixels).float(), plain.float(), atol=2e-2, rtol=0)

@@ -34,8 +34,10 @@ from composir.evaluation.report import (
     contact_sheet,
     grid,
     metric_label,
+    rerank_lines,
     table,
 )
+from composir.evaluation.rerank import Matcher, rerank
 from composir.evaluation.result import COMPOSED, KINDS, Audit, Gain, Result, measure
 from composir.evaluation.saved import Saved, load_rankings, save_rankings
 from composir.evaluation.signature import signature_fields, signature_text
@@ -61,6 +63,7 @@ __all__ = [
     "Difference",
     "Embedder",
     "Gain",
+    "Matcher",
     "MetricProtocol",
     "OverSeeds",
     "Progress",
@@ -97,6 +100,8 @@ __all__ = [
     "read_predictions",
     "recalls",
     "require_test_server",
+    "rerank",
+    "rerank_lines",
     "save_rankings",
     "signature_fields",
     "signature_text",

@@ -14,7 +14,9 @@ from composir.data.images import ImageSource
 from composir.data.triplets import Split
 from composir.errors import ComposirError
 from composir.evaluation.metrics import NUM_RESAMPLES, check_scorable
-from composir.evaluation.ranking import Ranking, check_gallery, describe, rank_blocks
+from composir.evaluation.ranking import DEPTH, Ranking, check_gallery, describe, rank_blocks
+from composir.evaluation.rerank import Matcher, before_reranking
+from composir.evaluation.rerank import rerank as rerank_best
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, KINDS, TEXT_ONLY, Result, measure
 from composir.evaluation.similarity import similarity
 
@@ -58,6 +60,7 @@ def evaluate(
     batch_size: int = 64,
     weights_hash: str = "unknown",
     baselines: bool = True,
+    rerank: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
@@ -66,12 +69,26 @@ def evaluate(
 
     ``rank_splits`` and then ``measure``, which say what the arguments are. Raises ``ComposirError`` before
     anything is embedded where the splits cannot be scored (hidden answers, targets outside the gallery), and
-    later where the model gives NaN or the wrong number of embeddings.
+    later where the model gives NaN or the wrong number of embeddings. With ``rerank`` the embedder, which must be a
+    ``Matcher``, scores so many of each query's best again, of the baselines' queries as well.
     """
     check_scorable(splits)
     kinds = KINDS if baselines else (COMPOSED,)
-    rankings = rank_splits(embedder, splits, kinds=kinds, batch_size=batch_size, progress=progress)
-    return measure(rankings, weights_hash=weights_hash, num_resamples=num_resamples, seed=seed)
+    if rerank and not isinstance(embedder, Matcher):
+        raise ComposirError("this model scores no pairs, and cannot re-rank", fix="leave out --rerank")
+    rankings: dict[str, tuple[Ranking, ...]] = dict.fromkeys(kinds, ())
+    first_stage: list[Ranking] = []
+    for split in splits:  # re-ranked before the next: what stands for no picture belongs to the gallery seen last
+        ranked = rank_splits(
+            embedder, [split], kinds=kinds, depth=max(DEPTH, rerank), batch_size=batch_size, progress=progress
+        )
+        if rerank:
+            assert isinstance(embedder, Matcher)
+            first_stage += ranked[COMPOSED]
+            ranked = rerank_best(ranked, embedder, rerank, batch_size=batch_size, progress=progress)
+        rankings = {kind: (*rankings[kind], *ranked[kind]) for kind in kinds}
+    before = before_reranking(first_stage, rerank) if rerank else None
+    return measure(rankings, weights_hash=weights_hash, rerank=before, num_resamples=num_resamples, seed=seed)
 
 
 def rank_splits(
@@ -79,10 +96,11 @@ def rank_splits(
     splits: Sequence[Split],
     *,
     kinds: Sequence[str] = (COMPOSED,),
+    depth: int = DEPTH,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> dict[str, tuple[Ranking, ...]]:
-    """Return the rankings of every split by kind of query; the answers may be hidden.
+    """Return the ``depth`` best images of every split's queries, by kind of query; the answers may be hidden.
 
     Every gallery image is embedded once. All kinds use the same model and gallery: ``image_only`` asks with the
     empty sentence, ``text_only`` with the reference neutralised; they tell how much of a figure needs the
@@ -95,16 +113,21 @@ def rank_splits(
             batches = _Batches(split, batch_size, progress)
             gallery = _embed_gallery(embedder, split, batches)
             for kind, ranked in rankings.items():
-                ranked.append(rank_embeddings(_QUERY_EMBEDDINGS[kind](embedder, split, batches), gallery, split))
+                queries = _QUERY_EMBEDDINGS[kind](embedder, split, batches)
+                ranked.append(rank_embeddings(queries, gallery, split, depth=depth))
     return {kind: tuple(ranked) for kind, ranked in rankings.items()}
 
 
 def rank_embeddings(
-    queries: Float[Tensor, "num_queries *parts dim"], gallery: Float[Tensor, "gallery vectors dim"], split: Split
+    queries: Float[Tensor, "num_queries *parts dim"],
+    gallery: Float[Tensor, "gallery vectors dim"],
+    split: Split,
+    *,
+    depth: int = DEPTH,
 ) -> Ranking:
     """Return the ranking of a split whose queries and gallery are embedded, by blocks of queries."""
     rows = max(1, SCORES_PER_BLOCK // len(gallery))
-    return rank_blocks((similarity(block, gallery) for block in queries.split(rows)), split)
+    return rank_blocks((similarity(block, gallery) for block in queries.split(rows)), split, depth=depth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,19 @@ def table(result: Result) -> Table:
     return view
 
 
+def rerank_lines(result: Result) -> list[str]:
+    """Return, in a sentence, what re-ranking started from and could reach at most; nothing without it."""
+    if result.rerank is None:
+        return []
+    before = result.rerank.first_stage.get(result.primary)
+    label = metric_label(result.primary)
+    change = f"; {label} was {100 * before:.2f}" if before is not None else ""
+    return [
+        f"the best {result.rerank.num_candidates} of each query are re-ranked; {100 * result.rerank.ceiling:.2f} % of "
+        f"the targets are among them, the ceiling of recall{change}"
+    ]
+
+
 def audit_lines(result: Result) -> list[str]:
     """Return, in sentences, how much of the split one modality solves alone and what composing adds."""
     audit = result.audit

@@ -68,6 +68,18 @@ class Audit:
     """By metric key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """What re-ranking started from."""
+
+    num_candidates: int
+    """How many of each query's best were scored again."""
+    ceiling: float
+    """The share of queries whose target is among those: what no recall at a smaller K can pass."""
+    first_stage: dict[str, float]
+    """The composed figures of the rankings as they were."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """The figures of a model on a split, with what it takes to read them rightly."""
@@ -84,6 +96,8 @@ class Result:
     """What was measured, by field."""
     rankings: dict[str, tuple[Ranking, ...]]
     """By kind (``composed``, ``image_only``, ``text_only``), one per category."""
+    rerank: Rerank | None = None
+    """None where the rankings are those of the embeddings."""
 
     @property
     def num_queries(self) -> int:
@@ -119,6 +133,8 @@ class Result:
             document["baselines"] = {name: dict(metrics) for name, metrics in self.baselines.items()}
         if self.audit is not None:
             document["audit"] = asdict(self.audit)
+        if self.rerank is not None:
+            document["rerank"] = asdict(self.rerank)
         return document | {
             "num_queries": self.num_queries,
             "num_gallery": self.num_gallery,
@@ -133,13 +149,15 @@ def measure(
     *,
     weights_hash: str = "unknown",
     signature: Mapping[str, str] | None = None,
+    rerank: Rerank | None = None,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Result:
     """Return the figures of ``rankings``, which hold ``composed`` and perhaps both baselines, one per category.
 
     ``weights_hash`` identifies the model in the signature, unless the rankings come with one, ``signature`` by
-    field, as saved ones do; ``seed`` is the bootstrap's.
+    field, as saved ones do; ``rerank`` says what the rankings were before they were re-ranked; ``seed`` is the
+    bootstrap's.
     """
     composed = rankings[COMPOSED]
     check_scorable([ranking.split for ranking in composed])
@@ -154,9 +172,15 @@ def measure(
         baselines={kind: metrics for kind, metrics in figures.items() if kind != COMPOSED},
         audit=_audit(rankings, values_by_kind, figures, num_resamples, seed) if audited else None,
         signature_fields=dict(
-            signature or signature_fields([ranking.split for ranking in composed], weights_hash=weights_hash)
+            signature
+            or signature_fields(
+                [ranking.split for ranking in composed],
+                weights_hash=weights_hash,
+                num_reranked=rerank.num_candidates if rerank else 0,
+            )
         ),
         rankings={kind: tuple(ranked) for kind, ranked in rankings.items()},
+        rerank=rerank,
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation.ranking import PADDING, Ranking, check_gallery, describe
-from composir.evaluation.result import COMPOSED, KINDS, Result
+from composir.evaluation.result import COMPOSED, KINDS, Rerank, Result
 from composir.evaluation.signature import signature_fields
 from composir.files import read_toml, replacing
 
@@ -43,6 +43,8 @@ class Saved:
     """The file, as messages name it."""
     seed: int | None = None
     """Of the training, from the ``recipe.toml`` beside the file; None where there is none."""
+    rerank: Rerank | None = None
+    """What re-ranking started from; None where the rankings are those of embeddings."""
 
     @property
     def weights_hash(self) -> str:
@@ -76,7 +78,9 @@ def pack_rankings(result: Result) -> bytes:
             }
             for part, array in parts.items():
                 tensors[f"{number}.{kind}.{part}"] = np.ascontiguousarray(array.astype(_DTYPES[part]))
-    document = {name: result.signature_fields[name] for name in ("weights", "ties", "composir")}
+    document: dict[str, Any] = {name: result.signature_fields[name] for name in ("weights", "ties", "composir")}
+    if result.rerank is not None:
+        document["rerank"] = asdict(result.rerank)
     splits = [_split_fields(ranking.split) for ranking in result.rankings[COMPOSED]]
     text = json.dumps({**document, "splits": splits}, ensure_ascii=False)
     tensors["splits"] = np.frombuffer(text.encode(), np.uint8)
@@ -105,6 +109,7 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         saved = [_split(entry) for entry in _of_type(list, document["splits"])]
         rankings = _read_rankings(saved, tensors)
         weights_hash, ties, version = (_of_type(str, document[name]) for name in ("weights", "ties", "composir"))
+        rerank = _rerank(document.get("rerank"))
         for split in saved:
             check_gallery(split)
     except (KeyError, TypeError, ValueError, ComposirError) as error:
@@ -122,8 +127,13 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         rankings = {kind: _with_splits(ranked, splits) for kind, ranked in rankings.items()}
     return Saved(
         rankings,
-        {**signature_fields(saved, weights_hash=weights_hash), "ties": ties, "composir": version},
+        {
+            **signature_fields(saved, weights_hash=weights_hash, num_reranked=rerank.num_candidates if rerank else 0),
+            "ties": ties,
+            "composir": version,
+        },
         path=file,
+        rerank=rerank,
         seed=_seed_beside(file),
     )
 
@@ -193,6 +203,13 @@ def _query(entry: Mapping[str, Any]) -> Query:
     for name, value in values.items():
         values[name] = _strings(value) if name in _LISTS_OF_A_QUERY else _of_type(str, value)
     return Query(**values)
+
+
+def _rerank(entry: Any) -> Rerank | None:
+    if entry is None:
+        return None
+    figures = {str(key): _of_type(float, value) for key, value in _of_type(dict, entry["first_stage"]).items()}
+    return Rerank(_of_type(int, entry["num_candidates"]), _of_type(float, entry["ceiling"]), figures)
 
 
 def _of_type(kind: type, value: Any) -> Any:

@@ -11,8 +11,11 @@ from composir.evaluation.metrics import METRIC_VERSION
 TIE_RULE = "pessimistic"
 
 
-def signature_fields(splits: Sequence[Split], *, weights_hash: str) -> dict[str, str]:
-    """Return what identifies a result on ``splits`` (one, or categories under the same rules), by field."""
+def signature_fields(splits: Sequence[Split], *, weights_hash: str, num_reranked: int = 0) -> dict[str, str]:
+    """Return what identifies a result on ``splits`` (one, or categories under the same rules), by field.
+
+    ``num_reranked`` is how many candidates of each query were re-ranked; figures without and with do not compare.
+    """
     split = splits[0]
     categories = ",".join(sorted(part.category for part in splits if part.category))
     return {
@@ -23,6 +26,7 @@ def signature_fields(splits: Sequence[Split], *, weights_hash: str) -> dict[str,
         "reference": "excluded" if split.exclude_reference else "kept",
         "text": split.text_rule,
         "ties": TIE_RULE,
+        **({"rerank": f"matching head, best {num_reranked}"} if num_reranked else {}),
         "metrics": METRIC_VERSION,
         "weights": weights_hash,
         "composir": _own_version(),

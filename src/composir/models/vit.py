@@ -1,7 +1,4 @@
-"""BLIP-2's vision transformers as frozen towers, from Hugging Face's parts and LAVIS's names of weights.
-
-The numbers of heads do not show in weights: they are those of the published models, by width.
-"""
+"""BLIP-2's vision transformers as frozen towers, from Hugging Face's parts."""
 
 from __future__ import annotations
 
@@ -15,36 +12,16 @@ from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel, CLIPVisionConfig, CLIPVisionModel
 
 from composir.data.transforms import CLIP_MEAN, CLIP_STD
+from composir.errors import ComposirError
 from composir.models.vision import Tower
 
 NUM_HEADS_BY_WIDTH = {1408: 16, 1024: 16}
-"""EVA ViT-g and CLIP ViT-L."""
+"""EVA ViT-g and CLIP ViT-L: the number of heads does not show in weights."""
+EVA, CLIP = "eva-vit", "clip-vit"
 EVA_EPS, CLIP_EPS = 1e-6, 1e-5
 LN_VISION_EPS = 1e-5
-"""Of the LayerNorm behind the tower (``ln_vision``): torch's default, unlike the tower's own in EVA."""
-
-EVA_KEYS = {
-    "cls_token": "embeddings.class_embedding",
-    "pos_embed": "embeddings.position_embedding",
-    "patch_embed.proj.": "embeddings.patch_embedding.",
-    "norm1.": "layer_norm1.",
-    "norm2.": "layer_norm2.",
-    "attn.qkv.": "self_attn.qkv.",
-    "attn.proj.": "self_attn.projection.",
-    "mlp.": "mlp.",
-}
-CLIP_KEYS = {
-    "class_embedding": "embeddings.class_embedding",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "conv1.": "embeddings.patch_embedding.",
-    "ln_pre.": "pre_layrnorm.",
-    "ln_1.": "layer_norm1.",
-    "ln_2.": "layer_norm2.",
-    "attn.out_proj.": "self_attn.out_proj.",
-    "mlp.c_fc.": "mlp.fc1.",
-    "mlp.c_proj.": "mlp.fc2.",
-}
-_BLOCK = re.compile(r"(?:blocks|transformer\.resblocks)\.(\d+)\.")
+"""Of the LayerNorm behind the tower (``ln_vision``) in LAVIS: torch's default, unlike the tower's own in EVA."""
+_LAYER = re.compile(r"network\.transformer\.encoder\.layers\.(\d+)\.")
 
 
 class LastHidden(nn.Module):
@@ -53,7 +30,7 @@ class LastHidden(nn.Module):
     The transformer's own last norm, which Hugging Face's classes have and LAVIS's towers lack, is taken out.
     """
 
-    def __init__(self, transformer: Blip2VisionModel | CLIPVisionModel, width: int, eps: float = LN_VISION_EPS) -> None:
+    def __init__(self, transformer: Blip2VisionModel | CLIPVisionModel, width: int, eps: float) -> None:
         super().__init__()
         transformer.add_module("post_layernorm", nn.Identity())
         self.transformer = transformer
@@ -64,38 +41,67 @@ class LastHidden(nn.Module):
         return self.norm(self.transformer(pixel_values=pixels).last_hidden_state)
 
 
-def tower_from_lavis(weights: Mapping[str, Tensor], *, num_heads: int | None = None, source: str = "") -> Tower:
-    """Return the tower of a LAVIS checkpoint (keys ``visual_encoder.*`` and ``ln_vision.*``): EVA or CLIP.
+def vit_network(
+    weights: Mapping[str, Tensor], *, num_heads: int | None = None, norm_eps: float = LN_VISION_EPS
+) -> LastHidden:
+    """Return the network of the sizes that ``weights`` (by the names of ``Tower.state_dict``) show, without weights.
 
-    A key without a place raises ``KeyError``; weights load strictly.
+    It lies on torch's ``meta`` device. ``KeyError`` names a weight that is missing and shows a size; a width whose
+    number of heads is not known is a ``ComposirError``.
     """
-    own = {name.removeprefix("visual_encoder."): w for name, w in weights.items() if name.startswith("visual_encoder.")}
-    is_eva = "cls_token" in own
-    renamed = _rename_eva(own) if is_eva else _rename_clip(own)
-    patches = own["patch_embed.proj.weight" if is_eva else "conv1.weight"]
-    positions = own["pos_embed" if is_eva else "positional_embedding"]
+    embeddings = "network.transformer.embeddings."
+    patches = weights[f"{embeddings}patch_embedding.weight"]
+    is_clip = f"{embeddings}position_embedding.weight" in weights
+    positions = weights[f"{embeddings}position_embedding{'.weight' if is_clip else ''}"]
     width, num_tokens, patch = patches.shape[0], positions.shape[-2], patches.shape[-1]
+    num_heads = num_heads or NUM_HEADS_BY_WIDTH.get(width)
+    if num_heads is None:
+        raise ComposirError(
+            f"the vision tower is {width} wide, and weights do not show its number of heads",
+            expected=f"a width of {' or '.join(map(str, NUM_HEADS_BY_WIDTH))}, or the number",
+            fix="give vit_num_attention_heads in the file of --qformer-config",
+        )
     settings = {
         "hidden_size": width,
-        "intermediate_size": renamed["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_hidden_layers": 1 + max(int(match[1]) for name in own if (match := _BLOCK.match(name))),
-        "num_attention_heads": num_heads or NUM_HEADS_BY_WIDTH[width],
+        "intermediate_size": weights["network.transformer.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "num_hidden_layers": 1 + max(int(match[1]) for name in weights if (match := _LAYER.match(name))),
+        "num_attention_heads": num_heads,
         "image_size": patch * round((num_tokens - 1) ** 0.5),
         "patch_size": patch,
     }
-    if is_eva:
-        transformer = Blip2VisionModel(Blip2VisionConfig(**settings, layer_norm_eps=EVA_EPS, qkv_bias=True))
-    else:
-        transformer = CLIPVisionModel(CLIPVisionConfig(**settings, layer_norm_eps=CLIP_EPS, hidden_act="quick_gelu"))
-    network = LastHidden(transformer, width)
-    network.transformer.load_state_dict(renamed, strict=True)
-    network.norm.load_state_dict({part: weights[f"ln_vision.{part}"] for part in ("weight", "bias")}, strict=True)
-    return vit_tower("eva-vit" if is_eva else "clip-vit", network, source=source)
+    with torch.device("meta"):
+        if is_clip:
+            clip = CLIPVisionConfig(**settings, layer_norm_eps=CLIP_EPS, hidden_act="quick_gelu")
+            return LastHidden(CLIPVisionModel(clip), width, norm_eps)
+        eva = Blip2VisionConfig(**settings, layer_norm_eps=EVA_EPS, qkv_bias=True)
+        return LastHidden(Blip2VisionModel(eva), width, norm_eps)
 
 
-def vit_tower(name: str, network: LastHidden, *, source: str) -> Tower:
-    """Return a tower of a vision transformer that takes CLIP's pixels."""
+def describe_vit(network: LastHidden) -> tuple[str, dict[str, str]]:
+    """Return the name of the tower that the network makes, and what its weights do not show of it."""
+    num_heads = cast(int, network.transformer.config.num_attention_heads)
+    name = CLIP if isinstance(network.transformer, CLIPVisionModel) else EVA
+    return name, {"num_heads": str(num_heads), "norm_eps": repr(network.norm.eps)}
+
+
+def vit_tower(
+    weights: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    norm_eps: float = LN_VISION_EPS,
+    source: str = "",
+) -> Tower:
+    """Return the tower of ``weights`` (by the names of ``Tower.state_dict``) in float32: EVA's, or CLIP's.
+
+    They load strictly: ``RuntimeError`` names those too many and too few.
+    """
+    network = vit_network(weights, num_heads=num_heads, norm_eps=norm_eps).to_empty(device="cpu")
     embeddings = network.transformer.embeddings
+    counted = dict(embeddings.named_buffers()).get("position_ids")
+    if counted is not None:  # not among the weights: nothing below fills it
+        counted.copy_(torch.arange(embeddings.num_positions).expand(1, -1))
+    network.load_state_dict({name.removeprefix("network."): weights[name] for name in weights}, strict=True)
+    name, details = describe_vit(network)
     return Tower(
         name,
         network,
@@ -105,41 +111,6 @@ def vit_tower(name: str, network: LastHidden, *, source: str) -> Tower:
         std=CLIP_STD,
         image_size=cast(int, embeddings.image_size),
         weights=source,
+        half_on_gpu=True,
+        details=details,
     )
-
-
-def _place(name: str, places: Mapping[str, str]) -> str:
-    match = _BLOCK.match(name)
-    rest = name[match.end() :] if match else name
-    for theirs, ours in places.items():
-        if rest == theirs or (theirs.endswith(".") and rest.startswith(theirs)):
-            return (f"encoder.layers.{match[1]}." if match else "") + ours + rest[len(theirs) :]
-    raise KeyError(f"no rule for visual_encoder.{name}")
-
-
-def _rename_eva(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in own.items():
-        if name.endswith("attn.v_bias"):
-            continue  # joined below
-        if name.endswith("attn.q_bias"):
-            value = own[name.replace("q_bias", "v_bias")]
-            joined = torch.cat([tensor, torch.zeros_like(value), value])  # EVA's keys have no bias
-            renamed[_place(name.replace("q_bias", "qkv.bias"), EVA_KEYS)] = joined
-        else:
-            renamed[_place(name, EVA_KEYS)] = tensor
-    return renamed
-
-
-def _rename_clip(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in own.items():
-        if ".attn.in_proj_" in name:
-            head, part = name.split("attn.in_proj_")
-            layer = _BLOCK.match(head)
-            assert layer is not None
-            for which, piece in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"encoder.layers.{layer[1]}.self_attn.{which}_proj.{part}"] = piece
-        else:
-            renamed[_place(name, CLIP_KEYS)] = tensor
-    return renamed

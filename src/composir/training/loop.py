@@ -456,7 +456,7 @@ class _Run:
         if is_best:
             state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
         if recipe.save_training:
-            card = model_card(self.model, _about(recipe, result))
+            card = model_card(self.model.config, _about(recipe, result))
             files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}
             folders = ([self.run / "best"] if is_best else []) + (
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]

@@ -1,0 +1,166 @@
+"""``composir convert``: weights of another project into a checkpoint folder, and a checkpoint into SPRC's file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composir.errors import ComposirError
+from composir.files import replacing
+from composir.models.blip2 import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
+from composir.models.checkpoint import model_card, write_folder
+from composir.models.composer import Composer, ComposerConfig
+from composir.models.convert import to_lavis
+from composir.models.fusion import GATE, NONE
+from composir.models.presets import blip2_tokenizer
+from composir.models.sources import FORMS, OWN, TOKENIZER, open_source
+from composir.models.tensors import LazyTensors
+from composir.models.text import Tokenizer
+from composir.models.vision import hash_weights
+
+SPRC_CLASS = "Blip2QformerCirAlignPrompt"
+"""Under which SPRC's training saves its state dict, and its validation looks for it."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A key of the source that was left out on purpose."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of the keys of a source."""
+
+    out: Path
+    mapped: dict[str, str]
+    """The new name of every key taken over."""
+    dropped: tuple[Dropped, ...]
+    fresh: tuple[str, ...]
+    """Weights of the model that the source does not hold: they start at random."""
+    tower: str
+    """``embedded``, ``referenced`` or ``none``."""
+    has_tokenizer: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of ``composir convert --json``."""
+        return {**asdict(self), "out": str(self.out), "dropped": [asdict(one) for one in self.dropped]}
+
+
+def convert(
+    source: str,
+    form: str,
+    out: Path,
+    *,
+    qformer_config: Path | None = None,
+    gated_fusion: bool | None = None,
+    embed_tower: bool = False,
+    seed: int = 0,
+) -> Conversion:
+    """Return what became of the keys of ``source``, whose weights are then in the checkpoint folder ``out``.
+
+    ``gated_fusion`` on adds a fresh gate where the source has none, off leaves out the one it has. Weights are read
+    and written one at a time. Raises ``ComposirError``, and writes nothing, where the source is not of the ``form``,
+    lacks a weight or holds one without a place, or ``out`` is there already.
+    """
+    _require_absent(out)
+    opened = open_source(source, form)
+    start = read_start(opened, qformer_sizes(qformer_config) if qformer_config else None)
+    config = start.config
+    if gated_fusion is not None:
+        config = config.model_copy(update={"fusion": GATE if gated_fusion else NONE})
+    fresh = _fresh(config, start.weights, seed)
+    weights = dict.fromkeys(start.weights, start.weights.__getitem__)
+    mapped, dropped = dict(start.mapped), dict(start.dropped)
+    if config.fusion == NONE:
+        for key, name in start.mapped.items():
+            if name.startswith("gated_fusion."):
+                del weights[name], mapped[key]
+                dropped[key] = "the gate is off"
+    tokenizer = _tokenizer(config.vocab_size, opened.path)
+    tower = start.tower
+    if tower is not None:
+        floats = LazyTensors({name: partial(read_float, start.tower_weights, name) for name in start.tower_weights})
+        tower = {**tower, "fingerprint": hash_weights(floats)}
+    write_folder(
+        out,
+        config,
+        LazyTensors({name: partial(read, name) for name, read in {**weights, **fresh}.items()}),
+        tower=tower,
+        tower_weights=start.tower_weights if tower is not None and embed_tower else None,
+        tokenizer=tokenizer,
+        card=model_card(config, f"Converted from {FORMS[form]}: `{opened.path.name}`."),
+    )
+    return Conversion(
+        out=out,
+        mapped=mapped,
+        dropped=tuple(Dropped(key, reason) for key, reason in dropped.items()),
+        fresh=tuple(fresh),
+        tower="none" if tower is None else "embedded" if embed_tower else "referenced",
+        has_tokenizer=tokenizer is not None,
+    )
+
+
+def export_sprc(source: str, out: Path) -> Conversion:
+    """Return what became of the names of a checkpoint's weights, which are then in the file ``out`` as SPRC saves them.
+
+    The vision tower goes along where the checkpoint has one. Raises ``ComposirError``, and writes nothing, where
+    SPRC's model has no place for a weight, or ``out`` is there already.
+    """
+    _require_absent(out)
+    start = read_start(open_source(source, OWN))
+    own: dict[str, Tensor] = dict(start.weights)
+    if start.make_tower is not None:
+        own |= {f"tower.{name}": tensor for name, tensor in start.make_tower().state_dict().items()}
+    renamed = to_lavis(own)
+    if renamed.unknown:
+        raise ComposirError(
+            f"has weights that SPRC's model has no place for: {', '.join(renamed.unknown)}",
+            file=source,
+            expected="a checkpoint on a BLIP-2 backbone: pretrain or pretrain_vitL",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        state = {name: tensor.contiguous() for name, tensor in renamed.weights.items()}
+        torch.save({"epoch": 0, SPRC_CLASS: state}, temporary)
+    return Conversion(
+        out=out,
+        mapped=renamed.mapped,
+        dropped=(),
+        fresh=(),
+        tower="none" if start.make_tower is None else "embedded",
+        has_tokenizer=False,
+    )
+
+
+def _fresh(config: ComposerConfig, weights: Mapping[str, Tensor], seed: int) -> dict[str, Callable[[str], Tensor]]:
+    """Return, by name, the start of every weight of ``FRESH`` that the source lacks."""
+    # What these start as depends on none of the sizes made small here, and the rest of the model is not needed.
+    small = config.model_copy(update={"num_hidden_layers": 1, "vocab_size": 1, "max_position_embeddings": 1})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        start = Composer(small).own_weights()
+    return {name: start.__getitem__ for name in start if name.startswith(FRESH) and name not in weights}
+
+
+def _tokenizer(vocab_size: int, source: Path) -> Tokenizer | None:
+    """Return BLIP-2's tokenizer, ``None`` for weights of another vocabulary, whose words nobody has told."""
+    if vocab_size != BLIP2_VOCABULARY:
+        return None
+    tokenizer = blip2_tokenizer()
+    if (source / TOKENIZER).is_file():
+        tokenizer.check_same_words(source / TOKENIZER)
+    return tokenizer
+
+
+def _require_absent(out: Path) -> None:
+    if out.exists():
+        raise ComposirError("already exists", file=out, fix="give another --out, or delete it")
