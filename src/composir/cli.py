@@ -926,6 +926,67 @@ def _require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
+# -- visualize ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def visualize(
+    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best.")],
+    image: Annotated[Path, typer.Option(help="The reference picture.")],
+    text: Annotated[list[str], typer.Option(help="What should differ; repeatable, a row of the picture each.")],
+    out_: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
+    html: Annotated[Path | None, typer.Option(help="Also write a page that tells every value of every patch.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="A folder of pictures to rank.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Or a data set whose gallery is ranked: its folder, or its parent.")
+    ] = None,
+    dataset: Dataset = "CIRR",
+    split: Annotated[str | None, typer.Option(help="The split whose answers are public unless given.")] = None,
+    categories: Categories = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(help="A picture whose score is explained; else the known answer, else the first retrieved."),
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
+
+    Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
+    """
+    from composir.models.checkpoint import from_pretrained
+    from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
+
+    ranked = None
+    if gallery is not None or data_root is not None:
+        _require_one({"--gallery": gallery, "--data-root": data_root})
+        ranked = (
+            gallery_of_splits(_load_splits(dataset, data_root, split, categories), image)
+            if data_root is not None
+            else gallery_of_folder(gallery or Path())
+        )
+    loaded = from_pretrained(model)
+    with _Bars() as bars:
+        answers = answer(
+            loaded,
+            image,
+            text,
+            gallery=ranked,
+            target=target,
+            progress=lambda done, total: bars.tell("image tokens", done, total),
+        )
+    draw(image, answers, out_)
+    files = [out_]
+    if html is not None:
+        write_page(image, answers, html)
+        files.append(html)
+    if json_:
+        _print_json({"files": [str(file) for file in files]})
+    else:
+        for file in files:
+            out.print(str(file), soft_wrap=True, markup=False)
+    return 0
+
+
 # -- quickstart --------------------------------------------------------------------------------------------------------
 
 
