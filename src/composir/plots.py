@@ -7,14 +7,44 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from composir.files import replacing
 
 LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "total")
-GATE_COLUMNS = ("alpha", "mean_gate")
+GATE_COLUMNS = ("alpha", "mean_gate", "gate_entropy", "relative_change")
+GRADIENT_PREFIX = "grad_"
 METRIC_COLUMNS = ("R@1", "R@5", "R@10", "R_s@1", "mean(R@5+R_s@1)", "R@50", "mean(R@10+R@50)")
+
+
+SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
+"""Colour maps that are read with any colour vision: from dark to light, and between two hues."""
+HEAT_SIDE = 336
+"""Pixels of a drawn square, about."""
+DARKEST = 0.45
+"""What is left of a value's colour where the picture is black."""
+
+
+def heat(
+    square: Image.Image,
+    values: Float[np.ndarray, "rows columns"],
+    limits: tuple[float, float],
+    colours: str = SEQUENTIAL,
+) -> Float[np.ndarray, "height width 3"]:
+    """Return a square picture in the colours of its patches' values, darker where the picture is: RGB in [0, 1].
+
+    ``limits`` are the values of the first and the last colour of matplotlib's colour map ``colours``.
+    """
+    rows, columns = values.shape
+    width, height = columns * (HEAT_SIDE // columns), rows * (HEAT_SIDE // rows)
+    grey = ImageOps.grayscale(square.resize((width, height), Image.Resampling.BILINEAR))
+    shade = DARKEST + (1 - DARKEST) * np.asarray(grey, dtype=np.float32) / 255
+    coloured = colormaps[colours](Normalize(*limits)(values))[..., :3]  # (rows, columns, 3)
+    return np.kron(coloured, np.ones((height // rows, width // columns, 1))) * shade[..., None]
 
 
 def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]], out: Path, *, first_step: int) -> None:
@@ -38,10 +68,11 @@ def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]],
 
 
 def plot_curves(log: Path, out: Path) -> None:
-    """Write the curves of a training_log.csv as a PNG: losses, recalls in percent, and the gate where there is one."""
+    """Write the curves of a training_log.csv as a PNG: losses, recalls in percent, gate, gradient norms."""
     with log.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     panels = [("loss", LOSS_COLUMNS), ("validation, percent", METRIC_COLUMNS), ("gate", GATE_COLUMNS)]
+    panels.append(("gradient norm", [name for name in rows[0] if name.startswith(GRADIENT_PREFIX)] if rows else []))
     panels = [(title, [name for name in names if any(row.get(name) for row in rows)]) for title, names in panels]
     panels = [(title, names) for title, names in panels if names]
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from jinja2 import Environment, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ from composir.features import CachedEmbedder, Progress, TokenCache, default_cach
 from composir.files import replacing, write_text
 from composir.models.composer import Composer
 from composir.models.trace import Trace, patches, without_fusions
+from composir.plots import DIVERGING, HEAT_SIDE, SEQUENTIAL, heat
 
 NUM_SHOWN = 8
 """Retrieved pictures in a row."""
@@ -41,10 +42,6 @@ MAX_NUMBERED = 9
 PANEL = 2.5
 """Inches a map is wide."""
 DPI = 110
-HEAT_SIDE = 336
-"""Pixels of a drawn square, about."""
-DARKEST = 0.45
-"""What is left of a value's colour where the picture is black."""
 HTML_PICTURE, HTML_THUMBNAIL = 448, 128
 """Pixels of the longer side in the page."""
 TARGET_COLOUR, FAINT = "#0b6e99", "#57606a"
@@ -85,7 +82,7 @@ class Map:
     @property
     def colours(self) -> str:
         """The colour map, readable with any colour vision: from dark to light, or between two hues."""
-        return "PuOr_r" if self.diverging else "cividis"
+        return DIVERGING if self.diverging else SEQUENTIAL
 
 
 MAPS = (
@@ -316,8 +313,10 @@ def _draw_heat(
     Beyond the square lies what the model does not see, without colour; padding, which it does see, is dark.
     """
     left, top, right, bottom = box
-    axes.imshow(ImageOps.grayscale(picture).point(lambda value: 160 + value * 3 // 8), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(_heat(picture, box, values, kind, limits), extent=(left, right, bottom, top), zorder=2)
+    pale = 160 + np.asarray(ImageOps.grayscale(picture), dtype=np.float32) * 3 / 8
+    axes.imshow(pale, cmap="gray", vmin=0, vmax=255, extent=(0, picture.width, picture.height, 0))
+    square = picture.transform((HEAT_SIDE, HEAT_SIDE), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+    axes.imshow(heat(square, values, limits, kind.colours), extent=(left, right, bottom, top), zorder=2)
     if len(values) <= MAX_NUMBERED:
         rows, columns = values.shape
         for (row, column), value in np.ndenumerate(values):
@@ -334,22 +333,6 @@ def _draw_heat(
             )
     axes.set_xlim(min(0, left), max(picture.width, right))
     axes.set_ylim(max(picture.height, bottom), min(0, top))
-
-
-def _heat(
-    picture: Image.Image,
-    box: tuple[float, float, float, float],
-    values: Float32[np.ndarray, "rows columns"],
-    kind: Map,
-    limits: tuple[float, float],
-) -> Float[np.ndarray, "height width 3"]:
-    """Return the square in the colours of the values, darker where the picture is: RGB in [0, 1]."""
-    rows, columns = values.shape
-    sides = columns * (HEAT_SIDE // columns), rows * (HEAT_SIDE // rows)
-    square = picture.transform(sides, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-    shade = DARKEST + (1 - DARKEST) * np.asarray(ImageOps.grayscale(square), dtype=np.float32) / 255
-    colours = colormaps[kind.colours](Normalize(*limits)(values))[..., :3]  # (rows, columns, 3)
-    return np.kron(colours, np.ones((sides[1] // rows, sides[0] // columns, 1))) * shade[..., None]
 
 
 def _ink(value: float, limits: tuple[float, float], kind: Map) -> str:
@@ -405,7 +388,7 @@ def write_page(image: Path, answers: Sequence[Answer], out: Path) -> None:
     It also has the attention of every layer, head and query token.
     """
     picture = read_image(image)
-    colours = {name: [_hex(colormaps[name](step / 63)) for step in range(64)] for name in ("cividis", "PuOr_r")}
+    colours = {name: [_hex(colormaps[name](step / 63)) for step in range(64)] for name in (SEQUENTIAL, DIVERGING)}
     shown = _shown_maps(answers)
     page = {
         "picture": _data_uri(picture, HTML_PICTURE),

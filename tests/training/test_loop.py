@@ -70,8 +70,10 @@ def test_a_run_leaves_what_it_promises(make_recipe):
     assert validate(read_toml(run / "recipe.toml")) == recipe
     rows = read_log(run)
     assert list(rows[1]) == [
-        "epoch", "loss_itc", "loss_rtc", "loss_align", "total", "lr", "alpha", "mean_gate",
-        "R@1", "R@5", "R@10", "R@50", "R_s@1", "R_s@2", "R_s@3", "mean(R@5+R_s@1)", "mean of all seven",
+        "epoch", "loss_itc", "loss_rtc", "loss_align", "total", "lr", "alpha", "mean_gate", "gate_entropy",
+        "relative_change", "grad_fusion", "grad_qformer", "grad_heads", "grad_queries", "grad_words",
+        "grad_temperature", "R@1", "R@5", "R@10", "R@50", "R_s@1", "R_s@2", "R_s@3", "mean(R@5+R_s@1)",
+        "mean of all seven",
     ]  # fmt: skip
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["R@1"]) for row in rows] == [False, True, True]  # every second epoch, and the last
@@ -91,7 +93,9 @@ def test_a_run_leaves_what_it_promises(make_recipe):
 
 def test_the_gate_off_has_no_gate_columns(make_recipe):
     result = train(make_recipe(gated_fusion=False, num_epochs=1))
-    assert not {"alpha", "mean_gate"} & set(read_log(result.run)[0])
+    columns = set(read_log(result.run)[0])
+    assert not {"alpha", "mean_gate", "gate_entropy", "relative_change", "grad_fusion"} & columns
+    assert "grad_qformer" in columns
     assert from_pretrained(result.best).gated_fusion is None
 
 
@@ -102,6 +106,58 @@ def test_another_fusion_is_trained_at_the_fusions_rate_and_saved(make_recipe):
     )
     assert not still.fusions["late"].gate[2].weight.abs().max() > 1e-9
     assert moved.fusions["late"].gate[2].weight.abs().max() > 1e-4
+
+
+def test_gate_entropy_and_change_are_those_of_the_probe(make_recipe):
+    run = train(make_recipe(num_epochs=1)).run
+    model, (split,) = from_pretrained(run / "last/model"), loop.load_splits("CIRR", make_recipe().data_root, "train")
+    probe = split.queries[: loop.NUM_PROBE_TRIPLETS]
+    tokens = model.tokens([split.images[query.reference] for query in probe])
+    ids, mask = model.tokenize([query.text for query in probe])
+    with torch.no_grad():
+        words = model.qformer.layernorm(model.text_embeddings(ids))
+        gate, delta = model.gated_fusion.gate_and_delta(tokens.float(), words, mask)
+        change = (model.gated_fusion.alpha * gate * delta[:, None]).norm(dim=-1) / tokens.float().norm(dim=-1)
+    gate = gate.double().numpy()
+    entropy = -(gate * np.log2(gate) + (1 - gate) * np.log2(1 - gate)).mean()
+    (row,) = read_log(run)
+    assert float(row["gate_entropy"]) == pytest.approx(entropy, abs=2e-6)
+    assert float(row["relative_change"]) == pytest.approx(change.mean().item(), abs=2e-6)
+
+
+def test_gradient_norms_are_by_part_before_clipping_and_means_over_steps(make_recipe, monkeypatch):
+    measure, seen = loop._Run._gradient_norms, []
+
+    def remember(self):
+        norms = measure(self)
+        for part, names in (("fusion", ("gated_fusion.",)), ("heads", ("text_proj.", "vision_proj."))):
+            squares = [p.grad.square().sum() for name, p in self.model.named_parameters() if name.startswith(names)]
+            assert norms[part] == pytest.approx(sum(squares).sqrt().item(), rel=1e-5)
+        seen.append(norms)
+        return norms
+
+    monkeypatch.setattr(loop._Run, "_gradient_norms", remember)
+    (row,) = read_log(train(make_recipe(num_epochs=1, gradient_accumulation=2, max_grad_norm=1e-4)).run)
+    assert len(seen) == 3  # five batches by twos
+    for part in seen[0]:
+        assert float(row[f"grad_{part}"]) == pytest.approx(sum(norms[part] for norms in seen) / 3, rel=1e-3)
+    assert float(row["grad_qformer"]) > 1e-3
+
+
+def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe):
+    run = train(make_recipe(num_epochs=3, validation_frequency=2, fusion="gate+attention")).run
+    events = EventAccumulator(str(run)).Reload()
+    assert set(events.Tags()["images"]) == {"examples/0", "examples/1"}
+    assert {"gate/values", "gate/relative_changes"} <= set(events.Tags()["histograms"])
+    images = events.Images("examples/1")
+    assert [image.step for image in images] == [10, 15]
+    assert images[0].width == 4 * images[0].height  # the reference, gate, change and attention
+    (split,) = loop.load_splits("CIRR", make_recipe().data_root, "val")
+    words = events.Tensors("examples/1/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert words.startswith(f"{split.queries[12].text}: the reference, gate 0.")
+    assert {"gradient/fusion", "gradient/qformer", "gate/entropy", "gate/relative_change"} <= set(
+        events.Tags()["scalars"]
+    )
 
 
 @pytest.fixture

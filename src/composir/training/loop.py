@@ -21,12 +21,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
-from composir.data.images import ImageSource
+from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
@@ -42,7 +44,8 @@ from composir.models.checkpoint import (
 )
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
-from composir.plots import plot_curves
+from composir.models.trace import Reading, patches, watch
+from composir.plots import GRADIENT_PREFIX, heat, plot_curves
 from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
@@ -56,7 +59,19 @@ TEMPERATURE_RANGE = (0.01, 0.5)
 """Kept to after every step: logits are never scaled by more than 100, as in CLIP (Radford et al., 2021)."""
 NUM_CENTER_TRIPLETS = 256
 NUM_PROBE_TRIPLETS = 32
-"""Training triplets on which the mean gate of the log is measured."""
+"""Training triplets on which the log measures gate and change."""
+PART_BY_WEIGHTS = {
+    **dict.fromkeys(FUSION_WEIGHTS, "fusion"),
+    "qformer.": "qformer",
+    "text_proj.": "heads",
+    "vision_proj.": "heads",
+    "query_tokens": "queries",
+    "prompt_tokens": "queries",
+    "adapter.": "adapter",
+    "text_embeddings.": "words",
+    "temperature": "temperature",
+}
+"""The parts whose gradient norms are logged, by how the names of their weights begin."""
 
 
 class Observer(Protocol):
@@ -219,6 +234,9 @@ class _Run:
         for splits in (train_splits, val_splits):
             fill_splits(self.tokens, splits, observer.on_features)
         batches = math.ceil(len(self.triplets) / recipe.batch_size)
+        self.parts = self._parts()
+        of_val = [(split, query) for split in val_splits for query in split.queries]
+        self.examples = (of_val[0], of_val[len(of_val) // 2])
         self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
         all_steps = self.steps_per_epoch * recipe.num_epochs
         self.num_steps = min(all_steps, recipe.max_steps) if recipe.max_steps else all_steps
@@ -351,6 +369,25 @@ class _Run:
                     self._save(optimizer, schedule)
         return self._result(interrupted=False)
 
+    def _parts(self) -> dict[str, list[torch.nn.Parameter]]:
+        """Return the trained weights by part of ``PART_BY_WEIGHTS``."""
+        parts: dict[str, list[torch.nn.Parameter]] = {part: [] for part in PART_BY_WEIGHTS.values()}
+        for name, parameter in self.model.named_parameters():
+            part = next((part for start, part in PART_BY_WEIGHTS.items() if name.startswith(start)), None)
+            if part and parameter.requires_grad:
+                parts[part].append(parameter)
+        return {part: parameters for part, parameters in parts.items() if parameters}
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Return the Euclidean norm of each part's gradient, as it is before clipping."""
+        gradients = {
+            part: [parameter.grad for parameter in parameters if parameter.grad is not None]
+            for part, parameters in self.parts.items()
+        }
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        norms = torch.stack([torch.nn.utils.get_total_norm(one, foreach=True) for one in gradients.values()]) / scale
+        return dict(zip(gradients, norms.tolist(), strict=True))
+
     def _step(
         self,
         batch: Sequence[tuple[Split, Query]],
@@ -378,7 +415,9 @@ class _Run:
             )
         self.accelerator.backward(total / recipe.gradient_accumulation)
         state.batch += 1
+        norms: dict[str, float] = {}
         if self._is_between_steps():
+            norms = {f"{GRADIENT_PREFIX}{part}": norm for part, norm in self._gradient_norms().items()}
             if recipe.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
             optimizer.step()
@@ -391,6 +430,9 @@ class _Run:
         for name, value in {**losses, "total": total}.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.item()
             board.add_scalar(f"train/{name}", value.item(), state.step)
+        for name, norm in norms.items():
+            state.sums[name] = state.sums.get(name, 0.0) + norm
+            board.add_scalar(f"gradient/{name.removeprefix(GRADIENT_PREFIX)}", norm, state.step)
         if alpha is not None:
             board.add_scalar("gate/alpha", alpha, state.step)
         self.observer.on_step(state.step, total.item(), alpha)
@@ -409,9 +451,11 @@ class _Run:
             if name in state.sums:
                 row[name] = f"{state.sums[name] / state.batch:.6f}"
         row["lr"] = f"{max(schedule.get_last_lr()):.3g}"
+        num_steps = math.ceil(state.batch / recipe.gradient_accumulation)
+        norms = {f"{GRADIENT_PREFIX}{part}": state.sums[f"{GRADIENT_PREFIX}{part}"] / num_steps for part in self.parts}
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
-        row |= self._gate_columns(board)
+        row |= self._gate_columns(board) | {name: f"{norm:.4g}" for name, norm in norms.items()}
         if is_end or state.epoch % recipe.validation_frequency == 0:
             row |= self._validate(board)
         if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
@@ -431,15 +475,45 @@ class _Run:
         return self.run / MINED / f"epoch-{epoch}.jsonl"
 
     def _gate_columns(self, board: SummaryWriter) -> dict[str, str]:
-        gate = self.model.gated_fusion
-        if gate is None:
-            return {}
+        """Return what the fusions do to the first training triplets; the same goes to TensorBoard."""
         self.model.eval()
+        inputs = self._probe()
+        with torch.no_grad(), watch(self.model) as seen:
+            self.model.fuse(*inputs)
+            figures = {}
+            if (gate := self.model.gated_fusion) is not None:
+                values = self.model.gate_values(*inputs)
+                figures["alpha"] = gate.alpha.item()
+                figures["mean_gate"] = values.mean().item()
+                figures["gate_entropy"] = _entropy(values).mean().item()
+            if (change := seen[-1].relative_change) is not None:
+                figures["relative_change"] = change.mean().item()
+        for name, tag in (("mean_gate", "mean"), ("gate_entropy", "entropy"), ("relative_change", "relative_change")):
+            if name in figures:
+                board.add_scalar(f"gate/{tag}", figures[name], self.state.step)
+        return {name: f"{figure:.6f}" for name, figure in figures.items()}
+
+    def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
         reference, _, input_ids, mask, _ = self._inputs(self.triplets[:NUM_PROBE_TRIPLETS], None)
-        with torch.no_grad():
-            mean = self.model.gate_values(reference, input_ids, mask).mean().item()
-        board.add_scalar("gate/mean", mean, self.state.step)
-        return {"alpha": f"{gate.alpha.item():.6f}", "mean_gate": f"{mean:.6f}"}
+        return reference, input_ids, mask
+
+    def _show(self, board: SummaryWriter) -> None:
+        """Write histograms of gate and change, and the maps of two queries of val, to TensorBoard."""
+        inputs = self._probe()
+        with torch.no_grad(), watch(self.model) as seen:
+            self.model.fuse(*inputs)
+            if self.model.gated_fusion is not None:
+                board.add_histogram("gate/values", self.model.gate_values(*inputs), self.state.step)
+            if (change := seen[-1].relative_change) is not None:
+                board.add_histogram("gate/relative_changes", change, self.state.step)
+            for number, (split, query) in enumerate(self.examples):
+                source = split.images[query.reference]
+                self.model.fuse(self.tokens([source]).to(self.model.device), *self.model.tokenize([query.text]))
+                assert self.model.tower is not None
+                square = self.model.tower.prepare(read_image(source)).transpose(1, 2, 0)
+                picture, words = _draw_example(Image.fromarray(square), seen[-1])
+                board.add_image(f"examples/{number}", picture, self.state.step, dataformats="HWC")
+                board.add_text(f"examples/{number}", f"{query.text}: {words}", self.state.step)
 
     def _validate(self, board: SummaryWriter) -> dict[str, str]:
         recipe, state = self.recipe, self.state
@@ -452,6 +526,7 @@ class _Run:
         )
         for key, value in result.metrics.items():
             board.add_scalar(f"val/{key}", 100 * value, state.step)
+        self._show(board)
         is_best = result.metrics[result.primary] > state.best
         if is_best:
             state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
@@ -541,6 +616,26 @@ def _interrupts() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _entropy(gate: Tensor) -> Tensor:
+    """Return the binary entropy of values in (0, 1), in bits: 1 where the gate is half open, 0 where it is decided."""
+    return -(torch.xlogy(gate, gate) + torch.xlogy(1 - gate, 1 - gate)) / math.log(2)
+
+
+def _draw_example(square: Image.Image, reading: Reading) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """Return the reference beside its maps, each from its smallest value to its largest, and those values in words."""
+    attention = reading.cross_attention.mean(dim=(1, 2, 3))
+    maps = {"gate": reading.gate, "change": reading.relative_change, "attention": attention}
+    pictures, words = [], ["the reference"]
+    for name, values in maps.items():
+        if values is not None:
+            by_patch = patches(values[0].numpy())
+            limits = float(by_patch.min()), float(by_patch.max())
+            pictures.append(np.round(255 * heat(square, by_patch, limits)).astype(np.uint8))
+            words.append(f"{name} {limits[0]:.4f} to {limits[1]:.4f}")
+    height, width, _ = pictures[0].shape
+    return np.concatenate([np.asarray(square.resize((width, height))), *pictures], axis=1), ", ".join(words)
 
 
 def _about(recipe: Recipe, result: Result) -> str:
