@@ -406,6 +406,7 @@ def write_page(image: Path, answers: Sequence[Answer], out: Path) -> None:
         "answers": [_page_answer(one, shown) for one in answers],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # rankings keep their order
     template = resources.files("composir").joinpath("visualize.html.jinja").read_text(encoding="utf-8")
     html = environment.from_string(template).render(title=image.name, page=page)
     try:
