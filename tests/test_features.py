@@ -150,8 +150,8 @@ def test_other_scorings_ask_with_several_vectors(model, paths):
         for scoring in ("global", "local", "both")
     }
     torch.testing.assert_close(by_scoring["both"], (by_scoring["global"] + by_scoring["local"]) / 2)
-    with pytest.raises(ComposirError, match="unknown scoring 'lokal'; expected global, local, both"):
-        CachedEmbedder(model, tokens, scoring="lokal")
+    with pytest.raises(ComposirError, match="unknown scoring 'locl'; expected global, local, both"):
+        CachedEmbedder(model, tokens, scoring="locl")
 
 
 def test_a_checkpoint_is_opened_with_all_tokens_present(model, shapes_root, tmp_path):
