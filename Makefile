@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test real-size lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ quickstart: $(READY)  ## Generate data, train the mini model with the gate, meas
 
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest --cov=composir --cov-report=term:skip-covered
+
+real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
+	$(BIN)/python benchmarks/real_size.py
 
 lint: $(READY)  ## Check format, lint, spelling, types and the direction of imports.
 	$(BIN)/ruff format --check .

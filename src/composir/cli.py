@@ -31,8 +31,7 @@ from composir.errors import ComposirError, Problem, ProblemsError, nearest
 
 if TYPE_CHECKING:
     from composir.data import Split
-    from composir.evaluation import Result
-    from composir.features import CachedEmbedder
+    from composir.evaluation import Embedder, Result
 
 USER_ERROR, INTERRUPTED = 2, 130
 MAX_PROBLEMS_PRINTED = 100
@@ -449,7 +448,9 @@ NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images
 
 @app.command(rich_help_panel="Models")
 def evaluate(
-    model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best, a hub id, or st:NAME.")
+    ] = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
@@ -582,7 +583,7 @@ def _open_embedder(
     *,
     scoring: str = "global",
     rerank: bool = False,
-) -> tuple[CachedEmbedder, str]:
+) -> tuple[Embedder, str]:
     from composir.features import open_embedder
 
     return open_embedder(

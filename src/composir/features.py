@@ -22,6 +22,7 @@ from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import replacing
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import GLOBAL, SCORINGS, Composer
+from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 from composir.models.vision import Tower
 
 TOWER_BATCH = 8
@@ -147,15 +148,23 @@ def open_embedder(
     num_workers: int = NUM_WORKERS,
     scoring: str = GLOBAL,
     progress: Progress | None = None,
-) -> tuple[CachedEmbedder, str]:
-    """Return the embedder of a checkpoint, every token of ``splits`` present, and the hash of its weights.
+) -> tuple[CachedEmbedder | SentenceEmbedder, str]:
+    """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
-    ``model`` is a folder or hub id. It computes on the GPU where there is one. Raises ``ProblemsError`` with every
-    image that is missing or cannot be read, before anything is ranked, and ``ComposirError`` for what is no checkpoint,
-    has no vision tower or, with ``rerank``, no trained matching head.
+    ``model`` is a checkpoint folder, a hub id or ``st:NAME`` (see ``SentenceEmbedder``). It computes on the GPU where
+    there is one. Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is
+    ranked, and ``ComposirError`` for what is no model, has no vision tower or, with ``rerank``, no trained matching
+    head.
     """
     require_images(splits)
+    if str(model).startswith(PREFIX):
+        if rerank:
+            raise ComposirError("a sentence-transformers model has no matching head", fix="leave out --rerank")
+        if scoring != GLOBAL:
+            raise ComposirError(f"a sentence-transformers model has no {scoring} scoring", fix="leave out --scoring")
+        sentence_embedder = load_sentence_embedder(str(model))
+        return sentence_embedder, sentence_embedder.weights_hash()
     composer = from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
     if composer.tower is None or composer.tokenizer is None:
         lacking = "vision tower" if composer.tower is None else "tokenizer"

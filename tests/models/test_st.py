@@ -1,0 +1,131 @@
+"""Models of sentence-transformers, small ones that these tests build, save and load."""
+
+from __future__ import annotations
+
+import json
+import string
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
+
+from composir.errors import ComposirError
+from composir.models.st import SentenceEmbedder, load_sentence_embedder
+
+LETTERS = string.ascii_lowercase
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """Return a CLIP of 8 dimensions over pictures of 32 px, saved as sentence-transformers saves it."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**sizes, "vocab_size": len(words), "bos_token_id": 52, "eos_token_id": 53},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder / "plain")
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    tokenizer = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    CLIPProcessor(image_processor=pictures, tokenizer=tokenizer).save_pretrained(folder / "plain")
+    SentenceTransformer(str(folder / "plain")).save(str(folder / "clip"))
+    return folder / "clip"
+
+
+@pytest.fixture
+def files(shapes_root):
+    return sorted((shapes_root / "dev").glob("*.png"))[:3]
+
+
+def test_a_model_of_one_modality_at_a_time_is_combined_by_a_weighted_sum(clip_folder, files):
+    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    assert not embedder.composes
+    gallery = embedder.embed_gallery(files)
+    assert gallery.shape == (3, 1, 8)
+    texts = ["red", "", "blue"]
+    words = embedder.embed_text_only(["red", "blue"])
+    queries = embedder.embed_queries(files, texts)
+    # 0.5 * picture + 0.5 * sentence, normalised; the picture alone where there is no sentence
+    pictures = gallery[:, 0]
+    expected = torch.stack([pictures[0] + words[0], pictures[1], pictures[2] + words[1]])
+    torch.testing.assert_close(queries, torch.nn.functional.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+    assert embedder.embed_queries(files[:1], [""]).shape == (1, 8)
+    assert embedder.weights_hash().startswith("st-")
+
+
+class Joint:
+    """A model that takes both at once, as far as the embedder asks: it remembers what it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def supports(self, modality):
+        return True
+
+    def state_dict(self):
+        return {"weight": torch.ones(2)}
+
+    def encode_query(self, inputs, **settings):
+        self.given += inputs
+        return torch.tensor([[1.0, 0.0] if isinstance(one, dict) else [0.0, 2.0] for one in inputs])
+
+    encode_document = encode_query
+
+
+def test_a_model_that_composes_is_given_both_in_one_input(files):
+    model = Joint()
+    embedder = SentenceEmbedder(model)
+    queries = embedder.embed_queries(files, ["red", "", "blue"])
+    assert queries.tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert [one["text"] for one in model.given if isinstance(one, dict)] == ["red", "blue"]
+    assert all(one["image"].mode == "RGB" for one in model.given if isinstance(one, dict))
+    assert embedder.weights_hash() != f"st-{'0' * 16}"
+
+
+def test_evaluate_takes_such_a_model(run, clip_folder, shapes_root):
+    code, out, err = run("evaluate", "--model", f"st:{clip_folder}", "--data-root", shapes_root, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert set(document["baselines"]) == {"image_only", "text_only"}
+    assert document["signature_fields"]["weights"].startswith("st-")
+    code, _, err = run("evaluate", "--model", f"st:{clip_folder}", "--data-root", shapes_root, "--rerank", 5)
+    assert code == 2
+    assert "a sentence-transformers model has no matching head; fix: leave out --rerank" in err
+    code, _, err = run("evaluate", "--model", f"st:{clip_folder}", "--data-root", shapes_root, "--scoring", "local")
+    assert code == 2
+    assert "a sentence-transformers model has no local scoring; fix: leave out --scoring" in err
+
+
+def test_a_model_of_sentences_alone_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    config = BertConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ComposirError, match="embeds no image; expected a model of pictures and sentences"):
+        load_sentence_embedder(f"st:{tmp_path / 'bert'}")
+
+
+def test_what_cannot_be_loaded_is_one_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ComposirError, match=r"empty: cannot be loaded by sentence-transformers \(.*check the name"):
+        load_sentence_embedder(f"st:{tmp_path / 'empty'}")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ComposirError, match=r"not installed; fix: pip install 'composir\[sentence-transformers\]'"):
+        load_sentence_embedder(f"st:{Path(tmp_path)}")
