@@ -807,6 +807,9 @@ def search(
     exclude_reference: Annotated[
         bool, typer.Option("--exclude-reference/--keep-reference", help="Whether the reference may be an answer.")
     ] = True,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Score so many of the best again with the matching head; 0: none.")
+    ] = 0,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
@@ -833,6 +836,7 @@ def search(
             top_k=top_k,
             where=where,
             exclude=None if exclude_reference else (),
+            rerank=rerank,
         )
         milliseconds = 1000 * (time.perf_counter() - start)
     if contact_sheet:

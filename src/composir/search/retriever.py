@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from composir.data.images import read_image
 from composir.errors import ComposirError
-from composir.features import TOWER_BATCH
+from composir.features import TOWER_BATCH, require_matching_head
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.search.folder import content_id, default_device
@@ -51,7 +51,7 @@ class Hit:
     path: Path
     """Of the first of its files."""
     score: float
-    """Cosine of the query and the nearest of the image's vectors."""
+    """Cosine of the query and the nearest of the image's vectors; the matching logit where it was re-ranked."""
 
 
 class Images(Mapping[str, Path]):
@@ -147,6 +147,7 @@ class Retriever:
         top_k: int = 10,
         where: str | None = None,
         exclude: Sequence[str] | None = None,
+        rerank: int = 0,
     ) -> list[Hit]:
         """Return the ``top_k`` images nearest to what is asked for, best first.
 
@@ -155,10 +156,14 @@ class Retriever:
         ``negative_text`` names what there should be less of: the difference that it would make as a sentence is taken
         off the query. ``where`` is a pattern for the path from the root (``holidays/*``; ``*`` crosses folders).
         ``exclude`` are ids to leave out: unless given, those of the references that are in the index (known by
-        content, so not those given as decoded pictures); ``()`` leaves out none.
+        content, so not those given as decoded pictures); ``()`` leaves out none. ``rerank`` scores so many of the best
+        again, pair by pair, with the model's matching head; their scores are then its logits.
 
-        Raises ``ComposirError`` where there is neither picture nor sentence, and for a picture that cannot be read.
+        Raises ``ComposirError`` where there is neither picture nor sentence, for a picture that cannot be read, and
+        for ``rerank`` where the model has no trained matching head or there is no picture to match.
         """
+        if rerank:
+            require_matching_head(self.model)
         if images is None:
             images = ()
         elif isinstance(images, (Image.Image, Path, str, bytes)):
@@ -167,11 +172,35 @@ class Retriever:
             images=tuple(images),
             text=text or "",
             negative_text=negative_text or "",
-            top_k=top_k,
+            top_k=max(top_k, rerank),
             where=where,
             exclude=None if exclude is None else tuple(exclude),
         )
-        return self.search_many([query])[0]
+        hits = self.search_many([query])[0]
+        return self._rerank(query, hits, rerank)[:top_k] if rerank else hits
+
+    @torch.inference_mode()
+    def _rerank(self, query: SearchQuery, hits: Sequence[Hit], count: int) -> list[Hit]:
+        """Return the hits with the first ``count`` in the order of their matching logits, the mean over references."""
+        if not query.images or query.negative_text:
+            raise ComposirError(
+                "re-ranking matches a picture and a sentence with each candidate",
+                expected="a picture, and no negative text",
+                fix="leave out --rerank, or the negative text",
+            )
+        ((pictures,), _) = _read_pictures([query])
+        scores: list[float] = []
+        with self._lock:
+            references = self.model.tokens(pictures)  # (references, tokens, width)
+            for start in range(0, len(hits[:count]), TOWER_BATCH):
+                batch = hits[:count][start : start + TOWER_BATCH]
+                candidates = self.model.tokens([hit.path for hit in batch])
+                words = self.model.tokenize([query.text] * len(batch))
+                logits = [self.model.match((one.expand(len(batch), -1, -1), candidates), *words) for one in references]
+                scores += torch.stack(logits).mean(dim=0).tolist()
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        best = [replace(hits[place], rank=rank, score=scores[place]) for rank, place in enumerate(order, start=1)]
+        return [*best, *hits[count:]]
 
     def search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Return the answers to many queries, embedded and searched together; each as ``search`` would give it."""
