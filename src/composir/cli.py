@@ -1319,9 +1319,10 @@ def benchmark_search(
     if json_:
         _print_json(document)
         return 0
-    view = Table()
-    for name in ("engine", "build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
-        view.add_column(name, justify="left" if name == "engine" else "right")
+    view = Table(box=None)
+    view.add_column("engine", no_wrap=True)
+    for name in ("build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
+        view.add_column(name, justify="right")
     for name, latency in document["latency_ms"].items():
         view.add_row(
             name,
