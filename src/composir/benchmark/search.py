@@ -1,0 +1,155 @@
+"""Every search engine over synthetic galleries: seconds, memory, disk and recall."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from composir.benchmark.processes import in_fresh_process
+from composir.benchmark.sizes import DIM, NUM_VECTORS
+from composir.machine import describe_machine
+from composir.scoring import similarity
+from composir.search import INDEXES, Index, Table, merge_vectors
+from composir.search.faiss import recall
+from composir.search.measure import IMAGES_A_BLOCK, queries_near, synthetic_blocks
+from composir.search.table import writing
+
+SEARCH_QUERIES, SEARCH_TOP_K, NUM_WARM_UP = 100, 10, 10
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCase:
+    """An engine over so many images of so many vectors."""
+
+    backend: str
+    num_images: int
+    vectors_per_image: int
+    url: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.num_images}x{self.vectors_per_image}"
+
+
+def benchmark_search(
+    *,
+    images: Sequence[int] = (10_000,),
+    backends: Sequence[str] = tuple(INDEXES),
+    vectors_per_image: Sequence[int] = (NUM_VECTORS,),
+    url: str | None = None,
+    num_queries: int = SEARCH_QUERIES,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Return seconds, memory, disk and recall of every engine, as ``composir benchmark search`` prints them.
+
+    The embeddings are those of ``composir.search.measure``: 32 x 256 an image, near copies of each other, merged to
+    ``vectors_per_image``. By case, such as ``faiss 10000x32``:
+
+    - ``seconds``: ``build`` (once; merging and the first ``save`` included), ``alone`` (every query by itself, after
+      a warm-up of ten) and ``batch`` (all queries at once, a query's share);
+    - ``latency_ms``: ``p50``, ``p99`` and ``batch`` of these;
+    - ``recall_at_10`` against the exact answer over all 32 vectors; ``disk_bytes``; ``peak_memory_bytes`` of the
+      process that builds and of the one that searches, memory-mapped pages included.
+    - ``ratios``: the median time of ``exact`` over that of the others, alone, at the same size.
+    """
+    cases = [
+        SearchCase(backend, count, vectors, url if backend == "qdrant" else None)
+        for count in images
+        for vectors in vectors_per_image
+        for backend in backends
+    ]
+    report: dict[str, dict[str, Any]] = {
+        name: {} for name in ("ratios", "seconds", "peak_memory_bytes", "latency_ms", "recall_at_10", "disk_bytes")
+    }
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(f"search: {case}", number, len(cases))
+        with tempfile.TemporaryDirectory(prefix="composir-benchmark-") as name:
+            folder = Path(name)
+            build, memory = in_fresh_process(_build_index, case, folder, num_queries)
+            (alone, batch, recalled), search_memory = in_fresh_process(_search_index, case, folder)
+            disk = sum(file.stat().st_size for file in (folder / "index").rglob("*") if file.is_file())
+        key = str(case)
+        report["seconds"] |= {f"{key} build": [build], f"{key} alone": alone, f"{key} batch": [batch]}
+        report["peak_memory_bytes"] |= {f"{key} build": memory, f"{key} alone": search_memory}
+        p50, p99 = np.quantile(alone, (0.5, 0.99)).tolist()
+        report["latency_ms"][key] = {"p50": 1000 * p50, "p99": 1000 * p99, "batch": 1000 * batch}
+        report["recall_at_10"][key] = recalled
+        report["disk_bytes"][key] = disk
+    for case in cases:
+        exact = report["latency_ms"].get(str(replace(case, backend="exact", url=None)))
+        if exact and case.backend != "exact":
+            report["ratios"][f"exact over {case}"] = exact["p50"] / report["latency_ms"][str(case)]["p50"]
+    return {**report, "machine": describe_machine()}
+
+
+def _open_index(case: SearchCase, folder: Path) -> Index:
+    table = Table(folder / "index", num_vectors=case.vectors_per_image, dim=DIM)
+    return INDEXES[case.backend](table, {"collection": f"composir-benchmark-{case.num_images}", "url": case.url})
+
+
+def _build_index(case: SearchCase, folder: Path, num_queries: int) -> float:
+    """Return the seconds of building the index in ``folder``; leave queries and true answers beside it."""
+    num_blocks = sum(1 for _ in range(0, case.num_images, IMAGES_A_BLOCK))
+    counts = np.bincount(np.arange(num_queries) % num_blocks, minlength=num_blocks)
+    queries = torch.cat(
+        [
+            queries_near(block, count, seed=number)
+            for number, (block, count) in enumerate(zip(_blocks(case), counts.tolist(), strict=True))
+        ]
+    )
+    scores, rows = torch.empty(num_queries, 0), torch.empty(num_queries, 0, dtype=torch.long)
+    seconds, start_row = 0.0, 0
+    with writing(folder / "index"), closing(_open_index(case, folder)) as index:
+        index.table.recover()
+        for block in _blocks(case):
+            vectors = torch.from_numpy(block).float()
+            places = torch.arange(start_row, start_row + len(block)).expand(num_queries, -1)
+            joined = torch.cat([scores, similarity(queries, vectors)], dim=1)
+            scores, kept = joined.topk(min(SEARCH_TOP_K, joined.shape[1]))
+            rows = torch.cat([rows, places], dim=1).gather(1, kept)
+            start = time.perf_counter()
+            merged = merge_vectors(vectors, case.vectors_per_image).half().numpy()
+            index.add([_image_id(row) for row in range(start_row, start_row + len(block))], merged)
+            seconds += time.perf_counter() - start
+            start_row += len(block)
+        start = time.perf_counter()
+        index.save()
+        seconds += time.perf_counter() - start
+        index.table.close()
+    np.savez(folder / "queries.npz", queries=queries.numpy(), rows=rows.numpy())
+    return seconds
+
+
+def _search_index(case: SearchCase, folder: Path) -> tuple[list[float], float, float]:
+    """Return the seconds of each query alone, of a query in a batch, and recall@10."""
+    with np.load(folder / "queries.npz") as stored:
+        queries, rows = torch.from_numpy(stored["queries"]), stored["rows"]
+    with closing(_open_index(case, folder)) as index:
+        for query in queries[:NUM_WARM_UP]:
+            index.search(query[None], SEARCH_TOP_K)
+        alone, found = [], []
+        for query in queries:
+            start = time.perf_counter()
+            found += index.search(query[None], SEARCH_TOP_K)
+            alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        index.search(queries, SEARCH_TOP_K)
+        batch = (time.perf_counter() - start) / len(queries)
+        index.table.close()
+    return alone, batch, recall(found, [[(_image_id(row), 0.0) for row in best] for best in rows.tolist()])
+
+
+def _blocks(case: SearchCase) -> Iterator[np.ndarray]:
+    return synthetic_blocks(case.num_images, NUM_VECTORS, DIM)
+
+
+def _image_id(row: int) -> str:
+    return f"{row:032x}"
