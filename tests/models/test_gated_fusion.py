@@ -69,6 +69,18 @@ def test_zero_alpha_and_identity_start_change_nothing():
     assert torch.equal(module(image, text), image)
 
 
+def test_with_a_layer_norm_the_gate_reads_normalised_tokens_and_changes_the_tokens_themselves():
+    torch.manual_seed(0)
+    module = GatedFusion(8, layer_norm=True)
+    plain = GatedFusion(8)
+    plain.load_state_dict({name: value for name, value in module.state_dict().items() if "norm." not in name})
+    image, text = 3 + 2 * torch.randn(2, 5, 8), torch.randn(2, 6, 8)
+    normalised = torch.nn.functional.layer_norm(image, (8,))
+    change = plain(normalised, text) - normalised
+    torch.testing.assert_close(module(image, text), image + change)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 5 * 64 + 4 * 8 + 1 + 2 * 8
+
+
 def test_an_all_masked_sentence_is_finite():
     module = GatedFusion(8)
     fused = module(torch.randn(1, 5, 8), torch.randn(1, 3, 8), torch.zeros(1, 3, dtype=torch.long))

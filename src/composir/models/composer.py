@@ -71,6 +71,8 @@ class ComposerConfig(BaseModel):
     there were several says ``use_gated_fusion`` instead: true is ``gate``, false ``none``."""
     alpha_init: float = ALPHA_INIT
     """Start of the gate's scalar, and of the attention's."""
+    gate_layer_norm: bool = False
+    """The gate reads the reference's tokens through a layer norm; the published one does not."""
     temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
     matching_head: bool = False
     """Whether the weights of ``itm_head`` come from training; else they are as they started, and rank nothing."""

@@ -31,9 +31,19 @@ class GatedFusion(nn.Module):
 
     ``W1 [x; t] = W1x x + W1t t`` and the direction depends on t alone, so both text terms are computed once a
     sample instead of once a token.
+
+    With ``layer_norm`` the gate reads ``LayerNorm(x)`` in x's place, ``2 H`` parameters more; what is changed stays x.
+    ``t`` comes out of a layer norm anyway.
     """
 
-    def __init__(self, hidden_size: int, text_size: int | None = None, alpha_init: float = ALPHA_INIT) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        text_size: int | None = None,
+        alpha_init: float = ALPHA_INIT,
+        *,
+        layer_norm: bool = False,
+    ) -> None:
         super().__init__()
         text_size = hidden_size if text_size is None else text_size
         self.hidden_size = hidden_size
@@ -51,6 +61,7 @@ class GatedFusion(nn.Module):
             nn.Tanh(),
         )
         self.alpha = nn.Parameter(torch.tensor([float(alpha_init)]))
+        self.norm = nn.LayerNorm(hidden_size) if layer_norm else None
 
     def start_as_identity(self) -> None:
         """Zero the last layer of the direction: nothing is changed until training moves it."""
@@ -77,7 +88,8 @@ class GatedFusion(nn.Module):
         text = self.summarise(text_tokens, text_mask)  # (batch, width)
         first, second = cast(nn.Linear, self.gate[0]), cast(nn.Linear, self.gate[2])
         from_image, from_text = first.weight.split(self.hidden_size, dim=1)
-        hidden = nn.functional.linear(image_tokens, from_image)  # (batch, tokens, width)
+        seen = image_tokens if self.norm is None else self.norm(image_tokens)
+        hidden = nn.functional.linear(seen, from_image)  # (batch, tokens, width)
         hidden = hidden + nn.functional.linear(text, from_text, first.bias).unsqueeze(1)
         gate = torch.sigmoid(second(torch.relu(hidden)))
         return gate, self.delta(text)

@@ -222,6 +222,7 @@ class _Run:
             recipe.weights,
             fusion=recipe.fusion,
             alpha_init=recipe.alpha_init,
+            gate_layer_norm=recipe.gate_layer_norm,
             transform=recipe.transform,
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)

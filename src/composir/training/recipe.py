@@ -46,6 +46,8 @@ class Recipe(BaseModel):
     and ``false``, as which recipes were written before there were several, are read as ``gate`` and ``none``."""
     alpha_init: float = ALPHA_INIT
     """Start of the one scalar of the gate, and of the attention."""
+    gate_layer_norm: bool = False
+    """The gate reads the tokens through a layer norm; the published one does not."""
     gate_identity_start: bool = False
     """Zero the last layer of their direction, so that training starts from the model without them."""
 

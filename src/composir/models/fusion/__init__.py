@@ -34,7 +34,12 @@ class Fusion:
 
 
 FUSIONS: dict[str, Fusion] = {
-    GATE: Fusion(lambda sizes: GatedFusion(sizes.token_width, sizes.hidden_size, sizes.alpha_init), "tokens"),
+    GATE: Fusion(
+        lambda sizes: GatedFusion(
+            sizes.token_width, sizes.hidden_size, sizes.alpha_init, layer_norm=sizes.gate_layer_norm
+        ),
+        "tokens",
+    ),
     "attention": Fusion(
         lambda sizes: TextGuidedAttention(sizes.token_width, sizes.hidden_size, sizes.alpha_init), "tokens"
     ),
