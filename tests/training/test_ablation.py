@@ -79,9 +79,7 @@ def test_finished_trainings_are_not_repeated(ablated):
 
 def test_another_seed_trains_only_what_is_new(ablated, tmp_path):
     given, out, _ = ablated
-    shutil.copytree(out, tmp_path / "out")
-    for file in (tmp_path / "out").rglob("recipe.toml"):  # the folder is part of a recipe
-        file.write_text(file.read_text().replace(str(out), str(tmp_path / "out")))
+    shutil.copytree(out, tmp_path / "out")  # the folder may move
     told = []
     done = ablate(given, vary=VARY, seeds=[3], out=tmp_path / "out", tell=lambda *words: told.append(words))
     assert [run.seed for run in done.runs] == [3, 3]
@@ -147,6 +145,17 @@ def test_finished_runs_of_another_recipe_are_not_taken(ablated):
     given, out, _ = ablated
     with pytest.raises(ComposirError, match="by another recipe: num_epochs was 2 and is now 3; fix: give another"):
         ablate({**given, "num_epochs": 3}, vary=VARY, seeds=[0, 3], out=out)
+
+
+def test_a_setting_that_is_newer_than_the_runs_counts_as_its_default(ablated, tmp_path):
+    given, out, done = ablated
+    shutil.copytree(out, tmp_path / "out")
+    for file in (tmp_path / "out").rglob("recipe.toml"):
+        file.write_text(file.read_text().replace("gate_layer_norm = false\n", ""))
+    again = ablate(given, vary=VARY, seeds=[0, 3], out=tmp_path / "out")
+    assert [run.metrics for run in again.runs] == [run.metrics for run in done.runs]
+    with pytest.raises(ComposirError, match="by another recipe: gate_layer_norm was False and is now True"):
+        ablate({**given, "gate_layer_norm": True}, vary=VARY, seeds=[0, 3], out=tmp_path / "out")
 
 
 def test_the_moving_average_by_hand():

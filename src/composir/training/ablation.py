@@ -18,7 +18,7 @@ from composir.errors import ComposirError
 from composir.evaluation import Comparison, OverSeeds, compare, find_rankings, load_rankings, over_seeds
 from composir.files import read_toml, write_text
 from composir.training.loop import RECIPE, Observer, resume_recipe, train
-from composir.training.recipe import Recipe, load_recipe, parse_value
+from composir.training.recipe import Recipe, load_recipe, parse_value, validate
 
 RESULT = "result.json"
 """In a run folder: the run is finished, and what came out of it."""
@@ -177,14 +177,18 @@ def _folder_name(arm: str) -> str:
 
 
 def _check_unchanged(planned: Planned) -> None:
-    """Raise ``ComposirError`` where the folder of the training holds one by another recipe."""
+    """Raise ``ComposirError`` where the folder of the training holds one by another recipe.
+
+    A setting that a recipe of an earlier version does not have yet counts as its default, and the folder of all
+    trainings may have been moved.
+    """
     wanted = planned.recipe.model_dump(mode="json")
     for file in sorted(Path(planned.recipe.output_dir).glob(f"*/{RECIPE}")):
-        found = read_toml(file)
+        found = validate(read_toml(file), file).model_dump(mode="json")
         changed = [
-            f"{key} was {found.get(key)!r} and is now {wanted.get(key)!r}"
-            for key in dict.fromkeys((*wanted, *found))
-            if found.get(key) != wanted.get(key)
+            f"{key} was {found[key]!r} and is now {value!r}"
+            for key, value in wanted.items()
+            if found[key] != value and key != "output_dir"
         ]
         if changed:
             raise ComposirError(
