@@ -60,7 +60,7 @@ class ProblemsError(ComposirError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``'; did you mean X?'`` for the closest of ``names``, else the list of all names."""
+    """Return ``did you mean 'X'?`` with the closest of ``names``, or all of them where none is close."""
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Whatever happens to an annotation file: clear problems, or every query that the file holds. Nothing in between."""
+"""Whatever happens to a file of annotations or predictions: clear problems, or every query. Nothing in between."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from composir.data import DATASETS, load_splits, stats
 from composir.data.annotations import AnnotationsError
 from composir.data.fashion200k import NAME_BY_MARK
-from composir.data.triplets import Split
-from composir.errors import ComposirError
+from composir.data.triplets import Query, Split
+from composir.errors import ComposirError, ProblemsError
+from composir.evaluation import PROTOCOLS, measure, read_predictions
 from composir.evaluation.ranking import check_gallery
 
 SPLITS = [
@@ -83,9 +84,7 @@ def test_a_mutated_file_gives_clear_problems_or_every_query(trees, dataset, spli
         tree[path] = mutate(tree[path], data)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for path, content in tree.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(content)
+        write(root, tree)
         try:
             splits = load_splits(dataset, root, split)
         except AnnotationsError as error:
@@ -105,6 +104,107 @@ def test_a_mutated_file_gives_clear_problems_or_every_query(trees, dataset, spli
                 assert all(query.text.strip() and query.reference in one.images for query in one.queries)
                 check_gallery(one)
             assert stats(splits)
+
+
+@pytest.fixture(scope="module")
+def whole_splits(trees, tmp_path_factory) -> dict[str, tuple[Split, ...]]:
+    """The split that is evaluated of every data set, as read from files that nothing happened to."""
+    splits = {}
+    for name, dataset in DATASETS.items():
+        root = tmp_path_factory.mktemp(name)
+        write(root, {path: serialise(content) for path, content in trees[name].items()})
+        splits[name] = load_splits(name, root, dataset.evaluated)
+    return splits
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_mutated_file_of_predictions_gives_clear_problems_or_every_query(whole_splits, dataset, data):
+    splits = whole_splits[dataset]
+    files = {name: serialise(content) for name, content in predictions(splits).items()}
+    for name in data.draw(st.lists(st.sampled_from(sorted(files)), max_size=2), label="files"):
+        files[name] = mutate(files[name], data)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write(root, files)
+        try:
+            rankings = read_predictions([root / name for name in files], splits)
+        except ProblemsError as error:
+            for problem in error.problems:
+                assert folder in problem.file
+                assert problem.message
+                assert problem.fix
+            str(error).encode()
+            return
+    result = measure({"composed": rankings}, num_resamples=2)
+    assert result.num_queries == sum(len(split.queries) for split in splits)
+    contents = {name: json.loads(content.decode("utf-8-sig")) for name, content in files.items()}
+    for k in PROTOCOLS[dataset].recall_ks:
+        expected = [
+            sum(
+                any(name in right(query, dataset) for name in map(str, predicted(contents, split, number)[:k]))
+                for number, query in enumerate(split.queries)
+            )
+            / len(split.queries)
+            for split in splits
+        ]
+        assert result.metrics[f"recall_at_{k}"] == pytest.approx(sum(expected) / len(splits))
+
+
+def right(query: Query, dataset: str) -> tuple[str, ...]:
+    """Return the answers that recall counts."""
+    return query.targets if PROTOCOLS[dataset].any_target else query.targets[:1]
+
+
+def predictions(splits: tuple[Split, ...]) -> dict[str, Any]:
+    """Return files of predictions in each data set's own form, by name; every list is the whole gallery in order."""
+    dataset = splits[0].dataset
+    lists = [
+        {
+            query.id: [
+                name
+                for name in query.gallery or split.gallery
+                if not (split.exclude_reference and name == query.reference)
+            ]
+            for query in split.queries
+        }
+        for split in splits
+    ]
+    if dataset == "CIRR":
+        subsets = {query.id: list(query.subset[:3]) for query in splits[0].queries}
+        return {
+            "recall.json": {"version": "rc2", "metric": "recall", **lists[0]},
+            "recall_subset.json": {"version": "rc2", "metric": "recall_subset", **subsets},
+        }
+    if dataset == "CIRCO":
+        return {"circo.json": {query_id: list(map(int, names)) for query_id, names in lists[0].items()}}
+    if dataset == "FashionIQ":
+        return {
+            f"{split.category}.val.json": [
+                {"candidate": query.reference, "captions": ["a", "b"], "ranking": found[query.id]}
+                for query in split.queries
+            ]
+            for split, found in zip(splits, lists, strict=True)
+        }
+    if splits[0].category:
+        return {"all.json": {split.category: found for split, found in zip(splits, lists, strict=True)}}
+    return {"all.json": lists[0]}
+
+
+def predicted(contents: dict[str, Any], split: Split, number: int) -> list[Any]:
+    """Return what the files say of a query, read without the readers."""
+    query_id = split.queries[number].id
+    if split.dataset == "FashionIQ":
+        return contents[f"{split.category}.val.json"][number]["ranking"]
+    content = next(iter(contents.values()))
+    return content[split.category][query_id] if split.category else content[query_id]
+
+
+def write(root: Path, files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
 
 
 def serialise(content: object) -> bytes:

@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from composir.errors import ComposirError, ProblemsError
 from composir.evaluation import (
@@ -234,7 +232,10 @@ def test_categories_come_by_name(make_split, make_query, tmp_path):
         (lambda content: content["102"].__setitem__(4, "g2"), "(query 102): holds the reference 'g2'"),
         (lambda content: content["102"].__setitem__(4, "dev-1"), "(query 102): not in the gallery: 'dev-1'"),
         (lambda content: content["102"].__setitem__(4, 17), "'item 5' is a whole number (17), expected text"),
-        (lambda content: content.update({"100": "g1"}), "'list' is text ('g1'), expected a list"),
+        (
+            lambda content: content.update({"100": "g1"}),
+            "'list' is text ('g1'), expected a list; fix: correct 'list', or write the file again",
+        ),
         (lambda content: content.update(version="rc1"), "(version): is 'rc1', expected 'rc2'"),
         (lambda content: content.pop("version"), "(version): is None, expected 'rc2'"),
         (lambda content: content.update(metric="Recall"), "(metric): is 'Recall', expected 'recall' or"),
@@ -283,7 +284,10 @@ def test_a_list_is_no_file_of_predictions(written, cirr):
 
 
 def test_a_file_that_is_not_there(cirr, tmp_path):
-    assert "the file is missing" in messages(tmp_path / "none.json", cirr)[0]
+    assert messages(tmp_path / "none.json", cirr) == [
+        f"{tmp_path / 'none.json'}: the file is missing; "
+        "fix: correct the path, or write the file again (docs/evaluation.md says in which form)"
+    ]
 
 
 def test_other_data_sets_have_no_server(fashioniq, random_rankings, tmp_path):
@@ -297,48 +301,3 @@ def test_the_hash_is_of_the_contents_in_any_order(tmp_path):
     second.write_text("2")
     assert predictions_hash([first, second]) == predictions_hash([second, first])
     assert predictions_hash([first]) != predictions_hash([second])
-
-
-values = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False),
-    st.text(max_size=5),
-    st.lists(st.text(max_size=3)),
-)
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_mutated_file_is_refused_or_scored_whole(written, cirr, data):
-    """Mutate one place of a file of predictions: an error that names the file, or all queries scored."""
-    recall = written[0]
-    original = recall.read_text()
-    content = json.loads(original)
-    key = data.draw(st.sampled_from(list(content)))
-    how = data.draw(st.sampled_from(["drop", "replace", "item", "rename", "cut", "swap"]))
-    if how == "drop":
-        del content[key]
-    elif how == "replace":
-        content[key] = data.draw(values)
-    elif how == "item" and isinstance(content[key], list):
-        content[key][data.draw(st.integers(0, 49))] = data.draw(values)
-    elif how == "rename":
-        content[data.draw(st.text(max_size=4))] = content.pop(key)
-    elif how == "swap" and isinstance(content[key], list):
-        content[key].reverse()
-    text = json.dumps(content)
-    try:
-        recall.write_text(text[: data.draw(st.integers(0, len(text)))] if how == "cut" else text)
-        try:
-            (ranking,) = read_predictions([recall], [cirr])
-        except ProblemsError as error:
-            assert all(str(recall) in problem.file for problem in error.problems)
-        else:
-            result = measure({"composed": [ranking]}, num_resamples=2)
-            assert result.num_queries == NUM_QUERIES
-            expected = np.mean([query.targets[0] in content[query.id][:5] for query in cirr.queries])
-            assert result.metrics["recall_at_5"] == pytest.approx(expected)
-    finally:
-        recall.write_text(original)

@@ -193,7 +193,8 @@ def _read_text(path: Path, problems: list[Problem], restore: str) -> str | None:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        where, message, fix = "", "the file is missing", f"put the published {path.name} there"
+        fix = f"put the published {path.name} there" if restore == RESTORE else f"correct the path, or {restore}"
+        where, message = "", "the file is missing"
     except OSError as error:
         where, message, fix = "", f"cannot be opened ({error.strerror})", "make it a readable regular file"
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ CIRR_VERSION = "rc2"
 CIRR_DEPTHS = {"recall": DEPTH, "recall_subset": 3}
 """How many names a list of each of CIRR's two files holds."""
 CIRR_MAX_BYTES = 5_000_000
-WRITE_AGAIN = "write the file again, for instance by `composir submit`"
+WRITE_AGAIN = "write the file again (docs/evaluation.md says in which form)"
 
 Lists = dict[str, tuple[str, ...]]
 """Names, best first, by query id."""
@@ -161,7 +161,7 @@ def _read(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[
 
 def _read_cirr(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
     (split,) = splits
-    content = read_json(file, dict, problems)
+    content = read_json(file, dict, problems, restore=WRITE_AGAIN)
     if content is None:
         return []
     if file.stat().st_size > CIRR_MAX_BYTES:
@@ -190,7 +190,7 @@ def _read_cirr(file: Path, splits: Sequence[Split], problems: list[Problem]) -> 
 
 def _read_circo(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
     (split,) = splits
-    content = read_json(file, dict, problems)
+    content = read_json(file, dict, problems, restore=WRITE_AGAIN)
     if content is None:
         return []
     lists = _Lists(file, split, problems, depth=DEPTH, exact=True, item_type=int)
@@ -213,7 +213,7 @@ def _read_fashioniq(file: Path, splits: Sequence[Split], problems: list[Problem]
         return []
     split = split_by_category[category]
     num_problems = len(problems)
-    entries = read_entries(file, problems)
+    entries = read_entries(file, problems, restore=WRITE_AGAIN)
     if len(entries) != len(split.queries) and len(problems) == num_problems:
         message = f"holds {len(entries):,} entries, the caption file {len(split.queries):,}"
         problems.append(Problem(str(file), "", message, "keep the caption file's entries, all and in order"))
@@ -232,7 +232,7 @@ def _read_fashioniq(file: Path, splits: Sequence[Split], problems: list[Problem]
 
 
 def _read_plain(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
-    content = read_json(file, dict, problems)
+    content = read_json(file, dict, problems, restore=WRITE_AGAIN)
     if content is None:
         return []
     by_category = content if splits[0].category else {"": content}
@@ -282,7 +282,8 @@ class _Lists:
         found: Lists = {}
         for query_id, query in query_by_id.items():
             if query_id in content:
-                entry = Entry(self.file, f"query {query_id}", {"list": content[query_id]}, self.problems)
+                fields = {"list": content[query_id]}
+                entry = Entry(self.file, f"query {query_id}", fields, self.problems, WRITE_AGAIN)
                 names = entry.get("list", list)
                 if names is not None:
                     found[query_id] = self.check(entry, query, names)
