@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,51 @@ def run(capsys):
         return stop.value.code, printed.out, printed.err
 
     return call
+
+
+@dataclass
+class Child:
+    """A process of its own that runs Python ``code``; ``end`` waits for it."""
+
+    process: BaseProcess
+    printed: Path
+
+    def end(self, seconds: float = 60) -> tuple[int, str]:
+        """Return its exit code (minus the signal that ended it) and what it printed."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still running: {self.printed.read_text()}"
+        return self.process.exitcode, self.printed.read_text()
+
+
+PRELUDE = """
+import os, sys, torch
+os.environ.clear()
+os.environ.update({environment!r})
+printed = os.open({printed!r}, os.O_WRONLY | os.O_CREAT, 0o644)
+os.dup2(printed, 1)
+os.dup2(printed, 2)
+torch.set_num_threads(1)
+from composir.cli import main
+"""
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Return the starter of a real process, forked from one that has imported everything: 0.1 s instead of 8."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "composir.training", "composir.visualize"])
+    children: list[Child] = []
+
+    def start(code: str, **environment: str) -> Child:
+        printed = tmp_path / f"printed-{len(children)}.txt"
+        prelude = PRELUDE.format(environment={**os.environ, **environment}, printed=str(printed))
+        children.append(Child(context.Process(target=exec, args=(prelude + code, {})), printed))
+        children[-1].process.start()
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.process.kill()
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from composir import features, token_store
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
-from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits, open_embedder
+from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits, make_cache, open_embedder
 from composir.models.checkpoint import save_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.presets import build
@@ -64,16 +66,137 @@ def test_what_changes_the_tokens_is_never_read_from_the_old_file(model, paths, t
     assert torch.equal(after, model.tokens(files))
 
 
-def test_an_interrupted_write_leaves_no_file_that_could_be_read(model, paths, tmp_path, monkeypatch):
+FILL = """
+from pathlib import Path
+from composir.features import TokenCache
+from composir.models.presets import build
+import composir.features as features
+features.TOWER_BATCH, features.SECONDS_BETWEEN_WRITES = 2, 0.0
+paths = sorted(Path({images!r}).glob("*.png"))
+cache = TokenCache(build("tiny").tower, Path({cache!r}))
+"""
+
+
+def fill_code(shapes_root, cache, call):
+    return FILL.format(images=str(shapes_root / "dev"), cache=str(cache)) + call
+
+
+def count_computed(cache, paths):
+    told = [(0, 0)]
+    cache.fill(paths, lambda *done: told.append(done))
+    return told[-1][0]
+
+
+def test_what_was_written_before_a_kill_is_kept(model, paths, shapes_root, tmp_path, spawn):
+    kill = "cache.fill(paths, lambda done, total: done == 6 and os.kill(os.getpid(), 9))"
+    code, _ = spawn(fill_code(shapes_root, tmp_path, kill)).end()
+    assert code == -9
+    (file,) = tmp_path.glob("*/tokens.f16")
+    with file.open("ab") as half:
+        half.write(b"half a row")  # as if the kill had come in the middle of a write
     cache = TokenCache(model.tower, tmp_path)
-
-    def break_off(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cache.fill(paths, break_off)
-    assert list(tmp_path.iterdir()) == []
+    assert count_computed(cache, paths) == len(paths) - 6
     assert torch.equal(cache(paths), model.tokens(paths))
+
+
+def test_processes_may_fill_one_cache_at_once(model, paths, shapes_root, tmp_path, spawn):
+    fill = "import time\nwhile time.time() < {start}: pass\ncache.fill(paths)"
+    start = time.time() + 2
+    children = [spawn(fill_code(shapes_root, tmp_path, fill.format(start=start))) for _ in range(3)]
+    assert [child.end() for child in children] == [(0, "")] * 3
+    cache = TokenCache(model.tower, tmp_path)
+    assert count_computed(cache, paths) == 0
+    assert torch.equal(cache(paths), model.tokens(paths))
+    (file,) = tmp_path.glob("*/tokens.f16")
+    assert file.stat().st_size == len(paths) * cache.bytes_per_image
+
+
+def test_each_of_several_processes_computes_a_share(model, paths, tmp_path):
+    shares = [TokenCache(model.tower, tmp_path).fill(paths, share=(index, 5)) for index in range(5)]
+    assert shares == [3, 3, 2, 2, 2]
+    assert count_computed(TokenCache(model.tower, tmp_path), paths) == 0
+
+
+def test_files_that_have_not_changed_are_not_read_again(model, paths, tmp_path, monkeypatch):
+    files = [tmp_path / file.name for file in paths]
+    for source, file in zip(paths, files, strict=True):
+        shutil.copy(source, file)
+    read, before = [], token_store.read_bytes
+    monkeypatch.setattr(token_store, "read_bytes", lambda path: read.append(path) or before(path))
+    TokenCache(model.tower, tmp_path / "cache").fill(files)
+    assert read == files
+    TokenCache(model.tower, tmp_path / "cache").fill(files)
+    assert read == files
+    files[0].write_bytes(files[1].read_bytes())
+    files[2].rename(tmp_path / "renamed.png")
+    cache = TokenCache(model.tower, tmp_path / "cache")
+    assert count_computed(cache, [*files[:2], tmp_path / "renamed.png"]) == 0  # known by their content
+    assert read[len(files) :] == [files[0], tmp_path / "renamed.png"]
+    assert torch.equal(cache(files[:1]), model.tokens(files[1:2]))
+
+
+def test_rows_that_the_file_has_lost_are_computed_again(model, paths, tmp_path):
+    TokenCache(model.tower, tmp_path).fill(paths)
+    (file,) = tmp_path.glob("*/tokens.f16")
+    with file.open("r+b") as short:
+        short.truncate(3 * TokenCache(model.tower).bytes_per_image + 7)
+    cache = TokenCache(model.tower, tmp_path)
+    assert count_computed(cache, paths) == len(paths) - 3
+    assert torch.equal(cache(paths), model.tokens(paths))
+
+
+def test_a_damaged_index_says_what_to_delete(model, paths, tmp_path):
+    TokenCache(model.tower, tmp_path).fill(paths)
+    (file,) = tmp_path.glob("*/tokens.sqlite")
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(ComposirError, match=r"is damaged .*fix: delete .*tokens-"):
+        TokenCache(model.tower, tmp_path).fill(paths)
+
+
+def test_a_disk_too_small_is_refused_with_the_figures(model, paths, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5000))
+    monkeypatch.setattr(model.tower, "forward", lambda pixels: pytest.fail("something was computed"))
+    with pytest.raises(ComposirError, match=r"the tokens of 12 images need 5\.2 kB, the disk has 5\.0 kB left"):
+        TokenCache(model.tower, tmp_path).fill(paths)
+    monkeypatch.setattr(features, "available_memory", lambda: 5000)
+    with pytest.raises(ComposirError, match=r"12 images need 5\.2 kB of memory, 5\.0 kB are left.*--cache disk"):
+        TokenCache(model.tower).fill(paths)
+
+
+def test_a_write_that_fails_is_one_line_and_keeps_what_there_is(model, paths, shapes_root, tmp_path, spawn):
+    limit = """
+import resource
+from composir.errors import ComposirError
+resource.setrlimit(resource.RLIMIT_FSIZE, (10 * cache.bytes_per_image, -1))
+Path({cache!r}).mkdir()
+try:
+    cache.fill(paths * 50)
+except ComposirError as error:
+    print(error)
+"""
+    code, words = spawn(fill_code(shapes_root, tmp_path / "cache", limit.format(cache=str(tmp_path / "cache")))).end()
+    assert code == 0
+    assert "cannot be written" in words
+    assert "--cache-dir" in words
+
+
+def test_a_cache_that_keeps_nothing_still_names_every_broken_image(model, paths, shapes_root, tmp_path):
+    cache = make_cache(model.tower, "off")
+    assert torch.equal(cache([*paths, paths[0]]), model.tokens([*paths, paths[0]]))
+    assert fill_splits(cache, load_splits("CIRR", shapes_root, "val")) == 0
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    (root / "dev/val-blue-ellipse.png").write_text("no image")
+    with pytest.raises(ProblemsError, match=r"val-blue-ellipse\.png"):
+        fill_splits(cache, load_splits("CIRR", root, "val"))
+
+
+def test_a_cache_of_no_kind_is_refused(model, tmp_path):
+    with pytest.raises(ComposirError, match="--cache 'dsk' is not known; expected disk, memory, off"):
+        make_cache(model.tower, "dsk")
+    with pytest.raises(ComposirError, match="--cache off keeps nothing in --cache-dir"):
+        make_cache(model.tower, "off", tmp_path)
 
 
 def test_all_broken_images_are_named_at_once(model, shapes_root, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ else:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``file``; on success it is flushed to disk and takes the file's place.
+    """Give a temporary path beside ``file``; on success it is flushed to disk and takes the file's place there.
 
     After a crash or an error the old file is still there, or none. The file may be read by whom the umask lets,
     also where what writes it (safetensors) makes it private.
@@ -32,9 +33,9 @@ def replacing(file: Path) -> Iterator[Path]:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.replace(file)
+        sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,12 +64,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(mode & 0o666)
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
+            sync(file)
+        sync(temporary)
         recover_folder(folder)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
+        sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +84,53 @@ def recover_folder(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders, and needs no such wait
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(file: Path, refusal: ComposirError) -> Iterator[None]:
+    """Hold a lock till the end or a kill; raise ``refusal`` where another process holds it. The file stays, empty."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = sqlite3.connect(file, timeout=0)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise refusal from None
+        raise ComposirError(f"cannot be written to ({error})", file=file.parent, fix="make it writable") from None
+    else:
+        yield
+    finally:
+        lock.close()
+
+
+def require_space(folder: Path, num_bytes: int, *, what: str, fix: str) -> None:
+    """Raise ``ComposirError``, with both figures, where the disk of ``folder`` has not so much space left."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ComposirError(
+            f"{what} need {size_text(num_bytes)}, the disk has {size_text(free)} left", file=folder, fix=fix
+        )
+
+
+def size_text(num_bytes: int) -> str:
+    """Return a size for people, such as ``12.3 GB``."""
+    for power, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
+        if num_bytes >= 10**power:
+            return f"{num_bytes / 10**power:.1f} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def read_toml(file: Path) -> dict[str, Any]:

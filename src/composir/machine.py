@@ -34,6 +34,24 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def available_memory() -> int | None:
+    """Return how many bytes this process may still take without swapping; None where the system does not say.
+
+    A limit of the control group (version 2), as containers and batch systems set it, counts.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
+    except (OSError, StopIteration):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such limit: "max" is no number
+        return available
+    return min(available, max(limit - used, 0))
+
+
 def peak_memory() -> int:
     """Return the largest resident size of this process in bytes."""
     try:  # getrusage also counts what the process was forked from

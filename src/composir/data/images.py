@@ -192,7 +192,7 @@ def _inspect(file: Path, sources: Iterable[ImageSource]) -> Inspection:
     if looked_up.errors:
         return looked_up
     try:
-        content = _read_bytes(file)
+        content = read_bytes(file)
         image = _decode(io.BytesIO(content), str(file))
     except ComposirError as error:
         return Inspection(None, {file: error})
@@ -207,10 +207,11 @@ def _inspect(file: Path, sources: Iterable[ImageSource]) -> Inspection:
 
 
 def _read_path(path: Path) -> Image.Image:
-    return _decode(io.BytesIO(_read_bytes(path)), str(path))
+    return _decode(io.BytesIO(read_bytes(path)), str(path))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return what an image file holds; every failure is a ``ComposirError`` that names it."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -19,6 +19,7 @@ from threading import Lock
 import numpy as np
 
 from composir.errors import ComposirError
+from composir.files import locked
 
 DATABASE, WRITER_LOCK = "images.sqlite", "writer.lock"
 ID_LENGTH = 32
@@ -90,18 +91,11 @@ class Snapshot:
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the right to change an index, till the end or a kill; raise ``ComposirError`` where another process does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(folder / WRITER_LOCK, timeout=0)
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        raise ComposirError(
-            "another process is changing this index", file=folder, fix="let it end, then run the command again"
-        ) from None
-    else:
+    refusal = ComposirError(
+        "another process is changing this index", file=folder, fix="let it end, then run the command again"
+    )
+    with locked(folder / WRITER_LOCK, refusal):
         yield
-    finally:
-        lock.close()
 
 
 class Table:
