@@ -20,8 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from composir.cli import main
+from composir.models.checkpoint import save_pretrained
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.convert import rename
+from composir.models.presets import build
+from composir.search import index_folder
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -186,3 +189,14 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"cirr/captions/cap.rc2.{split}.json").write_text(json.dumps(queries))
         (root / f"cirr/image_splits/split.rc2.{split}.json").write_text(json.dumps(names))
     return root
+
+
+@pytest.fixture(scope="session")
+def shapes_index(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an index of the 12 val pictures by a random model, beside a copy of them; neither is to be changed."""
+    folder = tmp_path_factory.mktemp("shapes-index")
+    torch.manual_seed(0)
+    save_pretrained(build("tiny").eval(), folder / "model")
+    shutil.copytree(shapes_root / "dev", folder / "pictures")
+    index_folder(folder / "pictures", folder / "index", model=folder / "model")
+    return folder / "index"

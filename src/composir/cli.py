@@ -793,6 +793,7 @@ def index(
         markup=False,
     )
     out.print(f"next: composir search {out_} --image PICTURE --text SENTENCE", soft_wrap=True, markup=False)
+    out.print(f"      composir serve {out_}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -855,6 +856,45 @@ def search(
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)
+    return 0
+
+
+@app.command(rich_help_panel="Your own pictures")
+def serve(
+    index_: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that composir index made.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="COMPOSIR_API_KEY",
+            help="What everybody who asks has to show; in the environment no list of processes shows it.",
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Searches under way at one time; more are told to come back (503).")
+    ] = 64,
+    max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded picture.")] = 20,
+    model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
+) -> int:
+    """Search an index in a browser and over HTTP, till Ctrl-C; a later composir index is seen without a restart.
+
+    Example: composir serve holiday.index
+    """
+    from composir.web import Limits, open_server
+
+    limits = Limits(max_waiting=queue, max_upload_bytes=max_upload * 2**20)
+    server = open_server(index_, host=host, port=port, api_key=api_key, limits=limits, model=model, device=device)
+    out.print(
+        f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
+        "Ctrl-C stops",
+        soft_wrap=True,
+        markup=False,
+    )
+    server.run()
     return 0
 
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,18 +68,23 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", *OPEN_BRANDS)
 NUM_LEADING_BYTES = 24
 
 
-def read_image(source: str | ImageSource | BinaryIO) -> Image.Image:
+def read_image(
+    source: str | ImageSource | BinaryIO, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """Return the picture as it should be seen: RGB, 8 bits, upright, on white, its first frame.
 
     ``source`` is a path, a part of a file, or an open binary file. A file that is missing, empty, cut off or no
     image, and a part outside the picture, raise ``ComposirError`` naming it. No setting of Pillow is read or
     changed, so threads may call this at once.
+
+    An open file may come from a stranger: ``formats`` are then those that are tried (Pillow's names, those without
+    their plugin passed over), and more than ``max_pixels`` is an error before a pixel is decoded.
     """
     if isinstance(source, (str, Path)):
         return _read_path(Path(source))
     if isinstance(source, Crop):
         return _cut(_read_path(source.file), source)
-    return _decode(source, str(getattr(source, "name", "uploaded image")))
+    return _decode(source, str(getattr(source, "name", "uploaded image")), formats=formats, max_pixels=max_pixels)
 
 
 def find_pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -258,7 +263,9 @@ def _cut(image: Image.Image, crop: Crop) -> Image.Image:
     return image.crop(box)
 
 
-def _decode(file: BinaryIO, name: str) -> Image.Image:
+def _decode(
+    file: BinaryIO, name: str, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """Return the decoded picture of an open file; every failure is a ``ComposirError`` that names it."""
     start = file.read(NUM_LEADING_BYTES)
     file.seek(0)
@@ -267,7 +274,12 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
     if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
         _register_heic(name, is_certain=start[8:12] not in OPEN_BRANDS)
     try:
-        with Image.open(file) as image:
+        if formats is not None:
+            Image.init()
+            formats = [one for one in formats if one in Image.OPEN]
+        with Image.open(file, formats=formats) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height}, at most {max_pixels:,} are taken")
             image.load()
             return to_rgb(_upright(image))
     except UnidentifiedImageError as error:

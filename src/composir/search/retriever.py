@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -20,6 +21,8 @@ from composir.errors import ComposirError
 from composir.features import TOWER_BATCH, require_matching_head
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
+from composir.models.trace import NUM_READINGS, Reading, watch
+from composir.models.vision import Tower
 from composir.search.folder import content_id, default_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest
@@ -94,11 +97,12 @@ class Retriever:
         self._model_folder = None if model is None else Path(model)
         self._device = device or default_device()
         self._lock = RLock()
-        self._open()
+        self._left: Table | None = None
+        manifest = read_manifest(self.folder)
+        self._open(manifest, _load_model(self.folder, manifest, self._model_folder, self._device))
 
-    def _open(self, model: Composer | None = None) -> None:
-        self.manifest = read_manifest(self.folder)
-        self.model = model or _load_model(self.folder, self.manifest, self._model_folder, self._device)
+    def _open(self, manifest: Manifest, model: Composer) -> None:
+        self.manifest, self.model = manifest, model
         self._table = self.manifest.open_table(self.folder)
         self._identity = self._read_state()[0]
         self.index: Index = self.manifest.open_index(self._table)
@@ -123,19 +127,30 @@ class Retriever:
         """Give up the index's files."""
         self.index.close()
         self._table.close()
+        if self._left is not None:
+            self._left.close()
 
     def reload_if_changed(self) -> bool:
         """Return whether the index had changed on disk; it is then read again, with another model if it has one.
 
-        A run of ``composir index`` that has not come to its end is not looked at: till then the old state answers.
+        A run of ``composir index`` that has not come to its end is not looked at: till then the old state answers, as
+        it does where this raises ``ComposirError`` (the new model cannot be loaded).
         """
         with self._lock:
+            if not (self.folder / MANIFEST).is_file():
+                return False  # moved away, or being made anew
             identity, complete = self._read_state()
             if identity == self._identity or not complete:
                 return False
-            self.close()
-            same_model = read_manifest(self.folder).weights_hash == self.manifest.weights_hash
-            self._open(self.model if same_model else None)
+            manifest = read_manifest(self.folder)
+            same_model = manifest.weights_hash == self.manifest.weights_hash
+            model = self.model if same_model else _load_model(self.folder, manifest, self._model_folder, self._device)
+            self.index.close()
+            # Another thread may be looking a file up in ``images`` now: that table is closed at the next change.
+            if self._left is not None:
+                self._left.close()
+            self._left = self._table
+            self._open(manifest, model)
             return True
 
     def search(
@@ -222,6 +237,25 @@ class Retriever:
                     wanted = [one for one in candidates if one[0] not in left_out[place]]
                     answers[place] = self._hits(wanted, queries[place].top_k)
             return answers
+
+    def prepare(self, picture: Image.Image) -> Image.Image:
+        """Return the picture as the model sees it, a small square: a search by it is a search by the picture."""
+        return Image.fromarray(np.ascontiguousarray(self._tower.prepare(picture).transpose(1, 2, 0)))
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of that square, in pixels of a picture of this width and height."""
+        return self._tower.box(size)
+
+    def read(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Reading:
+        """Return what the model's query tokens read of each picture with its sentence."""
+        with self._lock, watch(self.model, keep=2 * NUM_READINGS) as seen:
+            self.model.embed_query(pictures, texts)
+        return next(one for one in seen if one.with_text)
+
+    @property
+    def _tower(self) -> Tower:
+        assert self.model.tower is not None  # an index is made by a whole model
+        return self.model.tower
 
     def _hits(self, found: Sequence[tuple[str, float]], top_k: int) -> list[Hit]:
         hits: list[Hit] = []

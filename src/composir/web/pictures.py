@@ -1,0 +1,152 @@
+"""Pictures in and out: uploads read with care, indexed pictures re-encoded, heat maps drawn."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from composir.data.images import read_image
+from composir.errors import ComposirError
+from composir.models.trace import Reading, patches
+from composir.plots import HEAT_SIDE, SEQUENTIAL, heat
+from composir.search import content_id
+from composir.web.problems import Problem
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
+"""What an upload may be, by its content: formats whose readers run no other program."""
+MAX_SCANS = 100
+"""Of a JPEG; ordinary ones have up to 12, and each takes a pass over all pixels."""
+START_OF_SCAN = b"\xff\xda"
+MAX_SIDE = 4096
+"""Pixels of the longer side that are looked at; a very long picture is padded to nearly a square of it."""
+Size = Literal["thumbnail", "preview", "full"]
+SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": 320, "preview": 1024, "full": MAX_SIDE}
+"""Pixels of the longer side, at most."""
+QUALITY = 88
+HEAT_MIN_SPAN = 0.03
+"""Of the gate: a gate that hardly differs between patches looks even."""
+
+
+def read_upload(content: bytes, *, max_pixels: int) -> Image.Image:
+    """Return the picture in an uploaded file, RGB, upright, its first frame, at most ``MAX_SIDE`` pixels a side.
+
+    Raises ``Problem`` where it is none, is damaged, or has too many pixels; what it claims to be does not matter.
+    """
+    if content.startswith(b"\xff\xd8") and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise Problem(422, "damaged-picture", "the JPEG has more scans than any picture needs")
+    try:
+        picture = read_image(io.BytesIO(content), formats=FORMATS, max_pixels=max_pixels)
+    except ComposirError as error:
+        cause = error.__cause__
+        if isinstance(cause, Image.DecompressionBombError):
+            limit = f"{max_pixels / 1e6:g} million"
+            raise Problem(413, "too-many-pixels", f"the picture has more than {limit} pixels") from None
+        if cause is None or isinstance(cause, UnidentifiedImageError):
+            raise Problem(
+                415, "not-a-picture", "the file is not a picture that can be read; JPEG, PNG, WebP and others can"
+            ) from None
+        raise Problem(422, "damaged-picture", "the picture is cut off, damaged, or of an unusual kind") from None
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture
+
+
+def read_indexed(images: Mapping[str, Path], root: Path, image_id: str) -> Image.Image:
+    """Return an indexed picture by its id; raises ``Problem`` where there is none, or not any more.
+
+    The id is looked up in the index, never made a path. Since it is the hash of the file's content, a file that was
+    changed, or replaced by a link to another, is not shown.
+    """
+    path = images.get(image_id)
+    if path is None:
+        raise Problem(404, "no-such-image", "the index has no image of this id")
+    try:
+        if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+            raise OSError("not a file below the root")
+        content = path.read_bytes()
+        if content_id(content) != image_id:
+            raise OSError("another content")
+        return read_image(io.BytesIO(content))
+    except (OSError, ComposirError):
+        raise Problem(404, "image-gone", "the image's file is gone or has changed since it was indexed") from None
+
+
+def encode(picture: Image.Image, side: int) -> bytes:
+    """Return the picture as a JPEG without any metadata, its longer side at most ``side``."""
+    picture = picture.copy()
+    picture.info = {}  # Pillow would write a comment, a profile and the like from here
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
+    return file.getvalue()
+
+
+class Cache:
+    """The last re-encoded pictures, up to ``max_bytes``; used by several threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._pictures: OrderedDict[tuple[str, Size], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: tuple[str, Size]) -> bytes | None:
+        """Return what was put under the key, if it is still here."""
+        with self._lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+            return self._pictures.get(key)
+
+    def put(self, key: tuple[str, Size], content: bytes) -> None:
+        """Keep it, and drop what has not been asked for the longest."""
+        with self._lock:
+            if key not in self._pictures:
+                self._pictures[key] = content
+                self._num_bytes += len(content)
+            while self._num_bytes > self._max_bytes:
+                _, dropped = self._pictures.popitem(last=False)
+                self._num_bytes -= len(dropped)
+
+
+def heat_of(reading: Reading, row: int) -> tuple[str, Float32[np.ndarray, "rows columns"]]:
+    """Return the name of the map that best says where the model looked, and its values by patch.
+
+    ``gate``: how far the gate is open, 0 to 1; ``text_attention``: where the sentence looks; ``attention``: where the
+    query tokens look; each in the place of those before, for a model without them.
+    """
+    for name in ("gate", "text_attention"):
+        values = getattr(reading, name)
+        if values is not None:
+            return name, patches(values[row].numpy())
+    return "attention", patches(reading.cross_attention[row].mean(dim=(0, 1, 2)).numpy())
+
+
+def draw_heat(
+    picture: Image.Image,
+    values: Float32[np.ndarray, "rows columns"],
+    box: tuple[float, float, float, float],
+    limits: tuple[float, float],
+) -> Image.Image:
+    """Return the picture in the colours of its patches' values, grey where the model does not see it."""
+    scale = 2 * HEAT_SIDE / max(picture.size)
+    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    left, top, right, bottom = (round(side * scale) for side in box)
+    drawn = ImageOps.grayscale(small).convert("RGB")
+    square = small.crop((left, top, right, bottom))
+    coloured = Image.fromarray(np.uint8(heat(square, values, limits, SEQUENTIAL) * 255))
+    drawn.paste(coloured.resize(square.size), (left, top))
+    return drawn
+
+
+def heat_limits(name: str, values: Float32[np.ndarray, "rows columns"]) -> tuple[float, float]:
+    """Return the values of the first and the last colour."""
+    low, high = float(values.min()), float(values.max())
+    missing = max(HEAT_MIN_SPAN - (high - low), 0.0) / 2 if name == "gate" else 0.0
+    return low - missing, max(high + missing, low + 1e-9)

@@ -1,0 +1,219 @@
+"""The interface: what is asked and answered, and that it is what the retriever says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import re
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from composir.search import Retriever, content_id, index_folder
+
+
+def expected(hits, root):
+    return [
+        {
+            "rank": one.rank,
+            "id": one.id,
+            "path": one.path.relative_to(root).as_posix(),
+            "score": pytest.approx(one.score, abs=1e-5),
+        }
+        for one in hits
+    ]
+
+
+def test_an_upload_finds_what_the_retriever_finds(client, retriever):
+    reference = retriever.images.root / "val-red-ellipse.png"
+    answer = client.post(
+        "/api/search", data={"text": "make it blue", "top_k": 5}, files={"image": reference.read_bytes()}
+    ).json()
+    hits = retriever.search(reference, "make it blue", top_k=5)
+    assert answer["results"] == expected(hits, retriever.images.root)
+    assert answer["reference"] == content_id(reference.read_bytes())
+    assert answer["milliseconds"] > 0
+
+
+def test_an_id_or_a_sentence_or_both_are_enough(client, retriever, id_by_name):
+    root = retriever.images.root
+    red = id_by_name["val-red-ellipse.png"]
+    by_id = client.post("/api/search", data={"image_id": red}).json()
+    assert by_id["results"] == expected(retriever.search(root / "val-red-ellipse.png"), root)
+    assert by_id["reference"] == red
+    alone = client.post("/api/search", data={"text": "a blue circle"}).json()
+    assert alone["results"] == expected(retriever.search(text="a blue circle"), root)
+    assert alone["reference"] is None
+    assert len(alone["results"]) == 10
+
+
+def test_more_can_be_asked_for(client, retriever, id_by_name):
+    root, red = retriever.images.root, id_by_name["val-red-ellipse.png"]
+    asked = {"image_id": red, "text": "bigger", "top_k": 12}
+    kept = client.post("/api/search", data={**asked, "keep_reference": "true"}).json()["results"]
+    left_out = client.post("/api/search", data=asked).json()["results"]
+    assert (len(kept), len(left_out)) == (12, 11)
+    assert red in {one["id"] for one in kept} - {one["id"] for one in left_out}
+    less = client.post("/api/search", data={**asked, "negative_text": "red"}).json()["results"]
+    assert less == expected(
+        retriever.search(root / "val-red-ellipse.png", "bigger", negative_text="red", top_k=12), root
+    )
+    only = client.post("/api/search", data={**asked, "where": "*rectangle*"}).json()["results"]
+    assert len(only) == 6
+    assert all("rectangle" in one["path"] for one in only)
+
+
+@pytest.mark.parametrize("size", [(640, 200), (90, 300), (224, 224), (300, 301)])
+def test_a_prepared_picture_gives_the_same_query(retriever, size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    prepared = retriever.prepare(picture)
+    assert max(prepared.size) <= 224
+    assert retriever.search(prepared, "x") == retriever.search(picture, "x")
+
+
+def test_heat_is_the_gate_of_the_model_over_the_picture(client, retriever, id_by_name):
+    heat = client.post("/api/heat", data={"image_id": id_by_name["val-red-ellipse.png"], "text": "make it blue"}).json()
+    trace = retriever.model.trace(retriever.images.root / "val-red-ellipse.png", "make it blue")
+    assert heat["map"] == "gate"
+    assert np.array(heat["values"]) == pytest.approx(trace.gate.reshape(np.array(heat["values"]).shape), abs=1e-5)
+    assert heat["low"] <= np.min(heat["values"]) < np.max(heat["values"]) <= heat["high"]
+    assert heat["box"] == pytest.approx([side / (60, 52)[at % 2] for at, side in enumerate(trace.box)])
+    kind, _, content = heat["picture"].partition(",")
+    picture = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert kind == "data:image/jpeg;base64"
+    assert picture.width / picture.height == pytest.approx(60 / 52, rel=0.01)
+
+
+def test_pictures_come_small_and_whole_and_are_kept_by_the_browser(client, id_by_name):
+    url = f"/api/images/{id_by_name['val-red-ellipse.png']}"
+    whole = client.get(url)
+    assert whole.headers["content-type"] == "image/jpeg"
+    assert "immutable" in whole.headers["cache-control"]
+    assert Image.open(io.BytesIO(whole.content)).size == (60, 52)
+    again = client.get(url, headers={"If-None-Match": whole.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    small = client.get(url, params={"size": "thumbnail"})
+    assert small.headers["etag"] != whole.headers["etag"]
+    assert client.get(url, params={"size": "huge"}).status_code == 422
+
+
+def test_the_listing_comes_in_pages_of_all_images(client, retriever):
+    first = client.get("/api/images", params={"count": 7}).json()
+    second = client.get("/api/images", params={"start": 7, "count": 7}).json()
+    assert (first["total"], len(first["images"]), len(second["images"])) == (12, 7, 5)
+    listed = first["images"] + second["images"]
+    assert [one["id"] for one in listed] == list(retriever.images)
+    assert [one["path"] for one in listed] == sorted(path.name for path in retriever.images.values())
+
+
+def test_health_metrics_documentation_and_page(client):
+    assert client.get("/api/health").json() == {"status": "ok", "num_images": 12}
+    client.post("/api/search", data={"text": "x"})
+    metrics = client.get("/metrics").text
+    assert re.search(r'composir_requests_total\{method="POST",route="/api/search",status="200"\} \d', metrics)
+    assert "composir_images 12.0" in metrics
+    assert "composir_batch_size_count" in metrics
+    docs = client.get("/docs").text
+    assert "http" not in re.sub(r"<!doctype html>", "", docs, flags=re.I)
+    for asset in re.findall(r'(?:href|src)="([^"]+)"', docs):
+        assert client.get(f"/{asset}").status_code == 200
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert client.get("/", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
+    for asset in re.findall(r'(?:href|src)="(page\.[a-z]+)"', page.text):
+        assert client.get(f"/{asset}").status_code == 200
+
+
+def test_questions_asked_at_once_are_answered_together_and_each_its_own(retriever, serving):
+    """The model is held until all are waiting, so they make one batch."""
+    texts = [f"number {number}" for number in range(6)]
+    answers = {}
+    with serving(retriever, max_batch=8) as client:
+
+        def ask(text: str) -> None:
+            answers[text] = client.post("/api/search", data={"text": text}).json()["results"]
+
+        with retriever._lock:
+            threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+            for thread in threads:
+                thread.start()
+            while "composir_waiting 6.0" not in client.get("/metrics").text:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+        metrics = client.get("/metrics").text
+    assert float(re.search(r"composir_batch_size_count (\S+)", metrics)[1]) <= 2  # the first may have gone alone
+    for text in texts:
+        assert answers[text] == expected(retriever.search(text=text), retriever.images.root)
+
+
+def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving):
+    with serving(retriever, max_waiting=1) as client:
+        first = []
+        with retriever._lock:
+            thread = threading.Thread(target=lambda: first.append(client.post("/api/search", data={"text": "x"})))
+            thread.start()
+            while "composir_waiting 1.0" not in client.get("/metrics").text:
+                time.sleep(0.01)
+            refused = client.post("/api/search", data={"text": "y"})
+        thread.join()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+        assert refused.json()["type"] == "urn:composir:problem:busy"
+        assert first[0].status_code == 200
+        assert client.post("/api/search", data={"text": "y"}).status_code == 200
+
+
+def test_who_waits_too_long_is_told_when_to_come_back(retriever, serving):
+    with serving(retriever, max_seconds=0.05) as client:
+        with retriever._lock:
+            answer = client.post("/api/search", data={"text": "x"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert "composir_waiting 0.0" in client.get("/metrics").text
+
+
+def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving):
+    shutil.copytree(shapes_index.parent, tmp_path / "all")
+    with (
+        Retriever(tmp_path / "all/index") as retriever,
+        serving(retriever, reload_seconds=0.02) as client,
+    ):
+        Image.new("RGB", (50, 50), "red").save(tmp_path / "all/pictures/new.png")
+        index_folder(tmp_path / "all/pictures", tmp_path / "all/index")
+        while client.get("/api/health").json()["num_images"] != 13:
+            time.sleep(0.02)
+        found = client.post("/api/search", data={"text": "x", "top_k": 20}).json()["results"]
+        assert "new.png" in {one["path"] for one in found}
+        assert "new.png" in {one["path"] for one in client.get("/api/images").json()["images"]}
+
+
+def test_a_failure_shows_nothing_of_the_inside_and_the_log_says_all(retriever, monkeypatch, caplog, serving):
+    def fail(queries):
+        raise ZeroDivisionError("secret detail")
+
+    with serving(retriever) as client:
+        monkeypatch.setattr(retriever.index, "search", lambda *_, **__: fail(_))
+        answer = client.post("/api/search", data={"text": "x"})
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    (record,) = [one for one in caplog.records if one.name == "composir.web.problems"]
+    assert record.exc_info[1].args == ("secret detail",)
+    assert answer.json()["instance"] in record.getMessage()
+
+
+def test_every_request_is_one_line_of_json_without_what_was_asked(guarded, key, caplog):
+    caplog.set_level(logging.INFO, "composir.web.access")
+    headers = {"Authorization": f"Bearer {key}"}
+    guarded.post("/api/search", params={"q": "secret"}, data={"text": "a private sentence"}, headers=headers)
+    guarded.get("/no%0Awhere", headers=headers)
+    lines = [record.getMessage() for record in caplog.records if record.name == "composir.web.access"]
+    assert [json.loads(line)["status"] for line in lines] == [200, 404]
+    assert set(json.loads(lines[0])) == {"client", "method", "path", "status", "bytes", "milliseconds", "request"}
+    assert not [word for word in ("private", "secret", key, "\n") if word in "".join(lines)]
