@@ -224,3 +224,25 @@ def test_every_command_explains_itself(run, command):
     code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage: composir" in out
+
+
+def test_features_fills_the_cache_that_training_reads(run, shapes_root, tmp_path):
+    flags = ["--backbone", "tiny", "--data-root", shapes_root, "--cache-dir", tmp_path / "cache"]
+    code, printed, _ = run("features", *flags, "--split", "val", "--json")
+    document = json.loads(printed)
+    assert code == 0
+    assert {name: document[name] for name in ("num_images", "num_computed", "bytes")} == {
+        "num_images": 12,
+        "num_computed": 12,
+        "bytes": 12 * 9 * 24 * 2,
+    }
+    assert document["images_per_second"] > 0
+    code, printed, _ = run("features", *flags)
+    assert "24 images, 10.4 kB" in printed
+    assert "12 computed now" in printed
+    told = run("train", *flags, "--output-dir", tmp_path / "models", "--num-epochs", "1")
+    assert told[0] == 0
+    assert "image tokens" not in told[2]
+    code, _, error = run("train", *flags, "--cache", "memory")
+    assert code == 2
+    assert "--cache memory keeps nothing in --cache-dir" in error

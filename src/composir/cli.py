@@ -64,6 +64,12 @@ Dataset = Annotated[
     str,
     typer.Option("--dataset", help="CIRR, FashionIQ, CIRCO, GeneCIS, Fashion200k, Shoes, LaSCo or own (docs/data.md)."),
 ]
+Cache = Annotated[
+    str, typer.Option("--cache", help="Where image tokens are kept: disk, memory, or off: computed at every use.")
+]
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", help="Folder of the tokens on disk [$COMPOSIR_CACHE, ~/.cache/composir].")
+]
 Categories = Annotated[
     list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
 ]
@@ -218,6 +224,8 @@ def train(
     alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
+    cache: Cache = "disk",
+    cache_dir: CacheDir = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
     settings: Annotated[
@@ -246,7 +254,7 @@ def train(
         recipe = load_recipe(given, config)
     _warn_of_learning_rate(recipe, given)
     with _Bars() as bars:
-        result = run_training(recipe, resume=resume, observer=_TrainBars(bars))
+        result = run_training(recipe, resume=resume, observer=_TrainBars(bars), cache=cache, cache_dir=cache_dir)
     if result.interrupted:
         err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
         return INTERRUPTED
@@ -313,6 +321,12 @@ def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
         )
 
 
+def _tell_features(bars: _Bars, done: int, total: int, num_bytes: int) -> None:
+    from composir.files import size_text
+
+    bars.tell("image tokens", done, total, size_text(num_bytes))
+
+
 class _TrainBars:
     """Draws a training run as progress bars, and every validation as a line."""
 
@@ -323,8 +337,8 @@ class _TrainBars:
         self.batch_size = 0
         self.start = 0.0
 
-    def on_features(self, done: int, total: int) -> None:
-        self.bars.tell("image tokens", done, total)
+    def on_features(self, done: int, total: int, num_bytes: int) -> None:
+        _tell_features(self.bars, done, total, num_bytes)
 
     def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
         self.num_steps, self.first_step, self.batch_size = num_steps, first_step, recipe.batch_size
@@ -388,6 +402,8 @@ def ablate(
             config=parameters["config"],
             metrics=metric or (),
             observer=_TrainBars(bars),
+            cache=parameters["cache"],
+            cache_dir=parameters["cache_dir"],
             tell=bars.tell,
         )
     command = shlex.join(["composir", "ablate", *sys.argv[2:]])
@@ -435,6 +451,54 @@ def _seeds(text: str) -> list[int]:
     return list(range(numbers[0])) if len(numbers) == 1 else numbers
 
 
+# -- features ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel="Models")
+def features(
+    data_root: DataRoot,
+    dataset: Dataset = "CIRR",
+    backbone: Annotated[
+        str, typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
+    ] = "mini",
+    weights: Annotated[str, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = "",
+    split: Annotated[
+        list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
+    ] = None,
+    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that decode images.")] = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+) -> int:
+    """Compute the image tokens that training and evaluation need, ahead of them; again: only what is not there.
+
+    Example: composir features --backbone mini --dataset CIRR --data-root DIR
+    """
+    from composir.files import size_text
+    from composir.training import compute_features, load_recipe
+
+    given = {
+        "dataset": dataset, "data_root": str(data_root), "backbone": backbone, "weights": weights,
+        "transform": transform, "target_ratio": target_ratio, "num_workers": num_workers,
+    }  # fmt: skip
+    recipe = load_recipe({name: value for name, value in given.items() if value is not None})
+    with _Bars() as bars:
+        filled = compute_features(
+            recipe, splits=split, cache_dir=cache_dir, progress=lambda *told: _tell_features(bars, *told)
+        )
+    if json_:
+        _print_json(asdict(filled))
+    else:
+        speed = f"{filled.images_per_second:.1f} images/s" if filled.num_computed else "nothing to compute"
+        out.print(
+            f"{filled.num_images:,} images, {size_text(filled.bytes)} in {filled.folder}; "
+            f"{filled.num_computed:,} computed now, {speed}",
+            soft_wrap=True,
+        )
+    return 0
+
+
 # -- evaluate ----------------------------------------------------------------------------------------------------------
 
 Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
@@ -479,6 +543,8 @@ def evaluate(
     ] = 0,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
+    cache: Cache = "disk",
+    cache_dir: CacheDir = None,
     save_rankings: Annotated[
         Path | None, typer.Option(help="Write the rankings; --rankings and compare read them.")
     ] = None,
@@ -521,6 +587,8 @@ def evaluate(
         rerank=rerank,
         batch_size=batch_size,
         num_workers=num_workers,
+        cache=cache,
+        cache_dir=cache_dir,
     )
     files = {}
     if save_rankings:
@@ -554,6 +622,8 @@ def _measure(
     rerank: int,
     batch_size: int,
     num_workers: int,
+    cache: str,
+    cache_dir: Path | None,
 ) -> Result:
     """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
     from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
@@ -569,7 +639,16 @@ def _measure(
         return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
     assert model is not None
     with _Bars() as bars:
-        embedder, weights_hash = _open_embedder(model, splits, num_workers, bars, scoring=scoring, rerank=bool(rerank))
+        embedder, weights_hash = _open_embedder(
+            model,
+            splits,
+            num_workers,
+            bars,
+            scoring=scoring,
+            rerank=bool(rerank),
+            cache=cache,
+            cache_dir=cache_dir,
+        )
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
         )
@@ -583,6 +662,8 @@ def _open_embedder(
     *,
     scoring: str = "global",
     rerank: bool = False,
+    cache: str = "disk",
+    cache_dir: Path | None = None,
 ) -> tuple[Embedder, str]:
     from composir.features import open_embedder
 
@@ -592,6 +673,8 @@ def _open_embedder(
         num_workers=num_workers,
         scoring=scoring,
         rerank=rerank,
+        cache=cache,
+        cache_dir=cache_dir,
         progress=lambda done, total: bars.tell("image tokens", done, total),
     )
 

@@ -221,12 +221,10 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_rec
     assert not torch.equal(weights_of(one)["query_tokens"], weights_of(other)["query_tokens"])
 
 
-def test_cached_training_equals_training_from_a_fresh_cache(make_recipe, tmp_path):
-    one = train(make_recipe(), cache_dir=tmp_path / "cache").run
-    again = train(make_recipe(), cache_dir=tmp_path / "cache").run
-    fresh = train(make_recipe(), cache_dir=tmp_path / "other").run
-    assert_same_weights(one, again)
-    assert_same_weights(one, fresh)
+def test_cached_training_equals_uncached(make_recipe, tmp_path):
+    uncached = train(make_recipe(), cache="off").run
+    for cache in ({"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "cache"}, {"cache": "memory"}):
+        assert_same_weights(uncached, train(make_recipe(), **cache).run)
 
 
 def test_every_triplet_is_seen_once_an_epoch_the_last_batch_included(make_recipe, monkeypatch):
@@ -296,8 +294,7 @@ def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shap
     recipe = make_recipe(subset_negatives=3)
     splits = loop.load_splits("CIRR", shapes_root, "train")
     run = loop._Run(
-        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent(),
-        cache_dir=loop.default_cache_dir(),
+        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
     for split, query in run.triplets:
         files = run._look_alikes(split, query, np.random.default_rng(0))
@@ -399,8 +396,7 @@ def test_half_of_the_look_alikes_are_mined(make_recipe, shapes_root):
     recipe = make_recipe(**MINED)
     splits = loop.load_splits("CIRR", shapes_root, "train")
     run = loop._Run(
-        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent(),
-        cache_dir=loop.default_cache_dir(),
+        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
     split, query = run.triplets[0]
     hard = next(name for name in split.gallery if name not in (*query.subset, query.reference))

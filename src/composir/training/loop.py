@@ -11,7 +11,8 @@ import math
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,7 @@ from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
-from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits
+from composir.features import DISK, CachedEmbedder, TokenCache, fill_splits, make_cache
 from composir.files import read_toml, recover_folder, replacing_folder, write_text
 from composir.losses import LOSSES
 from composir.models.checkpoint import (
@@ -77,8 +78,8 @@ PART_BY_WEIGHTS = {
 class Observer(Protocol):
     """Hears how a run goes on; the command line draws progress bars with it."""
 
-    def on_features(self, done: int, total: int) -> None:
-        """So many images have their tokens."""
+    def on_features(self, done: int, total: int, num_bytes: int) -> None:
+        """So many images have their tokens; those of all ``total`` take ``num_bytes``."""
 
     def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
         """The first step comes next."""
@@ -125,6 +126,7 @@ def train(
     *,
     resume: Path | None = None,
     observer: Observer | None = None,
+    cache: str = DISK,
     cache_dir: Path | None = None,
 ) -> TrainResult:
     """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
@@ -146,9 +148,62 @@ def train(
         train_splits=train_splits,
         val_splits=val_splits,
         observer=observer or _Silent(),
-        cache_dir=cache_dir or default_cache_dir(),
+        cache=cache,
+        cache_dir=cache_dir,
     )
     return run.train(resume)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What ``compute_features`` has left in the token cache."""
+
+    num_images: int
+    num_computed: int
+    """Those of them that were not there yet."""
+    bytes: int
+    """Size of the tokens of all ``num_images``."""
+    images_per_second: float
+    """Of those that were computed; 0 without any."""
+    folder: str
+
+
+def compute_features(
+    recipe: Recipe,
+    *,
+    splits: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Features:
+    """Return what is in the token cache once every image is that training by ``recipe`` needs, or ``splits`` have.
+
+    ``progress`` is told what ``Observer.on_features`` is.
+    """
+    names = splits or ("train", DATASETS[find_dataset(recipe.dataset)].evaluated)
+    loaded = [split for name in names for split in load_splits(recipe.dataset, recipe.data_root, name)]
+    require_images(loaded)
+    tower = BACKBONES[recipe.backbone].tower(recipe.weights)
+    tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
+    tower.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = make_cache(tower, DISK, cache_dir, num_workers=recipe.num_workers)
+    start = time.perf_counter()
+    num_computed = fill_splits(tokens, loaded, _with_size(tokens, progress))
+    num_images = len({source for split in loaded for source in split.images.values()})
+    return Features(
+        num_images=num_images,
+        num_computed=num_computed,
+        bytes=num_images * tokens.bytes_per_image,
+        images_per_second=round(num_computed / (time.perf_counter() - start), 2),
+        folder=str(tokens.directory),
+    )
+
+
+def _with_size(tokens: TokenCache, progress: Callable[[int, int, int], None] | None) -> Callable[[int, int], None]:
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total, total * tokens.bytes_per_image)
+
+    return tell
 
 
 def resume_recipe(run: Path) -> Recipe:
@@ -211,7 +266,8 @@ class _Run:
         train_splits: Sequence[Split],
         val_splits: Sequence[Split],
         observer: Observer,
-        cache_dir: Path,
+        cache: str = DISK,
+        cache_dir: Path | None = None,
     ) -> None:
         self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
         self.train_splits, self.val_splits = train_splits, val_splits
@@ -231,9 +287,8 @@ class _Run:
         if recipe.contrastive_loss == "hn-nce":
             self.contrast = partial(self.contrast, beta=recipe.hard_negative_beta, alpha=recipe.hard_negative_alpha)
         self.mined: Mined = {}
-        self.tokens = TokenCache(self.model.tower, cache_dir, num_workers=recipe.num_workers)
-        for splits in (train_splits, val_splits):
-            fill_splits(self.tokens, splits, observer.on_features)
+        self.tokens = make_cache(self.model.tower, cache, cache_dir, num_workers=recipe.num_workers)
+        fill_splits(self.tokens, [*train_splits, *val_splits], _with_size(self.tokens, observer.on_features))
         batches = math.ceil(len(self.triplets) / recipe.batch_size)
         self.parts = self._parts()
         of_val = [(split, query) for split in val_splits for query in split.queries]
