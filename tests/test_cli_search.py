@@ -95,6 +95,23 @@ def test_another_engine_gives_the_same_answer(run, gallery, index):
         assert [one["path"] for one in json.loads(run(*asked)[1])["results"]] == expected
 
 
+def test_a_name_cannot_break_the_line_or_speak_to_the_terminal(run, gallery, index, tmp_path):
+    (gallery / "new\nline\x1b[31m.png").write_bytes((gallery / "val-red-ellipse.png").read_bytes() + b"another")
+    (gallery / "no\npicture.png").write_bytes(b"no picture")
+    code, out, err = run("index", gallery, "--out", index)
+    assert code == 0, err
+    assert "skipped no\\npicture.png: not an image" in out
+    code, out, _ = run("search", index, "--text", "x", "--where", "new*")
+    assert code == 0
+    assert f"{gallery}/new\\nline\\x1b[31m.png\n" in out
+
+
+def test_a_pattern_that_fits_nothing_is_said_to(run, index):
+    code, out, err = run("search", index, "--text", "x", "--where", "nothing/*")
+    assert (code, out.splitlines()[0][:2]) == (0, "0 ")
+    assert "note: nothing to find at --where 'nothing/*'" in err
+
+
 def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
     import sqlite3  # noqa: PLC0415
 

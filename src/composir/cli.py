@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -87,6 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     if not debug:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
+        # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
+        warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
     code = USER_ERROR
     try:
         code = app(arguments, prog_name="composir", standalone_mode=False) or 0
@@ -139,6 +142,11 @@ def _summary(error: ComposirError) -> str:
 
 def _one_line(problem: Problem) -> str:
     return " ".join(str(problem).splitlines())
+
+
+def _printable(path: object) -> str:
+    """Return a path in which line breaks and what a terminal would obey are spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _count(problems: Sequence[Problem]) -> str:
@@ -868,7 +876,7 @@ def index(
         _print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})
         return 0
     for one in report.skipped:
-        out.print(Text(f"skipped {one.file}: {one.reason}"), soft_wrap=True)
+        out.print(Text(f"skipped {_printable(one.file)}: {one.reason}"), soft_wrap=True)
     out.print(
         f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
@@ -923,6 +931,8 @@ def search(
             rerank=rerank,
         )
         milliseconds = 1000 * (time.perf_counter() - start)
+    if where is not None and not hits:
+        err.print(f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'")
     if contact_sheet:
         from composir.evaluation import Cell, Row, grid
 
@@ -935,7 +945,7 @@ def search(
         _print_json({"results": results, "milliseconds": round(milliseconds, 1)})
         return 0
     for hit in hits:
-        out.print(f"{hit.rank:3}  {hit.score:.3f}  {hit.path}", soft_wrap=True, markup=False)
+        out.print(f"{hit.rank:3}  {hit.score:.3f}  {_printable(hit.path)}", soft_wrap=True, markup=False)
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)

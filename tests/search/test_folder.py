@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -174,6 +175,8 @@ def test_broken_files_are_reported_with_their_reason_and_nothing_else_is_lost(pi
     (pictures / "empty.jpg").write_bytes(b"")
     (pictures / "text.gif").write_text("not a picture")
     (pictures / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (pictures / "loop.png").symlink_to("loop.png")
+    os.mkfifo(pictures / "pipe.png")
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.copy(pictures / "02.png", outside)
@@ -190,6 +193,8 @@ def test_broken_files_are_reported_with_their_reason_and_nothing_else_is_lost(pi
     assert reasons == {
         "empty.jpg": "the image file is empty (0 bytes)",
         "link.png": leads_out,
+        "loop.png": "a link that leads to itself",
+        "pipe.png": "not a regular file",
         "away.png": leads_out,
         "folder": leads_out,
         "\\xff.png": "its name is not UTF-8",
@@ -256,10 +261,20 @@ def test_another_model_is_refused_with_the_command_that_rebuilds(pictures, out, 
     command = f"composir index {pictures} --model {other_model_folder} --out {out} --vectors-per-image 4 --rebuild"
     assert error.value.fix == command
     same_state(state(out), before)
+    index_folder(pictures, out, backend="qdrant")
     index_folder(pictures, out, model=other_model_folder, vectors_per_image=4, rebuild=True)
+    assert read_manifest(out).backend == "qdrant"
     ids, _, vectors = state(out)
     assert ids == before[0]
     assert not np.allclose(vectors, before[2], atol=1e-2)
+
+
+def test_the_command_that_rebuilds_is_ready_for_a_shell(pictures, tmp_path, model_folder, other_model_folder):
+    named = pictures.rename(tmp_path / "my pictures")
+    index_folder(named, tmp_path / "an index", model=model_folder)
+    with pytest.raises(ComposirError) as error:
+        index_folder(named, tmp_path / "an index", model=other_model_folder)
+    assert shlex.split(error.value.fix)[2:6] == [str(named), "--model", str(other_model_folder), "--out"]
 
 
 def test_another_number_of_vectors_is_refused(pictures, out, model_folder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from composir.search import merge_vectors
+from composir.search.merging import IMAGES_AT_ONCE
 
 
 def test_the_nearest_two_become_their_mean_first():
@@ -41,3 +42,27 @@ def test_copies_are_merged_without_loss():
     different = torch.nn.functional.normalize(torch.randn(3, 4, 16), dim=-1)
     merged = merge_vectors(different.repeat(1, 4, 1), 4)
     torch.testing.assert_close((merged @ different.transpose(1, 2)).amax(dim=-1), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("num_vectors", [1, 3, 7])
+def test_the_fast_way_gives_what_the_short_slow_one_gives(num_vectors):
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(30, 8, 16), dim=-1)
+    expected = []
+    for image in vectors:
+        sums = list(image)
+        while len(sums) > num_vectors:
+            pairs = [(a, b) for b in range(len(sums)) for a in range(b)]
+            first, second = max(pairs, key=lambda p: float(torch.cosine_similarity(sums[p[0]], sums[p[1]], dim=0)))
+            sums[first] = sums[first] + sums[second]
+            del sums[second]
+        expected.append(torch.stack(sums))
+    expected = torch.nn.functional.normalize(torch.stack(expected), dim=-1)
+    torch.testing.assert_close(merge_vectors(vectors, num_vectors), expected)
+
+
+def test_images_beyond_those_merged_at_once():
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(IMAGES_AT_ONCE + 3, 4, 8), dim=-1)
+    torch.testing.assert_close(merge_vectors(vectors, 2)[-3:], merge_vectors(vectors[-3:], 2))
+    assert merge_vectors(vectors[:0], 2).shape == (0, 2, 8)

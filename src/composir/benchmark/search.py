@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from composir.search.measure import IMAGES_A_BLOCK, queries_near, synthetic_bloc
 from composir.search.table import writing
 
 SEARCH_QUERIES, SEARCH_TOP_K, NUM_WARM_UP = 100, 10, 10
+OF_ALL_ENGINES = ("vectors-", "images.sqlite")
+"""How the files begin that each engine is made from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ def benchmark_search(
     The embeddings are those of ``composir.search.measure``: 32 x 256 an image, near copies of each other, merged to
     ``vectors_per_image``. By case, such as ``faiss 10000x32``:
 
-    - ``seconds``: ``build`` (once; merging and the first ``save`` included), ``alone`` (every query by itself, after
-      a warm-up of ten) and ``batch`` (all queries at once, a query's share);
+    - ``seconds``: ``build`` (once; merging, writing the vectors, and the engine from them), ``alone`` (every query by
+      itself, after a warm-up of ten) and ``batch`` (all queries at once, a query's share);
     - ``latency_ms``: ``p50``, ``p99`` and ``batch`` of these;
     - ``recall_at_10`` against the exact answer over all 32 vectors; ``disk_bytes``; ``peak_memory_bytes`` of the
       process that builds and of the one that searches, memory-mapped pages included.
@@ -68,21 +72,18 @@ def benchmark_search(
     report: dict[str, dict[str, Any]] = {
         name: {} for name in ("ratios", "seconds", "peak_memory_bytes", "latency_ms", "recall_at_10", "disk_bytes")
     }
-    for number, case in enumerate(cases):
-        if progress is not None:
-            progress(f"search: {case}", number, len(cases))
+    done = 0
+    for (count, vectors), group in groupby(cases, lambda case: (case.num_images, case.vectors_per_image)):
         with tempfile.TemporaryDirectory(prefix="composir-benchmark-") as name:
             folder = Path(name)
-            build, memory = in_fresh_process(_build_index, case, folder, num_queries)
-            (alone, batch, recalled), search_memory = in_fresh_process(_search_index, case, folder)
-            disk = sum(file.stat().st_size for file in (folder / "index").rglob("*") if file.is_file())
-        key = str(case)
-        report["seconds"] |= {f"{key} build": [build], f"{key} alone": alone, f"{key} batch": [batch]}
-        report["peak_memory_bytes"] |= {f"{key} build": memory, f"{key} alone": search_memory}
-        p50, p99 = np.quantile(alone, (0.5, 0.99)).tolist()
-        report["latency_ms"][key] = {"p50": 1000 * p50, "p99": 1000 * p99, "batch": 1000 * batch}
-        report["recall_at_10"][key] = recalled
-        report["disk_bytes"][key] = disk
+            if progress is not None:
+                progress(f"vectors: {count}x{vectors}", done, len(cases))
+            filling = in_fresh_process(_fill_table, count, vectors, folder, num_queries)
+            for case in group:
+                if progress is not None:
+                    progress(f"search: {case}", done, len(cases))
+                _measure(case, folder, filling, report)
+                done += 1
     for case in cases:
         exact = report["latency_ms"].get(str(replace(case, backend="exact", url=None)))
         if exact and case.backend != "exact":
@@ -90,41 +91,71 @@ def benchmark_search(
     return {**report, "machine": describe_machine()}
 
 
+def _measure(case: SearchCase, folder: Path, filling: tuple[float, int], report: dict[str, dict[str, Any]]) -> None:
+    """Build an engine over the vectors in ``folder`` and ask it; ``filling`` is what these took: seconds and memory."""
+    before = _disk(folder)
+    seconds, memory = in_fresh_process(_build_engine, case, folder)
+    vectors = sum(file.stat().st_size for file in (folder / "index").iterdir() if file.name.startswith(OF_ALL_ENGINES))
+    disk = vectors + _disk(folder) - before
+    (alone, batch, recalled), search_memory = in_fresh_process(_search_index, case, folder)
+    key = str(case)
+    report["seconds"] |= {f"{key} build": [filling[0] + seconds], f"{key} alone": alone, f"{key} batch": [batch]}
+    report["peak_memory_bytes"] |= {f"{key} build": max(filling[1], memory), f"{key} alone": search_memory}
+    p50, p99 = np.quantile(alone, (0.5, 0.99)).tolist()
+    report["latency_ms"][key] = {"p50": 1000 * p50, "p99": 1000 * p99, "batch": 1000 * batch}
+    report["recall_at_10"][key] = recalled
+    report["disk_bytes"][key] = disk
+
+
+def _disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in (folder / "index").rglob("*") if file.is_file())
+
+
 def _open_index(case: SearchCase, folder: Path) -> Index:
     table = Table(folder / "index", num_vectors=case.vectors_per_image, dim=DIM)
     return INDEXES[case.backend](table, {"collection": f"composir-benchmark-{case.num_images}", "url": case.url})
 
 
-def _build_index(case: SearchCase, folder: Path, num_queries: int) -> float:
-    """Return the seconds of building the index in ``folder``; leave queries and true answers beside it."""
-    num_blocks = sum(1 for _ in range(0, case.num_images, IMAGES_A_BLOCK))
-    counts = np.bincount(np.arange(num_queries) % num_blocks, minlength=num_blocks)
+def _fill_table(num_images: int, vectors_per_image: int, folder: Path, num_queries: int) -> float:
+    """Return the seconds of merging and writing all vectors; leave queries and true answers beside them."""
+    num_blocks = math.ceil(num_images / IMAGES_A_BLOCK)
+    every = math.ceil(num_blocks / num_queries)
+    counts = np.bincount(np.arange(num_queries) % len(range(0, num_blocks, every)))
+    drawn = synthetic_blocks(num_images, NUM_VECTORS, DIM, every=every)
     queries = torch.cat(
         [
             queries_near(block, count, seed=number)
-            for number, (block, count) in enumerate(zip(_blocks(case), counts.tolist(), strict=True))
+            for number, (block, count) in enumerate(zip(drawn, counts.tolist(), strict=True))
         ]
     )
     scores, rows = torch.empty(num_queries, 0), torch.empty(num_queries, 0, dtype=torch.long)
     seconds, start_row = 0.0, 0
-    with writing(folder / "index"), closing(_open_index(case, folder)) as index:
-        index.table.recover()
-        for block in _blocks(case):
+    with writing(folder / "index"), closing(Table(folder / "index", num_vectors=vectors_per_image, dim=DIM)) as table:
+        table.recover()
+        for block in synthetic_blocks(num_images, NUM_VECTORS, DIM):
             vectors = torch.from_numpy(block).float()
             places = torch.arange(start_row, start_row + len(block)).expand(num_queries, -1)
             joined = torch.cat([scores, similarity(queries, vectors)], dim=1)
             scores, kept = joined.topk(min(SEARCH_TOP_K, joined.shape[1]))
             rows = torch.cat([rows, places], dim=1).gather(1, kept)
             start = time.perf_counter()
-            merged = merge_vectors(vectors, case.vectors_per_image).half().numpy()
-            index.add([_image_id(row) for row in range(start_row, start_row + len(block))], merged)
+            merged = merge_vectors(vectors, vectors_per_image).half().numpy()
+            table.append([_image_id(row) for row in range(start_row, start_row + len(block))], merged)
             seconds += time.perf_counter() - start
             start_row += len(block)
+        table.commit(complete=True)
+    np.savez(folder / "queries.npz", queries=queries.numpy(), rows=rows.numpy())
+    return seconds
+
+
+def _build_engine(case: SearchCase, folder: Path) -> float:
+    """Return the seconds of making an engine from the vectors that are there."""
+    with writing(folder / "index"), closing(_open_index(case, folder)) as index:
+        index.table.recover()
         start = time.perf_counter()
         index.save()
-        seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
         index.table.close()
-    np.savez(folder / "queries.npz", queries=queries.numpy(), rows=rows.numpy())
     return seconds
 
 
@@ -145,10 +176,6 @@ def _search_index(case: SearchCase, folder: Path) -> tuple[list[float], float, f
         batch = (time.perf_counter() - start) / len(queries)
         index.table.close()
     return alone, batch, recall(found, [[(_image_id(row), 0.0) for row in best] for best in rows.tolist()])
-
-
-def _blocks(case: SearchCase) -> Iterator[np.ndarray]:
-    return synthetic_blocks(case.num_images, NUM_VECTORS, DIM)
 
 
 def _image_id(row: int) -> str:

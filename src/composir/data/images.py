@@ -102,7 +102,14 @@ def find_pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
         reasons[os.fsencode(path.relative_to(home).as_posix()).decode("utf-8", "backslashreplace")] = reason
 
     def leads_out(path: Path) -> bool:
-        if not path.is_symlink() or path.resolve().is_relative_to(home):
+        if not path.is_symlink():
+            return False
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):  # which of them depends on the version of Python
+            leave(path, "a link that leads to itself")
+            return True
+        if target.is_relative_to(home):
             return False
         leave(path, "a link that leads out of the folder")
         return True

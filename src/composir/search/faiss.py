@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from composir.errors import ComposirError
 from composir.files import replacing
 from composir.search.index import Found, Index, Progress, float32, scan
+from composir.search.merging import merge_vectors
 
 SCAN_BELOW = 2_000
 """Images that are looked at one by one about as fast as through an inverted file."""
+CANDIDATE_VECTORS = 2
+"""Vectors an image by which candidates are found, merged from all; they are scored by all."""
 VECTORS_PER_LIST = 64
 """Of the training sample; FAISS warns below 39."""
 TRAINING_PASSES = 10
@@ -29,7 +32,7 @@ SEED = 0
 
 
 class FaissIndex(Index):
-    """An inverted file over all vectors of all images, in 8 bits an element; its best candidates are scored exactly.
+    """An inverted file over merged vectors of all images, in 8 bits an element; its best candidates are scored exactly.
 
     The file covers the rows up to the number in its name. Later rows are looked at one by one until ``save`` adds
     them, so no image is missed meanwhile.
@@ -65,7 +68,7 @@ class FaissIndex(Index):
 
     def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, *, are_all: bool) -> Found:
         """Return the ``top_k`` of ``rows``: candidates by the inverted file, and every row it does not cover."""
-        num_vectors = self.snapshot.vectors.shape[1]
+        num_vectors = self._ivf.ntotal // self._num_covered
         num_candidates = top_k * CANDIDATES_PER_RESULT
         parameters = _faiss().SearchParametersIVF(nprobe=self._ivf.nprobe)
         if not are_all:
@@ -89,14 +92,15 @@ class FaissIndex(Index):
         num_rows = len(self.snapshot.vectors)
         if len(self) < SCAN_BELOW or self._num_covered == num_rows:
             return
-        num_lists = _num_lists(num_rows * self.snapshot.vectors.shape[1])
+        num_vectors = min(CANDIDATE_VECTORS, self.snapshot.vectors.shape[1])
+        num_lists = _num_lists(num_rows * num_vectors)
         ivf = self._ivf
-        if ivf is None or ivf.nlist < num_lists / 2:
-            ivf, self._num_covered = _train(self.snapshot.vectors, num_lists, progress), 0
+        if ivf is None or ivf.nlist < num_lists / 2 or ivf.ntotal != self._num_covered * num_vectors:
+            ivf, self._num_covered = _train(self.snapshot.vectors, num_vectors, num_lists, progress), 0
         first_new = self._num_covered
         for start in range(self._num_covered, num_rows, self._rows_at_once):
             vectors = self.snapshot.vectors[start : start + self._rows_at_once]
-            ivf.add(float32(vectors).flatten(0, 1).numpy())
+            ivf.add(_merged(vectors, num_vectors))
             if progress is not None:
                 progress("inverted file", min(start + self._rows_at_once, num_rows), num_rows)
         self._ivf, self._num_covered = ivf, num_rows
@@ -164,18 +168,23 @@ def _num_lists(num_vectors: int) -> int:
     return 2 ** round(math.log2(2 * math.sqrt(num_vectors)))
 
 
-def _train(vectors: np.ndarray, num_lists: int, progress: Progress | None) -> Any:
+def _merged(vectors: np.ndarray, num_vectors: int) -> np.ndarray:
+    """Return the vectors by which these images are found, float32 (images * num_vectors, dim)."""
+    return merge_vectors(torch.from_numpy(vectors), num_vectors).flatten(0, 1).numpy()
+
+
+def _train(vectors: np.ndarray, num_vectors: int, num_lists: int, progress: Progress | None) -> Any:
     """Return an empty inverted file whose lists and value ranges are learned from a sample of the vectors."""
     faiss = _faiss()
     rng = np.random.default_rng(SEED)
-    num_rows, num_vectors, dim = vectors.shape
+    num_rows, _, dim = vectors.shape
     num_sampled = min(num_rows, math.ceil(num_lists * VECTORS_PER_LIST / num_vectors))
     rows = np.sort(rng.choice(num_rows, num_sampled, replace=False))
     ivf = faiss.index_factory(dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
     ivf.cp.niter, ivf.cp.seed = TRAINING_PASSES, SEED
     if progress is not None:
         progress("inverted file", 0, num_rows)
-    ivf.train(float32(vectors[rows]).flatten(0, 1).numpy())
+    ivf.train(_merged(vectors[rows], num_vectors))
     return ivf
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -22,7 +23,7 @@ from composir.features import NUM_WORKERS, TOWER_BATCH, read_ahead
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.search.index import Index, Progress
-from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest
+from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.merging import merge_vectors
 from composir.search.table import DATABASE, ID_LENGTH, WRITER_LOCK, FileRecord, Table, writing
 
@@ -84,12 +85,12 @@ def index_folder(
 
     ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``) and ``vectors_per_image`` are what an
     index that exists was made with, unless given. Another backend is made from the vectors that are there; another
-    model or number of vectors needs ``rebuild``. Raises ``ComposirError`` for those, and for a root that is no folder
-    or holds no picture any more.
+    model or number of vectors needs ``rebuild``, which keeps the engine. Raises ``ComposirError`` for those, and for a
+    root that is no folder or holds no picture any more.
     """
     if not root.is_dir():
         raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
-    old = read_manifest(out) if (out / MANIFEST).is_file() and not rebuild else None
+    old = _old_manifest(out, rebuild=rebuild)
     composer, manifest = _agree(
         out,
         root,
@@ -98,6 +99,7 @@ def index_folder(
         backend=backend,
         options=options,
         vectors_per_image=vectors_per_image,
+        rebuild=rebuild,
         device=device,
     )
     _require_index_or_empty(out)
@@ -109,6 +111,18 @@ def index_folder(
             manifest.write(out)
             with closing(manifest.open_index(table)) as index:
                 return _Run(root, index, composer, num_workers=num_workers, progress=progress).bring_up_to_date()
+
+
+def _old_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
+    """Return what the index says of itself, if there is one; for ``rebuild`` also none where it cannot be read."""
+    if not (out / MANIFEST).is_file():
+        return None
+    try:
+        return read_manifest(out)
+    except ComposirError:
+        if rebuild:
+            return None
+        raise
 
 
 def _require_index_or_empty(out: Path) -> None:
@@ -139,6 +153,7 @@ def _agree(
     backend: str | None,
     options: Mapping[str, Any] | None,
     vectors_per_image: int | None,
+    rebuild: bool,
     device: str | None,
 ) -> tuple[Composer, Manifest]:
     """Return the model and the manifest of a run: what is asked for, where it fits what is there."""
@@ -154,23 +169,24 @@ def _agree(
             file=folder,
             fix="give a checkpoint of a whole model",
         )
-    wanted = vectors_per_image or (old.vectors_per_image if old else config.num_query_tokens)
+    kept_vectors = old.vectors_per_image if old and not rebuild else config.num_query_tokens
+    wanted = vectors_per_image or kept_vectors
+    identity = weights_hash(composer)
+    command = rebuild_command(out, root=root, model=folder, vectors_per_image=min(wanted, config.num_query_tokens))
+    if old and not rebuild and old.weights_hash != identity:
+        raise ComposirError(
+            f"is the index of another model (weights {old.weights_hash}, {folder} has {identity})",
+            file=out,
+            fix=command,
+        )
     if wanted > config.num_query_tokens:
         raise ComposirError(
             f"--vectors-per-image {wanted} is more than the model makes",
             file=folder,
             expected=f"at most {config.num_query_tokens}",
         )
-    identity = weights_hash(composer)
-    rebuild = f"composir index {root} --model {folder} --out {out} --vectors-per-image {wanted} --rebuild"
-    if old and old.weights_hash != identity:
-        raise ComposirError(
-            f"is the index of another model (weights {old.weights_hash}, {folder} has {identity})",
-            file=out,
-            fix=rebuild,
-        )
-    if old and old.vectors_per_image != wanted:
-        raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=rebuild)
+    if old and not rebuild and old.vectors_per_image != wanted:
+        raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=command)
     backend = backend or (old.backend if old else "exact")
     kept = old.options if old else {}
     if backend == "qdrant" and "collection" not in kept:
@@ -252,9 +268,14 @@ class _Run:
         stats = {}
         for path in paths:
             try:
-                stats[path] = (self.root / path).stat()
+                status = (self.root / path).stat()
             except OSError as error:
                 self.skipped.append(Skipped(path, error.strerror or type(error).__name__))
+                continue
+            if stat.S_ISREG(status.st_mode):
+                stats[path] = status
+            else:
+                self.skipped.append(Skipped(path, "not a regular file"))
         return stats
 
     def _read(self, paths: Sequence[str], stats: Mapping[str, os.stat_result]) -> None:
@@ -271,13 +292,13 @@ class _Run:
         self._embed(list(self.pending.values()))
         self.table.commit(complete=False)
 
-    def _open(self, path: str, stat: os.stat_result) -> FileRecord | _New | Skipped:
+    def _open(self, path: str, status: os.stat_result) -> FileRecord | _New | Skipped:
         """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
         try:
             content = (self.root / path).read_bytes()
         except OSError as error:
             return Skipped(path, error.strerror or type(error).__name__)
-        record = FileRecord(path, content_id(content), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        record = FileRecord(path, content_id(content), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if self.table.has(record.id):
             return record
         try:

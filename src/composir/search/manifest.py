@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,18 +103,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"a {type(fields).__name__}, not an object")
     except ValueError as error:
         raise ComposirError(f"is not JSON ({error})", file=file, fix=rebuild_command(folder)) from None
+    command = rebuild_command(folder, root=_path_of(fields, "root"), model=_path_of(fields, "model"))
     if fields.get("format") != FORMAT:
         raise ComposirError(
             f"was written by composir {fields.get('composir_version')} in format {fields.get('format')}",
             file=file,
             expected=f"format {FORMAT}",
-            fix=rebuild_command(folder, fields),
+            fix=command,
         )
     try:
         manifest = Manifest(**fields)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ComposirError(wrong, file=file, fix=rebuild_command(folder, fields)) from None
+        raise ComposirError(wrong, file=file, fix=command) from None
     check_backend(manifest.backend)
     return manifest
 
@@ -124,13 +126,18 @@ def check_backend(name: str) -> None:
         raise ComposirError(f"backend {name!r} is not known", fix=nearest(name, INDEXES))
 
 
-def rebuild_command(folder: Path, fields: dict[str, Any] | None = None) -> str:
-    """Return the command that makes an index anew, with what can be read of the old one."""
+def rebuild_command(
+    folder: Path, *, root: Path | None = None, model: Path | None = None, vectors_per_image: int | None = None
+) -> str:
+    """Return the command that makes an index anew, ready for a shell."""
+    words = ["composir", "index", str(root or "IMAGES_DIR"), "--model", str(model or "MODEL_DIR"), "--out", str(folder)]
+    if vectors_per_image is not None:
+        words += ["--vectors-per-image", str(vectors_per_image)]
+    return shlex.join([*words, "--rebuild"])
 
-    def path(name: str) -> str | None:
-        place = (fields or {}).get(name)
-        return place.get("path") if isinstance(place, dict) else None
 
-    return (
-        f"composir index {path('root') or 'IMAGES_DIR'} --model {path('model') or 'MODEL_DIR'} --out {folder} --rebuild"
-    )
+def _path_of(fields: dict[str, Any], name: str) -> Path | None:
+    """Return a folder that a manifest names, as far as one of another format can be read."""
+    place = fields.get(name)
+    path = place.get("path") if isinstance(place, dict) else None
+    return Path(path) if isinstance(path, str) else None

@@ -97,10 +97,17 @@ class QdrantIndex(Index):
                 progress("points", done, max(done, total))
 
     def _prepare_collection(self) -> None:
-        """Make the collection where it is not there; one that holds less than it was told is filled from the start."""
+        """Make the collection where it is not there; one that holds less than it was told is filled from the start.
+
+        A collection of which the table knows nothing is of an index that was rebuilt, and goes.
+        """
         from qdrant_client import models  # noqa: PLC0415
 
-        if not self._ask(lambda: self.client.collection_exists(self.collection)):
+        is_there = self._ask(lambda: self.client.collection_exists(self.collection))
+        if is_there and not self.table.num_pushed():
+            self._ask(lambda: self.client.delete_collection(self.collection))
+            is_there = False
+        if not is_there:
             vectors = models.VectorParams(
                 size=self.table.shape[1],
                 distance=models.Distance.DOT,

@@ -25,7 +25,7 @@ from composir.models.trace import NUM_READINGS, Reading, watch
 from composir.models.vision import Tower
 from composir.search.folder import content_id, default_device
 from composir.search.index import Index
-from composir.search.manifest import MANIFEST, Manifest, read_manifest
+from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table
 
 Picture: TypeAlias = Image.Image | Path | str | bytes
@@ -280,11 +280,10 @@ def _load_model(folder: Path, manifest: Manifest, given: Path | None, device: st
     model = from_pretrained(place, device=device)
     identity = weights_hash(model)
     if identity != manifest.weights_hash:
-        root = manifest.root.find(folder)
         raise ComposirError(
             f"is the index of another model (weights {manifest.weights_hash}, {place} has {identity})",
             file=folder,
-            fix=f"composir index {root} --model {place} --out {folder} --rebuild",
+            fix=rebuild_command(folder, root=manifest.root.find(folder), model=place),
         )
     return model
 
