@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import multiprocessing
 import os
 import random
@@ -150,6 +151,17 @@ def golden_model() -> Callable[..., Composer]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real_annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the published annotations of CIRR val and FashionIQ dress val, without images."""
+    root = tmp_path_factory.mktemp("real")
+    for file in (GOLDEN / "annotations").rglob("*.json.xz"):
+        unpacked = root / file.relative_to(GOLDEN / "annotations").with_suffix("")
+        unpacked.parent.mkdir(parents=True, exist_ok=True)
+        unpacked.write_bytes(lzma.decompress(file.read_bytes()))
+    return root
 
 
 @pytest.fixture(scope="session")

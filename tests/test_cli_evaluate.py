@@ -70,6 +70,34 @@ def test_predictions_need_no_images(run, model, shapes_root, tmp_path):
     assert json.loads(out)["num_queries"] == 24
 
 
+def test_predictions_on_the_real_annotations_have_the_known_answer(run, real_annotations, tmp_path):
+    """Of query i the target has rank i mod 60 + 1, and i mod 5 + 1 in its subset; 4,181 = 69 * 60 + 41 queries."""
+    home = real_annotations / "cirr_dataset/cirr"
+    queries = json.loads((home / "captions/cap.rc2.val.json").read_text())
+    gallery = list(json.loads((home / "image_splits/split.rc2.val.json").read_text()))
+    files = {name: {"version": "rc2", "metric": name} for name in ("recall", "recall_subset")}
+    for number, query in enumerate(queries):
+        reference, target = query["reference"], query["target_hard"]
+        for content, names, place, depth in (
+            (files["recall"], gallery[:60], number % 60, 50),
+            (files["recall_subset"], query["img_set"]["members"], number % 5, 3),
+        ):
+            order = [name for name in names if name not in (reference, target)]
+            order.insert(place, target)
+            content[str(query["pairid"])] = order[:depth]
+    arguments = []
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        arguments += ["--predictions", tmp_path / f"{name}.json"]
+    code, out, err = run("evaluate", *arguments, "--data-root", real_annotations, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["num_queries"], document["num_gallery"]) == (4181, 2297)
+    expected = {f"recall_at_{k}": (69 * k + min(k, 41)) / 4181 for k in (1, 5, 10, 50)}
+    expected |= {f"recall_subset_at_{k}": (836 * k + min(k, 1)) / 4181 for k in (1, 2, 3)}
+    assert {key: document["metrics"][key] for key in expected} == pytest.approx(expected)
+
+
 def test_saved_rankings_give_the_same_document_without_model_and_data(run, evaluated, shapes_root):
     document, rankings = evaluated
     for more in ((), ("--data-root", shapes_root)):
@@ -82,6 +110,17 @@ def test_saved_rankings_give_the_same_document_without_model_and_data(run, evalu
     code, _, err = run("evaluate", "--rankings", rankings, "--data-root", shapes_root, "--keep-reference")
     assert code == 2
     assert "exclude_reference is True and False" in err
+
+
+def test_what_cannot_be_written_is_one_line(run, evaluated, tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "val.safetensors"
+    code, _, err = run("evaluate", "--rankings", evaluated[1], "--save-rankings", place)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"error: {place.parent}: File exists; "
+        "fix: check the path, its permissions and the space on its disk; --debug shows where it happened"
+    )
 
 
 def test_a_report_has_pictures_where_there_is_a_data_root(run, evaluated, shapes_root, tmp_path):

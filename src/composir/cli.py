@@ -102,6 +102,12 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _print_error(_summary(error))
+    except OSError as error:  # a path that cannot be written, a full disk
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        fix = "check the path, its permissions and the space on its disk; --debug shows where it happened"
+        _print_error(f"{place}{error.strerror or error}; fix: {fix}")
     except Exception as error:
         if debug or not hasattr(error, "format_message"):
             raise

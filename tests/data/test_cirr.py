@@ -10,7 +10,6 @@ from composir.data.annotations import SplitNotFoundError
 from composir.data.triplets import Query
 from composir.errors import ComposirError, ProblemsError
 
-ANNOTATIONS = Path(__file__).parents[1] / "golden" / "annotations" / "cirr_dataset"
 CAPTIONS = "cirr/captions/cap.rc2.val.json"
 NAMES = "cirr/image_splits/split.rc2.val.json"
 
@@ -68,9 +67,9 @@ def test_images_are_not_touched(cirr_root):
     assert len(cirr.load(cirr_root, "val")[0].gallery) == 7
 
 
-def test_real_annotations_in_full():
-    (split,) = cirr.load(ANNOTATIONS, "val")
-    assert (len(split.queries), len(split.gallery)) == (20, 65)
+def test_real_annotations_in_full(real_annotations):
+    (split,) = cirr.load(real_annotations, "val")
+    assert (len(split.queries), len(split.gallery)) == (4181, 2297)
     first = split.queries[0]
     assert (first.id, first.reference, first.targets) == ("12060", "dev-244-0-img0", ("dev-1028-1-img1",))
     assert first.text == "show three bottles of soft drink"
@@ -81,13 +80,13 @@ def test_real_annotations_in_full():
         "dev-1028-2-img1",
         "dev-1028-2-img0",
     )
-    assert split.images["dev-244-0-img0"] == ANNOTATIONS / "dev/dev-244-0-img0.png"
+    assert split.images["dev-244-0-img0"] == real_annotations / "cirr_dataset/dev/dev-244-0-img0.png"
 
 
-def test_soft_targets_are_no_right_answers():
-    entries = json.loads((ANNOTATIONS / CAPTIONS).read_text())
-    (split,) = cirr.load(ANNOTATIONS, "val")
-    assert sum(len(entry["target_soft"]) > 1 for entry in entries) == 4
+def test_soft_targets_are_no_right_answers(real_annotations):
+    entries = json.loads((real_annotations / "cirr_dataset" / CAPTIONS).read_text())
+    (split,) = cirr.load(real_annotations, "val")
+    assert sum(len(entry["target_soft"]) > 1 for entry in entries) == 645
     assert [query.targets for query in split.queries] == [(entry["target_hard"],) for entry in entries]
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from composir.data import fashioniq
 from composir.data.annotations import SplitNotFoundError
+from composir.data.datasets import val_union
 from composir.data.triplets import Query
 from composir.errors import ComposirError
 
-ANNOTATIONS = Path(__file__).parents[1] / "golden" / "annotations" / "fashionIQ_dataset"
 CAPTIONS = "captions/cap.shirt.val.json"
 NAMES = "image_splits/split.shirt.val.json"
 
@@ -45,9 +45,9 @@ def test_fewer_categories(fashioniq_root):
     assert fashioniq.load(fashioniq_root, "val", categories=["shirt"]) == fashioniq.load(fashioniq_root, "val")[1:2]
 
 
-def test_real_annotations_in_full():
-    (split,) = fashioniq.load(ANNOTATIONS, "val", categories=("dress",))
-    assert (len(split.queries), len(split.gallery)) == (18, 40)
+def test_real_annotations_in_full(real_annotations):
+    (split,) = fashioniq.load(real_annotations, "val", categories=("dress",))
+    assert (len(split.queries), len(split.gallery), len(val_union(split).gallery)) == (2017, 3817, 2628)
     by_reference = {query.reference: query for query in split.queries}
     # "is a plain white feminine t shirt", "is a tan shirt."
     assert by_reference["B000QSGNOI"].text == "Is a plain white feminine t shirt and is a tan shirt"

@@ -164,6 +164,11 @@ def test_hidden_answers_are_told_before_anything_is_embedded(make_known_split):
     assert oracle.embedded == []
 
 
+def test_only_a_model_that_scores_pairs_can_rerank(make_known_split):
+    with pytest.raises(ComposirError, match="this model scores no pairs, and cannot re-rank; fix: leave out --rerank"):
+        evaluate(Oracle(), [make_known_split()], rerank=5)
+
+
 def test_a_dropped_image_is_an_error(make_known_split):
     class Dropping(Oracle):
         def embed_gallery(self, paths):

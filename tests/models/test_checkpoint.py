@@ -100,6 +100,11 @@ def edit_config(folder, **changes):
     ("changes", "words"),
     [
         ({"format": 99}, ["was written by composir", "which is newer", "pip install -U composir"]),
+        ({"format": "1"}, ["config.json: format is '1'; expected a whole number, 1; fix: use the config.json"]),
+        ({"format": None}, ["format is None"]),
+        ({"tower": "tiny"}, ["tower is 'tiny'; expected null, or its name, weights and fingerprint as text"]),
+        ({"tower": {}}, ["tower is {}"]),
+        ({"tower": {"name": 3, "fingerprint": "0"}}, ["tower is {'name': 3"]),
         ({"backbone": "minni"}, ["backbone 'minni' is not known", "config.json"]),
         ({"hidden_size": -1}, ["hidden_size", "greater than 0", "config.json"]),
         ({"no_such_field": 1}, ["no_such_field", "config.json"]),

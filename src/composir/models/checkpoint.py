@@ -37,6 +37,7 @@ from composir.models.vision import Tower, hash_weights
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
+SAVED_WITH = "use the config.json the checkpoint was saved with"
 
 
 def weights_hash(model: Composer) -> str:
@@ -246,12 +247,20 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
     fields = dict(document)
     if fields.get("model") != MODEL_NAME:
         raise ComposirError("is not the config of a composir model", file=file, fix="give the best/ folder of a run")
-    written_by = fields.get("composir_version")
-    if fields.pop("format", 0) > FORMAT:
+    written_by, layout, tower = fields.get("composir_version"), fields.pop("format", None), fields.pop("tower", None)
+    if type(layout) is not int:
+        raise ComposirError(f"format is {layout!r}", file=file, expected=f"a whole number, {FORMAT}", fix=SAVED_WITH)
+    if layout > FORMAT:
         raise ComposirError(
             f"was written by composir {written_by}, which is newer", file=file, fix="pip install -U composir"
         )
-    tower = fields.pop("tower", None)
+    if tower is not None and not _is_identity(tower):
+        raise ComposirError(
+            f"tower is {tower!r}",
+            file=file,
+            expected="null, or its name, weights and fingerprint as text",
+            fix=SAVED_WITH,
+        )
     for name in ("composir_version", "model"):
         fields.pop(name, None)
     try:
@@ -263,7 +272,7 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
         raise ComposirError(
             other + wrong,
             file=file,
-            fix=f"pip install composir=={written_by}" if other else "use the config.json the checkpoint was saved with",
+            fix=f"pip install composir=={written_by}" if other else SAVED_WITH,
         ) from None
     if config.backbone not in BACKBONES:
         raise ComposirError(
@@ -273,6 +282,14 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
             fix="a newer composir may know it: pip install -U composir",
         )
     return config, tower
+
+
+def _is_identity(tower: Any) -> bool:
+    return (
+        isinstance(tower, dict)
+        and {"name", "fingerprint"} <= set(tower)
+        and all(isinstance(value, str) for value in tower.values())
+    )
 
 
 def model_card(config: ComposerConfig, about: str = "") -> str:
