@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from transformers import Blip2QFormerModel
 
 from composir.losses import contrastive_loss
 from composir.models.convert import rename
@@ -42,12 +43,14 @@ def test_reading_a_few_positions_equals_the_library_s_whole_pass(golden, golden_
     embeddings, whole_mask = model._with_queries(
         model.query_tokens.expand(len(ids), -1, -1), model.text_embeddings(ids), mask
     )
-    whole = model.qformer(
+    library = Blip2QFormerModel(model.qformer.config).eval()
+    library.load_state_dict(model.qformer.state_dict())
+    whole = library(
         query_embeds=embeddings, query_length=queries, attention_mask=whole_mask, encoder_hidden_states=reference
     ).last_hidden_state
     torch.testing.assert_close(whole, data["fusion_hidden"], **TOLERANCE)
     torch.testing.assert_close(model.fuse(reference, ids, mask), whole[:, :queries], **TOLERANCE)
-    text = model.qformer(query_embeds=embeddings, query_length=0, attention_mask=whole_mask).last_hidden_state
+    text = library(query_embeds=embeddings, query_length=0, attention_mask=whole_mask).last_hidden_state
     for at in (slice(0, 1), slice(queries, queries + 1), slice(3, 9)):
         torch.testing.assert_close(model._read(embeddings, whole_mask, at=at), text[:, at], **TOLERANCE)
 
@@ -201,7 +204,7 @@ def test_the_local_score_equals_the_slow_one(golden, golden_model):
     with torch.no_grad():
         vectors = model.encode_target(target)
         fused = model.fuse(reference, ids, mask)
-        words = model._sentence(fused, ids, mask, num_words=ids.shape[1])
+        words = model._sentence(fused, model.text_embeddings(ids), mask, num_words=ids.shape[1])
         local = similarity(model.encode_query_parts(reference, ids, mask, scoring="local"), vectors)
         both = similarity(model.encode_query_parts(reference, ids, mask, scoring="both"), vectors)
         for i in range(len(ids)):

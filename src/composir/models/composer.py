@@ -22,6 +22,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2T
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
 from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
+from composir.models.attention import FewQueriesAttention
 from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
@@ -162,6 +163,7 @@ class Composer(nn.Module):
         qformer._attn_implementation = "sdpa"
         self.text_embeddings = Blip2TextEmbeddings(qformer)
         self.qformer = Blip2QFormerModel(qformer)
+        self._let_few_queries_look()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.prompt_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.vision_proj = nn.Linear(config.hidden_size, config.embed_dim)
@@ -191,6 +193,13 @@ class Composer(nn.Module):
         self.tower = tower
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
+
+    def _let_few_queries_look(self) -> None:
+        """Replace the library's attention where few queries look at many states: at the image, in the last layer."""
+        layers = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
+        looking = [layer.crossattention for layer in layers if layer.has_cross_attention]
+        for attention in (*looking, layers[-1].attention):
+            attention.register_module("attention", FewQueriesAttention(attention.attention))
 
     @property
     def device(self) -> torch.device:
@@ -266,11 +275,18 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch queries hidden"]:
         """Return the queries after reading the reference and the sentence together (pass 1)."""
-        text = self.text_embeddings(input_ids)  # (batch, words, hidden)
+        return self._fuse(image_tokens, self.text_embeddings(input_ids), attention_mask)
+
+    def _fuse(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        text: Float[Tensor, "batch words hidden"],
+        attention_mask: Int[Tensor, "batch words"],
+    ) -> Float[Tensor, "batch queries hidden"]:
         tokens = self._normalised(image_tokens)
         for fuse in self._fusions_at("tokens"):
             tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
-        queries = self.query_tokens.expand(len(input_ids), -1, -1)
+        queries = self.query_tokens.expand(len(text), -1, -1)
         embeddings, mask = self._with_queries(queries, text, attention_mask)
         return self._read(embeddings, mask, self._adapt(tokens), at=slice(self.config.num_query_tokens))
 
@@ -291,18 +307,18 @@ class Composer(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch hidden"]:
         """Return the hidden state at [CLS] of the sentence behind the fused queries."""
-        return self._sentence(fused_queries, input_ids, attention_mask, num_words=1)[:, 0]
+        return self._sentence(fused_queries, self.text_embeddings(input_ids), attention_mask, num_words=1)[:, 0]
 
     def _sentence(
         self,
-        fused_queries: Float[Tensor, "batch queries hidden"],
-        input_ids: Int[Tensor, "batch words"],
+        queries: Float[Tensor, "batch queries hidden"],
+        text: Float[Tensor, "batch words hidden"],
         attention_mask: Int[Tensor, "batch words"],
         *,
         num_words: int,
     ) -> Float[Tensor, "batch read hidden"]:
-        """Return the hidden states of the first words behind the fused queries, [CLS] the first of them."""
-        embeddings, mask = self._with_queries(fused_queries, self.text_embeddings(input_ids), attention_mask)
+        """Return the hidden states of the first words behind queries, no picture read; [CLS] is the first of them."""
+        embeddings, mask = self._with_queries(queries, text, attention_mask)
         cls = self.config.num_query_tokens
         return self._read(embeddings, mask, at=slice(cls, cls + num_words))
 
@@ -338,7 +354,8 @@ class Composer(nn.Module):
         always as many parts as the longest sentence would have, those beyond this one's being zero.
         """
         fused = self.fuse(image_tokens, input_ids, attention_mask)
-        words = self._sentence(fused, input_ids, attention_mask, num_words=input_ids.shape[1])
+        text = self.text_embeddings(input_ids)
+        words = self._sentence(fused, text, attention_mask, num_words=input_ids.shape[1])
         parts = self._parts(fused, words, attention_mask)
         padding = self.config.num_query_tokens + self.config.max_words - 1 - parts.shape[1]
         parts = nn.functional.pad(parts, (0, 0, 0, padding))
@@ -378,7 +395,9 @@ class Composer(nn.Module):
 
     def look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
         """Return the queries after reading a picture alone."""
-        queries = self.query_tokens.expand(len(image_tokens), -1, -1)
+        queries = self.query_tokens
+        if self.training and self.config.dropout:  # else all pictures meet the same queries, made ready once
+            queries = queries.expand(len(image_tokens), -1, -1)
         tokens = self._adapt(self._normalised(image_tokens))
         return self._read(queries, None, tokens, at=slice(None))
 
@@ -386,13 +405,23 @@ class Composer(nn.Module):
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
     ) -> Float[Tensor, "batch dim"]:
         """Return the L2-normalised embedding of the sentence behind the prompt tokens, no picture read (pass 4)."""
-        words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
-        prompt = self.prompt_tokens.expand(len(input_ids), -1, -1)
-        sequence = torch.cat([words[:, :1], prompt, words[:, 1:]], dim=1)  # [CLS], prompt, rest
-        sequence = sequence + self.text_embeddings.position_embeddings.weight[: sequence.shape[1]]
-        ones = attention_mask.new_ones(prompt.shape[:2])
-        mask = torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
-        return nn.functional.normalize(self.text_proj(self._read(sequence, mask, at=slice(1))[:, 0]), dim=-1)
+        prompted = self._prompted(self.text_embeddings.word_embeddings(input_ids))
+        return nn.functional.normalize(
+            self.text_proj(self._sentence(*prompted, attention_mask, num_words=1)[:, 0]), dim=-1
+        )
+
+    def _prompted(
+        self, words: Float[Tensor, "batch words hidden"]
+    ) -> tuple[Float[Tensor, "batch queries hidden"], Float[Tensor, "batch words hidden"]]:
+        """Return the prompt tokens and the words with the positions of [CLS], prompt, rest.
+
+        The positions say the order, so that the prompt can stand before the words, as the fused queries do.
+        """
+        num_prompt, num_words = self.config.num_query_tokens, words.shape[1]
+        cls, prompt, rest = self.text_embeddings.position_embeddings.weight[: num_prompt + num_words].split(
+            [1, num_prompt, num_words - 1]
+        )
+        return (self.prompt_tokens + prompt).expand(len(words), -1, -1), words + torch.cat([cls, rest])
 
     def match(
         self,
@@ -463,11 +492,22 @@ class Composer(nn.Module):
         contrastive loss, with ``local`` there is also ``loss_local``: that of the local score (``encode_query_parts``)
         of every query with every candidate.
         """
-        fused = self.fuse(reference_tokens, input_ids, attention_mask)
+        num_words = input_ids.shape[1]
+        words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
+        text = words + self.text_embeddings.position_embeddings.weight[:num_words]
+        fused = self._fuse(reference_tokens, text, attention_mask)
         target = self.encode_target(target_tokens)
-        prompt = self.encode_prompt(input_ids, attention_mask)
-        words = self._sentence(fused, input_ids, attention_mask, num_words=input_ids.shape[1] if local else 1)
-        query = nn.functional.normalize(self.text_proj(words[:, 0]), dim=-1)
+        # Passes 2 and 4 as one: they are as long as each other, and a batch twice as large is less than twice the work.
+        prompt_tokens, prompted_text = self._prompted(words)
+        answers, prompted = self._sentence(
+            torch.cat([fused, prompt_tokens]),
+            torch.cat([text, prompted_text]),
+            attention_mask.repeat(2, 1),
+            num_words=num_words if local else 1,
+        ).chunk(2)
+        query, prompt = (
+            nn.functional.normalize(self.text_proj(states[:, 0]), dim=-1) for states in (answers, prompted)
+        )
         query = self._join(query, reference_tokens, prompt)
         losses = {
             "loss_itc": contrast(similarity(query, target) / self.temperature, same_target),
@@ -475,7 +515,7 @@ class Composer(nn.Module):
             "loss_align": alignment_loss(fused, self.prompt_tokens),
         }
         if local:
-            parts = self._parts(fused, words, attention_mask)
+            parts = self._parts(fused, answers, attention_mask)
             losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
         return losses
 

@@ -89,10 +89,10 @@ class GatedFusion(nn.Module):
         first, second = cast(nn.Linear, self.gate[0]), cast(nn.Linear, self.gate[2])
         from_image, from_text = first.weight.split(self.hidden_size, dim=1)
         seen = image_tokens if self.norm is None else self.norm(image_tokens)
+        # In place: of all that is as large as the image tokens, the backward pass needs hidden and gate alone.
         hidden = nn.functional.linear(seen, from_image)  # (batch, tokens, width)
-        hidden = hidden + nn.functional.linear(text, from_text, first.bias).unsqueeze(1)
-        gate = torch.sigmoid(second(torch.relu(hidden)))
-        return gate, self.delta(text)
+        hidden = hidden.add_(nn.functional.linear(text, from_text, first.bias).unsqueeze(1)).relu_()
+        return second(hidden).sigmoid_(), self.delta(text)
 
     def forward(
         self,
@@ -102,4 +102,4 @@ class GatedFusion(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         """Return the image tokens as the sentence changes them, same shape; ``text_mask`` is 1 for real words."""
         gate, delta = self.gate_and_delta(image_tokens, text_tokens, text_mask)
-        return image_tokens + self.alpha * gate * delta.unsqueeze(1)
+        return torch.addcmul(image_tokens, gate, (self.alpha * delta).unsqueeze(1))
