@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)  ## Generate data, train the mini model with the gate, measure it, show what it retrieves.
 	$(BIN)/composir quickstart
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/python -m pytest --cov=composir --cov-report=term:skip-covered
+test: $(READY)  ## Run the tests, on all cores.
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
 	$(BIN)/python benchmarks/real_size.py
