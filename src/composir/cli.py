@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -984,6 +985,7 @@ def serve(
     Example: composir serve holiday.index
     """
     from composir.web import Limits, open_server
+    from composir.web.log import log_as_json
 
     limits = Limits(max_waiting=queue, max_upload_bytes=max_upload * 2**20)
     server = open_server(index_, host=host, port=port, api_key=api_key, limits=limits, model=model, device=device)
@@ -993,6 +995,9 @@ def serve(
         soft_wrap=True,
         markup=False,
     )
+    log_as_json()
+    # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run()
     return 0
 

@@ -23,36 +23,6 @@ SENTENCES = (
     "Donaudampfschifffahrtsgesellschaftskapitänsmützenabzeichen" * 4,
     "is red and has longer sleeves",
 )
-MIN_CONTRAST = 4.5
-"""WCAG 2.1, criterion 1.4.3 (AA), for text of ordinary size."""
-
-# Every piece of text that can be seen, with its contrast to what is behind it.
-CONTRASTS = """() => {
-  const numbers = colour => colour.match(/[0-9.]+/g).map(Number);
-  const luminance = colour => {
-    const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    const [r, g, b] = numbers(colour).map(v => linear(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = element => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if (numbers(colour)[3] !== 0) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility()) continue;
-    const style = getComputedStyle(element);
-    const front = luminance(element.closest("svg") ? style.fill : style.color), back = luminance(behind(element));
-    const contrast = (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05);
-    found.push([walker.currentNode.data.trim().slice(0, 40), contrast]);
-  }
-  return found;
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +102,13 @@ def test_nothing_is_wider_than_the_window(report, visit, viewport):
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_text_can_be_read_in_light_and_in_dark(report, visit, scheme, is_dark):
+def test_text_can_be_read_in_light_and_in_dark(report, visit, low_contrasts, scheme, is_dark):
     page, _, _ = visit(report, viewport=DESKTOP, color_scheme=scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(background.removeprefix("rgb(").split(",")[0])
     assert (red < 64) == is_dark
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
-    contrasts = page.evaluate(CONTRASTS)
-    assert len(contrasts) > 500
-    assert [(text, contrast) for text, contrast in contrasts if contrast < MIN_CONTRAST] == []
+    assert low_contrasts(page, at_least=500) == []
 
 
 def test_it_is_walked_by_key(report, visit):

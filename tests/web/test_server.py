@@ -14,7 +14,7 @@ import pytest
 
 from composir.errors import ComposirError
 from composir.web import PACKAGES, open_server
-from composir.web.server import JsonLines
+from composir.web.log import JsonLines
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
-"""Runs the application: an address, a log of JSON lines, a graceful stop."""
+"""Runs the application: an address, a graceful stop."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
-import logging
-import signal
 import socket
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 import uvicorn
@@ -59,15 +55,16 @@ class Server:
         )
 
     def run(self) -> None:
-        """Answer till the process is asked to stop; requests under way are then answered first."""
-        log_as_json()
-        # uvicorn, when it has stopped, raises the signal again that stopped it: after SIGTERM that is no failure.
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        """Answer till ``stop``, SIGINT or SIGTERM (raised again then); requests under way are answered first."""
         try:
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
             self.retriever.close()
+
+    def stop(self) -> None:
+        """Let ``run``, in another thread, come to its end."""
+        self._server.should_exit = True
 
 
 def _check_key(host: str, api_key: str | None) -> None:
@@ -109,25 +106,3 @@ def _bind(host: str, port: int) -> socket.socket:
             f"{host}:{port} cannot be listened on ({error.strerror})", fix="give another --port or --host"
         ) from None
     return listening
-
-
-class JsonLines(logging.Formatter):
-    """A log record as one line of JSON: time, level, logger, and the fields or the message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        fields = getattr(record, "fields", None) or {"message": record.getMessage()}
-        time = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
-        line = {"time": time, "level": record.levelname.lower(), "logger": record.name, **fields}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_as_json() -> None:
-    """Let all that is logged from here on be lines of JSON on stderr, requests among it."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    logging.getLogger().handlers = [handler]
-    for name in ("composir.web", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.INFO)

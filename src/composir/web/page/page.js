@@ -447,6 +447,10 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files[0]);
 });
 
+document.querySelector(".skip").addEventListener("click", (event) => { // its # is no step
+  event.preventDefault();
+  $("results").focus();
+});
 addEventListener("keydown", (event) => {
   if (event.key === "/" && !event.target.closest("input, textarea, dialog")) {
     event.preventDefault();
