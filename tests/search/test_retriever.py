@@ -137,7 +137,7 @@ def test_images_are_listed_by_path_and_found_by_id(retriever, pictures):
     files = sorted(pictures.rglob("*.png"), key=lambda file: file.relative_to(pictures).as_posix())
     assert len(retriever) == len(retriever.images) == 20
     assert list(retriever.images.values()) == files
-    assert retriever.images.page(18, 5) == [content_id(file.read_bytes()) for file in files[18:]]
+    assert retriever.images.page(18, 5) == [(content_id(file.read_bytes()), file) for file in files[18:]]
     assert retriever.images[content_id(files[3].read_bytes())] == files[3]
     for unknown in ("../../etc/passwd", "0" * 32, ""):
         assert unknown not in retriever.images

@@ -9,11 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from composir.errors import ComposirError
-from composir.web import PACKAGES, open_server
+from composir.web import PACKAGES, Limits, open_server
 from composir.web.log import JsonLines
 
 
@@ -52,6 +53,33 @@ def test_a_missing_extra_gives_the_command_that_installs_it(shapes_index, monkey
         assert str(error.value) == (
             f"serving needs packages that are not installed: {package}; fix: pip install 'composir[web]'"
         )
+
+
+def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
+    opened = []
+
+    class Stopped:
+        retriever = range(1234)
+        address = "http://here"
+
+        def run(self) -> None:
+            opened.append("run")
+
+    monkeypatch.setattr(
+        "composir.web.open_server", lambda index, **options: opened.append((index, options)) or Stopped()
+    )
+    monkeypatch.setattr("composir.web.log.log_as_json", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    flags = {"host": "::1", "port": 12, "api-key": "k" * 16, "queue": 3, "max-upload": 7, "model": "m", "device": "cpu"}
+    code, out, err = run("serve", shapes_index, *[part for flag in flags.items() for part in (f"--{flag[0]}", flag[1])])
+    assert (code, out, err) == (
+        0,
+        "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n",
+        "",
+    )
+    limits = Limits(max_waiting=3, max_upload_bytes=7 * 2**20)
+    options = {"host": "::1", "port": 12, "api_key": "k" * 16, "limits": limits, "model": Path("m"), "device": "cpu"}
+    assert opened == [(shapes_index, options), "run"]
 
 
 def test_a_log_record_is_one_line_of_json():

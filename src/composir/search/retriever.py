@@ -74,14 +74,14 @@ class Images(Mapping[str, Path]):
         return self.root / paths[0]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.page(0, len(self)))
+        return (image_id for image_id, _ in self.page(0, len(self)))
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def page(self, start: int, count: int) -> list[str]:
-        """Return ``count`` ids from place ``start``."""
-        return self._table.ids_in_order(start, count)
+    def page(self, start: int, count: int) -> list[tuple[str, Path]]:
+        """Return ``count`` ids from place ``start``, with their files."""
+        return [(image_id, self.root / path) for image_id, path in self._table.images_in_order(start, count)]
 
 
 class Retriever:

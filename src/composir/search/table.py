@@ -167,14 +167,11 @@ class Table:
         """Return the ids of images with a file whose path fits the pattern (``*``, ``?``, ``[a-z]``)."""
         return [i for (i,) in self._query("SELECT DISTINCT id FROM files WHERE path GLOB ?", pattern)]
 
-    def ids_in_order(self, start: int, count: int) -> list[str]:
-        """Return ``count`` ids from place ``start``, in the order of the images' first paths."""
-        return [
-            i
-            for (i,) in self._query(
-                "SELECT id FROM files GROUP BY id ORDER BY MIN(path) LIMIT ? OFFSET ?", count, start
-            )
-        ]
+    def images_in_order(self, start: int, count: int) -> list[tuple[str, str]]:
+        """Return id and first path of ``count`` images from place ``start``, in the order of these paths."""
+        return self._query(
+            "SELECT id, MIN(path) FROM files GROUP BY id ORDER BY MIN(path) LIMIT ? OFFSET ?", count, start
+        )
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

@@ -136,13 +136,14 @@ def create_app(retriever: Retriever, *, api_key: str | None = None, limits: Limi
         title="composir",
         version=version("composir"),
         description="Find pictures by a picture and a sentence that says what should differ.",
+        servers=[{"url": "."}],  # beside the document, whatever prefix a proxy puts before both
         docs_url=None,
         redoc_url=None,
         lifespan=service.lifespan,
         max_body_size=limits.max_upload_bytes,
         form_limits={"max_files": 1, "max_fields": 16, "max_part_size": MAX_FIELD_BYTES},
         dependencies=[] if api_key is None else [Depends(HTTPBearer(auto_error=False))],
-        responses=responses(401, 422) if api_key else responses(422),
+        responses=responses(422, 401 if api_key else 421),
     )
     problems.install(app)
     _add_search(app, service)
@@ -271,7 +272,7 @@ def _busy() -> Problem:
 
 
 def _add_search(app: FastAPI, service: _Service) -> None:
-    refusals = responses(404, 413, 415, 503)
+    refusals = responses(400, 403, 404, 413, 415, 503)
 
     @app.post("/api/search", tags=["search"], responses=refusals)
     async def search(
@@ -343,14 +344,12 @@ def _add_images(app: FastAPI, service: _Service) -> None:
     ) -> Listing:
         """List the images, in the order of their paths."""
         all_images = service.retriever.images
-        listed = [(image_id, all_images.get(image_id)) for image_id in all_images.page(start, count)]
         return Listing(
             total=len(all_images),
             start=start,
             images=[
                 Listed(id=image_id, path=path.relative_to(all_images.root).as_posix())
-                for image_id, path in listed
-                if path is not None
+                for image_id, path in all_images.page(start, count)
             ],
         )
 

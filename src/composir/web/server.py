@@ -16,6 +16,8 @@ from composir.web.limits import MIN_KEY, Limits
 
 SECONDS_TO_STOP = 30
 """For requests that are being answered when a stop is asked for."""
+SECONDS_KEPT_OPEN = 75
+"""A connection that nobody uses; more than the 60 of proxies, which else send into one that is just being closed."""
 BACKLOG = 512
 
 
@@ -50,6 +52,7 @@ class Server:
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                timeout_keep_alive=SECONDS_KEPT_OPEN,
                 timeout_graceful_shutdown=SECONDS_TO_STOP,
             )
         )
