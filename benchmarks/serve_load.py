@@ -45,6 +45,7 @@ class Person(FastHttpUser):
         with self.client.post(path, name=name, catch_response=True, **form) as answer:
             if answer.status_code == 503 and answer.headers.get("Retry-After"):
                 refused += 1
+                answer.request_meta["name"] = "told to come back"
                 answer.success()
                 gevent.sleep(float(answer.headers["Retry-After"]))
 

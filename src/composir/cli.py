@@ -34,6 +34,7 @@ from composir.errors import ComposirError, Problem, ProblemsError, nearest
 if TYPE_CHECKING:
     from composir.data import Split
     from composir.evaluation import Embedder, Result
+    from composir.search import Retriever
 
 USER_ERROR, INTERRUPTED = 2, 130
 MAX_PROBLEMS_PRINTED = 100
@@ -921,12 +922,7 @@ def search(
     from composir.search import Retriever
 
     with Retriever(index_, model=model, device=device) as retriever:
-        if not retriever.complete:
-            err.print(
-                f"note: {index_} is not complete; composir index {retriever.images.root} --out {index_} goes on",
-                soft_wrap=True,
-                markup=False,
-            )
+        _note_if_incomplete(retriever)
         start = time.perf_counter()
         hits = retriever.search(
             image or (),
@@ -959,6 +955,12 @@ def search(
     return 0
 
 
+def _note_if_incomplete(retriever: Retriever) -> None:
+    if not retriever.complete:
+        goes_on = f"composir index {retriever.images.root} --out {retriever.folder}"
+        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True, markup=False)
+
+
 @app.command(rich_help_panel="Your own pictures")
 def serve(
     index_: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that composir index made.")],
@@ -989,6 +991,7 @@ def serve(
 
     limits = Limits(max_waiting=queue, max_upload_bytes=max_upload * 2**20)
     server = open_server(index_, host=host, port=port, api_key=api_key, limits=limits, model=model, device=device)
+    _note_if_incomplete(server.retriever)
     out.print(
         f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
         "Ctrl-C stops",
@@ -1167,6 +1170,7 @@ def quickstart(
         "",
         "what to try next:",
         f'  composir search {done.index} --image {reference} --text "{sentence}" --contact-sheet found.png',
+        f"  composir serve {done.index}   # in a browser; pip install 'composir[web]'",
         f"  composir index YOUR_PICTURES --model {done.run / 'best'} --out your.index   # then search in your own",
         f"  composir train --dataset CIRR --data-root {root} --backbone mini --no-gated-fusion   # the gate off",
         f"  composir evaluate --model {done.run / 'best'} --data-root {root} --contact-sheet more.png --num-queries 20",

@@ -192,6 +192,24 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
         assert "new.png" in {one["path"] for one in client.get("/api/images").json()["images"]}
 
 
+def test_an_index_that_cannot_be_read_again_is_said_once_and_the_old_one_answers(
+    shapes_index, tmp_path, serving, caplog
+):
+    shutil.copytree(shapes_index.parent, tmp_path / "all")
+    manifest = tmp_path / "all/index/index.json"
+    with Retriever(tmp_path / "all/index") as retriever, serving(retriever, reload_seconds=0.01) as client:
+        good = manifest.read_text()
+        manifest.write_text("{")
+        while not caplog.records:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(client.post("/api/search", data={"text": "x"}).json()["results"]) == 10
+        manifest.write_text(good.replace("\n", " "))
+        assert len(client.post("/api/search", data={"text": "x"}).json()["results"]) == 10
+    (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "is not JSON" in record.getMessage()
+
+
 def test_a_failure_shows_nothing_of_the_inside_and_the_log_says_all(retriever, monkeypatch, caplog, serving):
     def fail(queries):
         raise ZeroDivisionError("secret detail")

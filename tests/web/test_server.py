@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,8 +59,15 @@ def test_a_missing_extra_gives_the_command_that_installs_it(shapes_index, monkey
 def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     opened = []
 
+    class Opened:
+        complete, folder = False, Path("some.index")
+        images = SimpleNamespace(root=Path("pictures"))
+
+        def __len__(self) -> int:
+            return 1234
+
     class Stopped:
-        retriever = range(1234)
+        retriever = Opened()
         address = "http://here"
 
         def run(self) -> None:
@@ -72,11 +80,9 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     flags = {"host": "::1", "port": 12, "api-key": "k" * 16, "queue": 3, "max-upload": 7, "model": "m", "device": "cpu"}
     code, out, err = run("serve", shapes_index, *[part for flag in flags.items() for part in (f"--{flag[0]}", flag[1])])
-    assert (code, out, err) == (
-        0,
-        "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n",
-        "",
-    )
+    assert code == 0
+    assert out == "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n"
+    assert err == "note: some.index is not complete; composir index pictures --out some.index goes on\n"
     limits = Limits(max_waiting=3, max_upload_bytes=7 * 2**20)
     options = {"host": "::1", "port": 12, "api_key": "k" * 16, "limits": limits, "model": Path("m"), "device": "cpu"}
     assert opened == [(shapes_index, options), "run"]

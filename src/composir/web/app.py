@@ -172,7 +172,6 @@ class _Service:
         self.retriever = retriever
         self.limits = limits
         self.cache = Cache(limits.cached_bytes)
-        self._registry = registry
         self._num_waiting = 0
         self._batches = Histogram(
             "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),

@@ -357,6 +357,8 @@ function showWords() {
   $("size").textContent = total ? say("size", total) : "";
 }
 
+$("picture").addEventListener("error", () => { $("picture").hidden = true; }); // HEIC, which not every browser shows
+
 // -- the heat map -----------------------------------------------------------------------------------------------------
 
 const maps = new Map();
