@@ -838,7 +838,9 @@ def index(
     out_: Annotated[
         Path, typer.Option("--out", help="The index folder; run again to go on, or to bring it up to date.")
     ],
-    model: Annotated[Path | None, typer.Option(help="A checkpoint folder; an index that exists knows its own.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder, or st:NAME; an index that exists knows its own.")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="exact (default), faiss (large galleries), qdrant (a server or a cluster).")
     ] = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import (
     BertConfig,
@@ -21,6 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from composir import Retriever
 from composir.errors import ComposirError
 from composir.models.st import SentenceEmbedder, load_sentence_embedder
 
@@ -111,6 +113,39 @@ def test_evaluate_takes_such_a_model(run, clip_folder, shapes_root):
     code, _, err = run("evaluate", "--model", f"st:{clip_folder}", "--data-root", shapes_root, "--scoring", "local")
     assert code == 2
     assert "a sentence-transformers model has no local scoring; fix: leave out --scoring" in err
+
+
+def test_index_and_search_take_such_a_model(run, clip_folder, shapes_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(clip_folder.parent)
+    pictures, out = shapes_root / "dev", tmp_path / "index"
+    code, _, err = run("index", pictures, "--model", f"st:{clip_folder.name}", "--out", out)
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)  # the model's place is remembered, not the folder that the command ran in
+    asked = sorted(pictures.glob("*.png"))[0]
+    code, found, err = run("search", out, "--image", asked, "--text", "red", "--json", "--top-k", 12)
+    assert code == 0, err
+    hits = json.loads(found)["results"]
+    assert len(hits) == 11  # the reference is left out
+    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    files = [Path(hit["path"]) for hit in hits]
+    scores = (embedder.embed_gallery(files)[:, 0] @ embedder.embed_queries([asked], ["red"])[0]).tolist()
+    assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=2e-3)  # vectors are stored in fp16
+    with Retriever(out) as retriever:
+        (best, *_) = retriever.search(asked, exclude=())
+        assert (best.path, best.score) == (asked, pytest.approx(1, abs=2e-3))
+        words = embedder.embed_text_only(["blue", "red"])
+        (first, *_) = retriever.search(text="blue", negative_text="red", exclude=())
+        none = embedder.embed_text_only([""])[0]
+        query = torch.nn.functional.normalize(words[0] - words[1] + none, dim=-1)
+        assert first.score == pytest.approx(float(embedder.embed_gallery([first.path])[0, 0] @ query), abs=2e-3)
+        picture = Image.open(asked).convert("RGB")
+        assert retriever.prepare(picture) == picture
+        assert retriever.box(picture.size) == (0, 0, 60, 52)
+        with pytest.raises(ComposirError, match="is the index of a sentence-transformers model, which neither matches"):
+            retriever.read([picture], ["red"])
+    code, _, err = run("index", pictures, "--out", out, "--vectors-per-image", 2)
+    assert code == 2
+    assert "--vectors-per-image 2 is more than the model makes; expected at most 1" in err
 
 
 def test_a_model_of_sentences_alone_is_refused(tmp_path):

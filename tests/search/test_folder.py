@@ -19,7 +19,7 @@ from PIL import Image
 
 import composir
 from composir.errors import ComposirError
-from composir.search import content_id, folder, index_folder, merge_vectors, qdrant, read_manifest, table
+from composir.search import content_id, encoder, folder, index_folder, merge_vectors, qdrant, read_manifest, table
 
 
 def state(out):
@@ -380,7 +380,7 @@ def kill_at(moment, times, work):
         qdrant._connect = connected
     else:
         setattr(PLACES[place], name, killing(getattr(PLACES[place], name)))
-    folder.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
+    encoder.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
     work()
 
 
@@ -414,7 +414,7 @@ def unbroken(tmp_path_factory, model_folder):
     for file in sorted((root / "scenes").rglob("*.png"))[:20]:
         shutil.copy(file, pictures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("composir.search.folder.TOWER_BATCH", 2)
+        patch.setattr("composir.search.encoder.TOWER_BATCH", 2)
         index_folder(pictures, root / "index", model=model_folder)
     return pictures, root / "index"
 
@@ -434,7 +434,7 @@ def test_after_a_kill_the_next_run_completes_and_the_index_is_the_same(
     process.start()
     process.join(300)
     assert process.exitcode == -signal.SIGKILL
-    monkeypatch.setattr("composir.search.folder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
     report = index_folder(pictures, out, model=model_folder, backend=backend)
     assert report.num_images == 20
     same_state(state(out), state(expected))
@@ -465,13 +465,13 @@ def test_a_kill_at_any_time_loses_nothing(unbroken, tmp_path, model_folder, monk
         time.sleep(0.01)
     process.kill()
     process.wait()
-    monkeypatch.setattr("composir.search.folder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
     assert index_folder(pictures, out, model=model_folder).num_images == 20
     same_state(state(out), state(expected))
 
 
 def test_ctrl_c_keeps_what_was_embedded(pictures, out, model_folder, monkeypatch):
-    monkeypatch.setattr("composir.search.folder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
 
     def stop(name, done, total):
         if done >= 8:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from composir.data.images import ImageSource, read_image
@@ -37,11 +38,18 @@ class SentenceEmbedder:
 
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
         """Return the embedding of every image, as a document."""
-        return self._encode(self.model.encode_document, [read_image(path) for path in paths]).unsqueeze(1)
+        return self.embed_documents([read_image(path) for path in paths])
+
+    def embed_documents(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch 1 dim"]:
+        """Return what ``embed_gallery`` does, of decoded pictures."""
+        return self._encode(self.model.encode_document, list(images)).unsqueeze(1)
 
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the embedding of every pair of reference and sentence."""
-        images = [read_image(path) for path in paths]
+        return self.embed_pairs([read_image(path) for path in paths], texts)
+
+    def embed_pairs(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_queries`` does, of decoded pictures."""
         spoken = [row for row, text in enumerate(texts) if text]
         silent = [row for row, text in enumerate(texts) if not text]
         parts = []
@@ -74,8 +82,8 @@ class SentenceEmbedder:
         return nn.functional.normalize(found.float(), dim=-1)
 
 
-def load_sentence_embedder(model: str) -> SentenceEmbedder:
-    """Return the embedder of ``st:NAME``, NAME being a folder or hub id.
+def load_sentence_embedder(model: str, *, device: str | None = None) -> SentenceEmbedder:
+    """Return the embedder of ``st:NAME``, NAME being a folder or hub id; on a GPU where there is one, unless told.
 
     Raises ``ComposirError`` where the extra is not installed, nothing of that name can be loaded, or the model does
     not embed both pictures and sentences.
@@ -89,7 +97,7 @@ def load_sentence_embedder(model: str) -> SentenceEmbedder:
             fix="pip install 'composir[sentence-transformers]'",
         ) from None
     try:
-        loaded = SentenceTransformer(name)
+        loaded = SentenceTransformer(name, device=device)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ComposirError(

@@ -19,16 +19,13 @@ import torch
 
 from composir.data.images import find_pictures, read_image
 from composir.errors import ComposirError
-from composir.features import NUM_WORKERS, TOWER_BATCH, read_ahead
-from composir.models.checkpoint import from_pretrained, weights_hash
-from composir.models.composer import Composer
+from composir.features import NUM_WORKERS, read_ahead
+from composir.search.encoder import Encoder, open_encoder
 from composir.search.index import Index, Progress
 from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.merging import merge_vectors
 from composir.search.table import DATABASE, ID_LENGTH, WRITER_LOCK, FileRecord, Table, writing
 
-GPU_BATCH = 64
-"""Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
 IMAGES_A_COMMIT = 256
 """New images after which a kill cannot take them back."""
 
@@ -91,7 +88,7 @@ def index_folder(
     if not root.is_dir():
         raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
     old = _old_manifest(out, rebuild=rebuild)
-    composer, manifest = _agree(
+    encoder, manifest = _agree(
         out,
         root,
         old,
@@ -110,7 +107,7 @@ def index_folder(
             table.recover()
             manifest.write(out)
             with closing(manifest.open_index(table)) as index:
-                return _Run(root, index, composer, num_workers=num_workers, progress=progress).bring_up_to_date()
+                return _Run(root, index, encoder, num_workers=num_workers, progress=progress).bring_up_to_date()
 
 
 def _old_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
@@ -155,35 +152,27 @@ def _agree(
     vectors_per_image: int | None,
     rebuild: bool,
     device: str | None,
-) -> tuple[Composer, Manifest]:
+) -> tuple[Encoder, Manifest]:
     """Return the model and the manifest of a run: what is asked for, where it fits what is there."""
     check_backend(backend or "exact")
     folder = model or (old.model.find(out) if old else None)
     if folder is None:
         raise ComposirError("a new index needs a model", file=out, fix="--model models/RUN/best")
-    composer = from_pretrained(folder, device=device or default_device())
-    config = composer.config
-    if composer.tower is None or composer.tokenizer is None:
-        raise ComposirError(
-            "has no vision tower or no tokenizer and cannot embed pictures",
-            file=folder,
-            fix="give a checkpoint of a whole model",
-        )
-    kept_vectors = old.vectors_per_image if old and not rebuild else config.num_query_tokens
-    wanted = vectors_per_image or kept_vectors
-    identity = weights_hash(composer)
-    command = rebuild_command(out, root=root, model=folder, vectors_per_image=min(wanted, config.num_query_tokens))
+    encoder = open_encoder(folder, device or default_device())
+    identity, most = encoder.identity, encoder.num_vectors
+    wanted = vectors_per_image or (old.vectors_per_image if old and not rebuild else most)
+    command = rebuild_command(out, root=root, model=folder, vectors_per_image=min(wanted, most))
     if old and not rebuild and old.weights_hash != identity:
         raise ComposirError(
             f"is the index of another model (weights {old.weights_hash}, {folder} has {identity})",
             file=out,
             fix=command,
         )
-    if wanted > config.num_query_tokens:
+    if wanted > most:
         raise ComposirError(
             f"--vectors-per-image {wanted} is more than the model makes",
             file=folder,
-            expected=f"at most {config.num_query_tokens}",
+            expected=f"at most {most}",
         )
     if old and not rebuild and old.vectors_per_image != wanted:
         raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=command)
@@ -191,14 +180,14 @@ def _agree(
     kept = old.options if old else {}
     if backend == "qdrant" and "collection" not in kept:
         kept = {**kept, "collection": f"composir-{uuid.uuid4().hex[:12]}"}
-    return composer, Manifest(
+    return encoder, Manifest(
         model=Place.of(folder, out),
         weights_hash=identity,
-        backbone=config.backbone,
-        tower=composer.tower.name,
+        backbone=encoder.backbone,
+        tower=encoder.tower,
         root=Place.of(root, out),
         vectors_per_image=wanted,
-        dim=config.embed_dim,
+        dim=encoder.dim,
         backend=backend,
         options={**kept, **(options or {})},
     )
@@ -206,25 +195,22 @@ def _agree(
 
 @dataclass(frozen=True, slots=True)
 class _New:
-    """A picture that has to be embedded, as the tower takes it in."""
+    """A picture that has to be embedded, as the model takes it in."""
 
     record: FileRecord
-    pixels: np.ndarray
+    prepared: Any
 
 
 class _Run:
     """One pass over a root: look, embed what is new, drop what is gone, bring the engine up to it."""
 
     def __init__(
-        self, root: Path, index: Index, model: Composer, *, num_workers: int, progress: Progress | None
+        self, root: Path, index: Index, encoder: Encoder, *, num_workers: int, progress: Progress | None
     ) -> None:
-        assert model.tower is not None
         self.root = root.resolve()
         self.index = index
         self.table: Table = index.table
-        self.model = model
-        self.tower = model.tower
-        self.batch_size = TOWER_BATCH if model.device.type == "cpu" else GPU_BATCH
+        self.encoder = encoder
         self.num_workers = num_workers
         self.progress = progress
         self.skipped: list[Skipped] = []
@@ -282,7 +268,10 @@ class _Run:
         """Read files that are new or changed, in order, and embed what they hold."""
         done = 0
         for batch in read_ahead(
-            lambda path: self._open(path, stats[path]), paths, size=self.batch_size, num_workers=self.num_workers
+            lambda path: self._open(path, stats[path]),
+            paths,
+            size=self.encoder.batch_size,
+            num_workers=self.num_workers,
         ):
             for one in batch:
                 self._take(one)
@@ -302,7 +291,7 @@ class _Run:
         if self.table.has(record.id):
             return record
         try:
-            return _New(record, self.tower.prepare(read_image(io.BytesIO(content))))
+            return _New(record, self.encoder.prepare(read_image(io.BytesIO(content))))
         except ComposirError as error:
             return Skipped(path, error.message)
 
@@ -315,19 +304,16 @@ class _Run:
             self.table.put_files([one.record])
         else:
             self.pending[one.record.id] = one
-            if len(self.pending) == self.batch_size:
+            if len(self.pending) == self.encoder.batch_size:
                 self._embed(list(self.pending.values()))
 
     @torch.inference_mode()
     def _embed(self, new: Sequence[_New]) -> None:
-        """Embed up to a batch of pictures; always as many at once, so that no vector depends on what is beside it."""
+        """Embed up to a batch of pictures."""
         self.pending = {}
         if not new:
             return
-        pixels = np.zeros((self.batch_size, *new[0].pixels.shape), np.uint8)
-        for row, one in enumerate(new):
-            pixels[row] = one.pixels
-        targets = self.model.encode_target(self.tower(torch.from_numpy(pixels)))[: len(new)]
+        targets = self.encoder.embed_pictures([one.prepared for one in new])
         vectors = merge_vectors(targets, self.table.shape[0]).half().cpu().numpy()
         if not np.isfinite(vectors).all():
             raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")

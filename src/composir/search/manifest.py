@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composir.errors import ComposirError, nearest
 from composir.files import write_text
+from composir.models.st import PREFIX
 from composir.search.exact import ExactIndex
 from composir.search.faiss import FaissIndex
 from composir.search.index import Index
@@ -32,13 +33,19 @@ class Place(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
-    """Absolute."""
+    """Absolute, or the name of a model that is no folder here."""
     from_index: str
     """Relative to the index folder; "" where there is no such path (another drive)."""
 
     @classmethod
     def of(cls, path: Path, index: Path) -> Place:
-        """Return the place of ``path``."""
+        """Return the place of ``path``; of a name that is no folder here, a hub id or ``st:NAME``, the name itself."""
+        name = str(path)
+        if name.startswith(PREFIX):
+            inner = Path(name.removeprefix(PREFIX))
+            return cls(path=f"{PREFIX}{inner.resolve()}" if inner.exists() else name, from_index="")
+        if not path.exists():
+            return cls(path=name, from_index="")
         try:
             relative = os.path.relpath(path.resolve(), index.resolve())
         except ValueError:

@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from composir.data.images import read_image
 from composir.errors import ComposirError
 from composir.features import TOWER_BATCH, require_matching_head
-from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.trace import NUM_READINGS, Reading, watch
-from composir.models.vision import Tower
+from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
 from composir.search.folder import content_id, default_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -99,10 +97,10 @@ class Retriever:
         self._lock = RLock()
         self._left: Table | None = None
         manifest = read_manifest(self.folder)
-        self._open(manifest, _load_model(self.folder, manifest, self._model_folder, self._device))
+        self._open(manifest, _load_encoder(self.folder, manifest, self._model_folder, self._device))
 
-    def _open(self, manifest: Manifest, model: Composer) -> None:
-        self.manifest, self.model = manifest, model
+    def _open(self, manifest: Manifest, encoder: Encoder) -> None:
+        self.manifest, self.encoder = manifest, encoder
         self._table = self.manifest.open_table(self.folder)
         self._identity = self._read_state()[0]
         self.index: Index = self.manifest.open_index(self._table)
@@ -144,13 +142,15 @@ class Retriever:
                 return False
             manifest = read_manifest(self.folder)
             same_model = manifest.weights_hash == self.manifest.weights_hash
-            model = self.model if same_model else _load_model(self.folder, manifest, self._model_folder, self._device)
+            encoder = self.encoder
+            if not same_model:
+                encoder = _load_encoder(self.folder, manifest, self._model_folder, self._device)
             self.index.close()
             # Another thread may be looking a file up in ``images`` now: that table is closed at the next change.
             if self._left is not None:
                 self._left.close()
             self._left = self._table
-            self._open(manifest, model)
+            self._open(manifest, encoder)
             return True
 
     def search(
@@ -225,7 +225,7 @@ class Retriever:
             _check(query)
         pictures, references = _read_pictures(queries)
         with self._lock, torch.inference_mode():
-            embeddings = _embed(self.model, queries, pictures)
+            embeddings = _embed(self.encoder, queries, pictures)
             answers: list[list[Hit]] = [[] for _ in queries]
             # All queries with one filter are one search; what is left out is asked for as well, then left out.
             for where in dict.fromkeys(query.where for query in queries):
@@ -240,11 +240,11 @@ class Retriever:
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the model sees it, a small square: a search by it is a search by the picture."""
-        return Image.fromarray(np.ascontiguousarray(self._tower.prepare(picture).transpose(1, 2, 0)))
+        return self.encoder.square(picture)
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of that square, in pixels of a picture of this width and height."""
-        return self._tower.box(size)
+        return self.encoder.box(size)
 
     def read(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Reading:
         """Return what the model's query tokens read of each picture with its sentence."""
@@ -253,9 +253,15 @@ class Retriever:
         return next(one for one in seen if one.with_text)
 
     @property
-    def _tower(self) -> Tower:
-        assert self.model.tower is not None  # an index is made by a whole model
-        return self.model.tower
+    def model(self) -> Composer:
+        """The model of the index; ``ComposirError`` where it is one of sentence-transformers."""
+        if not isinstance(self.encoder, ComposerEncoder):
+            raise ComposirError(
+                "is the index of a sentence-transformers model, which neither matches pairs nor shows where it looks",
+                file=self.folder,
+                fix="leave that out, or index the pictures with a checkpoint of composir",
+            )
+        return self.encoder.model
 
     def _hits(self, found: Sequence[tuple[str, float]], top_k: int) -> list[Hit]:
         hits: list[Hit] = []
@@ -270,22 +276,21 @@ class Retriever:
             return ((self.folder / MANIFEST).read_bytes(), table.version), table.complete
 
 
-def _load_model(folder: Path, manifest: Manifest, given: Path | None, device: str) -> Composer:
+def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: str) -> Encoder:
     """Return the model that the index was made by."""
     place = given or manifest.model.find(folder)
-    if given is None and not place.is_dir():
+    if given is None and place.is_absolute() and not place.is_dir():
         raise ComposirError(
             f"its model is no longer at {place}", file=folder, fix="give --model, the folder it has moved to"
         )
-    model = from_pretrained(place, device=device)
-    identity = weights_hash(model)
-    if identity != manifest.weights_hash:
+    encoder = open_encoder(place, device)
+    if encoder.identity != manifest.weights_hash:
         raise ComposirError(
-            f"is the index of another model (weights {manifest.weights_hash}, {place} has {identity})",
+            f"is the index of another model (weights {manifest.weights_hash}, {place} has {encoder.identity})",
             file=folder,
             fix=rebuild_command(folder, root=manifest.root.find(folder), model=place),
         )
-    return model
+    return encoder
 
 
 def _check(query: SearchQuery) -> None:
@@ -321,10 +326,10 @@ def _read_pictures(queries: Sequence[SearchQuery]) -> tuple[list[list[Image.Imag
 
 
 def _embed(
-    model: Composer, queries: Sequence[SearchQuery], pictures: Sequence[Sequence[Image.Image]]
+    encoder: Encoder, queries: Sequence[SearchQuery], pictures: Sequence[Sequence[Image.Image]]
 ) -> Float[Tensor, "num_queries dim"]:
     """Return the L2-normalised vector of every query, all through one pass of the tower."""
-    asked: list[tuple[int, str]] = []  # (place in images, or -1 without one; sentence)
+    asked: list[tuple[int, str]] = []  # (place in images or NO_PICTURE, sentence)
     images: list[Image.Image] = []
 
     def ask(place: int, text: str) -> int:
@@ -333,7 +338,7 @@ def _embed(
 
     plans: list[list[tuple[int, float]]] = []  # for every query, rows of ``asked`` and their weights
     for query, own in zip(queries, pictures, strict=True):
-        places = list(range(len(images), len(images) + len(own))) or [-1]
+        places = list(range(len(images), len(images) + len(own))) or [NO_PICTURE]
         images += own
         plan = []
         for place in places:
@@ -341,15 +346,6 @@ def _embed(
             if query.negative_text.strip():
                 plan += [(ask(place, query.negative_text), -1.0), (ask(place, ""), 1.0)]
         plans.append(plan)
-    batches = [images[start : start + TOWER_BATCH] for start in range(0, len(images), TOWER_BATCH)]
-    with_picture = [row for row, (place, _) in enumerate(asked) if place >= 0]
-    alone = [row for row, (place, _) in enumerate(asked) if place < 0]
-    vectors = torch.empty(len(asked), model.config.embed_dim, device=model.device)
-    if with_picture:
-        tokens = torch.cat([model.tokens(batch) for batch in batches])
-        places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-        vectors[with_picture] = model.encode_query(tokens[list(places)], *model.tokenize(texts))
-    if alone:
-        vectors[alone] = model.encode_prompt(*model.tokenize([asked[row][1] for row in alone]))
+    vectors = encoder.embed_asked(images, asked)
     sums = [sum(weight * vectors[row] for row, weight in plan) for plan in plans]
     return nn.functional.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)

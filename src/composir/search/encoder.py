@@ -1,0 +1,173 @@
+"""What an index and a search ask of a model: one of composir's own, or one of sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from composir.errors import ComposirError
+from composir.features import TOWER_BATCH
+from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.models.composer import Composer
+from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
+
+GPU_BATCH = 64
+"""Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
+NO_PICTURE = -1
+
+
+class Encoder(Protocol):
+    """A model as search sees it."""
+
+    identity: str
+    """The hash of its weights."""
+    backbone: str
+    tower: str
+    num_vectors: int
+    """Of a picture."""
+    dim: int
+    batch_size: int
+    """How many pictures ``embed_pictures`` takes at once."""
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the picture as ``embed_pictures`` takes it in; called by threads."""
+        ...
+
+    def embed_pictures(self, prepared: Sequence[Any]) -> Float[Tensor, "batch vectors dim"]:
+        """Return the L2-normalised vectors of up to ``batch_size`` pictures, whatever stands beside each."""
+        ...
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return the L2-normalised vector of every (place in ``pictures`` or ``NO_PICTURE``, sentence)."""
+        ...
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture as the model sees it."""
+        ...
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom of what it sees, in pixels of a picture of this width and height."""
+        ...
+
+
+class ComposerEncoder:
+    """A checkpoint of composir's."""
+
+    def __init__(self, model: Composer) -> None:
+        assert model.tower is not None
+        self.model = model
+        self._tower = model.tower
+        self.identity = weights_hash(model)
+        self.backbone = model.config.backbone
+        self.tower = model.tower.name
+        self.num_vectors = model.config.num_query_tokens
+        self.dim = model.config.embed_dim
+        self.batch_size = TOWER_BATCH if model.device.type == "cpu" else GPU_BATCH
+
+    def prepare(self, picture: Image.Image) -> np.ndarray:
+        """Return the pixels that the tower reads."""
+        return self._tower.prepare(picture)
+
+    def embed_pictures(self, prepared: Sequence[np.ndarray]) -> Float[Tensor, "batch vectors dim"]:
+        """Return their target embeddings; always as many are computed at once."""
+        pixels = np.zeros((self.batch_size, *prepared[0].shape), np.uint8)
+        pixels[: len(prepared)] = np.stack(prepared)
+        return self.model.encode_target(self._tower(torch.from_numpy(pixels)))[: len(prepared)]
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return query embeddings, of a sentence alone those of the pass over prompt tokens and text."""
+        batches = [pictures[start : start + TOWER_BATCH] for start in range(0, len(pictures), TOWER_BATCH)]
+        with_picture, alone = _apart(asked)
+        vectors = torch.empty(len(asked), self.dim, device=self.model.device)
+        if with_picture:
+            tokens = torch.cat([self.model.tokens(batch) for batch in batches])
+            places, texts = zip(*(asked[row] for row in with_picture), strict=True)
+            vectors[with_picture] = self.model.encode_query(tokens[list(places)], *self.model.tokenize(texts))
+        if alone:
+            vectors[alone] = self.model.encode_prompt(*self.model.tokenize([asked[row][1] for row in alone]))
+        return vectors
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the small square that the tower reads."""
+        return Image.fromarray(np.ascontiguousarray(self._tower.prepare(picture).transpose(1, 2, 0)))
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return where that square lies."""
+        return self._tower.box(size)
+
+
+class SentenceEncoder:
+    """A model of sentence-transformers: one vector a picture, composed as ``SentenceEmbedder`` says."""
+
+    backbone = "sentence-transformers"
+    tower = ""
+    num_vectors = 1
+    batch_size = TOWER_BATCH
+
+    def __init__(self, embedder: SentenceEmbedder) -> None:
+        self.embedder = embedder
+        self.identity = embedder.weights_hash()
+        self.dim = embedder.embed_text_only(["a picture"]).shape[1]
+
+    def prepare(self, picture: Image.Image) -> Image.Image:
+        """Return the picture as it is: the model's own processor does the rest."""
+        return picture
+
+    def embed_pictures(self, prepared: Sequence[Image.Image]) -> Float[Tensor, "batch vectors dim"]:
+        """Return them as documents."""
+        return self.embedder.embed_documents(prepared)
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return them as queries: pairs, pictures or sentences."""
+        with_picture, alone = _apart(asked)
+        parts = []
+        if with_picture:
+            places, texts = zip(*(asked[row] for row in with_picture), strict=True)
+            parts.append(self.embedder.embed_pairs([pictures[place] for place in places], texts))
+        if alone:
+            parts.append(self.embedder.embed_text_only([asked[row][1] for row in alone]))
+        return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture as it is."""
+        return picture
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the whole of it: how the processor cuts is not known."""
+        return 0, 0, *size
+
+
+def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
+    """Return the model of a checkpoint folder, a hub id or ``st:NAME``.
+
+    Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
+    """
+    if str(model).startswith(PREFIX):
+        return SentenceEncoder(load_sentence_embedder(str(model), device=device))
+    composer = from_pretrained(model, device=device)
+    if composer.tower is None or composer.tokenizer is None:
+        raise ComposirError(
+            "has no vision tower or no tokenizer and cannot embed pictures",
+            file=model,
+            fix="give a checkpoint of a whole model",
+        )
+    return ComposerEncoder(composer)
+
+
+def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:
+    """Return the rows with a picture, and those without."""
+    rows = range(len(asked))
+    return [row for row in rows if asked[row][0] != NO_PICTURE], [row for row in rows if asked[row][0] == NO_PICTURE]
