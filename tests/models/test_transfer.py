@@ -185,6 +185,27 @@ def test_a_hub_folder_gives_the_same_scores(run, hub_folder, tmp_path, sharded):
         torch.testing.assert_close(ours.encode_target(tokens), contrast.image_embeds, **TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda index: {}, r"model\.safetensors\.index\.json: has no weight_map"),
+        (
+            lambda index: {"weight_map": {**index["weight_map"], "left.over": min(index["weight_map"].values())}},
+            r"left\.over not in the file that the index names",
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards_is_one_clear_error(hub_folder, tmp_path, change, words):
+    folder, theirs = hub_folder
+    (folder / "model.safetensors").unlink()
+    save_torch_state_dict(theirs.state_dict(), folder, max_shard_size=2_000_000)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps(change(json.loads(index.read_text()))))
+    with pytest.raises(ComposirError, match=words):
+        convert(str(folder), "hf", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_shards_that_are_missing_are_named(hub_folder, tmp_path):
     folder, theirs = hub_folder
     (folder / "model.safetensors").unlink()
@@ -214,6 +235,10 @@ def test_a_tokenizer_of_other_words_is_refused(hub_folder, tmp_path):
     [
         (lambda folder: (folder / "config.json").write_text('{"model_type": "blip"}'), "config of a 'blip' model"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is not JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "blip-2", "vision_config": 7}'),
+            r"config\.json: is not a config that transformers reads",
+        ),
         (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors: is missing"),
         (
@@ -260,6 +285,18 @@ def wrong_keys(file, weights):
     torch.save({"model": weights}, file)
 
 
+def narrow_tokens(file, weights):
+    for key in weights:
+        if ".crossattention.self.key.weight" in key or ".crossattention.self.value.weight" in key:
+            weights[key] = weights[key][:, :48]
+    torch.save({"model": weights}, file)
+
+
+def without_patches(file, weights):
+    del weights["visual_encoder.patch_embed.proj.weight"]
+    torch.save({"model": weights}, file)
+
+
 def wrong_shape(file, weights):
     weights["text_proj.weight"] = weights["text_proj.weight"][:, :-1]
     torch.save({"model": weights}, file)
@@ -295,6 +332,12 @@ def wrong_shape(file, weights):
                 "unexpected llm_proj.weight",
             ],
         ),
+        (
+            lambda file, weights: torch.save({"model": {**weights, "query_tokens": torch.zeros(1, 0, 64)}}, file),
+            ["has sizes that make no model", "num_query_tokens"],
+        ),
+        (narrow_tokens, ["the tower is 64 wide, and the Q-Former reads tokens 48 wide"]),
+        (without_patches, ["missing visual_encoder.patch_embed.proj.weight"]),
         (wrong_shape, ["text_proj.weight is (24, 63) instead of (24, 64)"]),
         (
             lambda file, weights: torch.save({SPRC_CLASS: weights}, file),
@@ -338,6 +381,16 @@ def test_sizes_that_do_not_fit_are_one_clear_error(sprc_file, tmp_path, fields, 
     (tmp_path / "sizes.json").write_text(json.dumps(fields))
     with pytest.raises(ComposirError, match=words):
         convert(str(sprc_file), "sprc", tmp_path / "model", qformer_config=tmp_path / "sizes.json")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_of_sizes_that_is_none_is_one_clear_error(sprc_file, tmp_path):
+    sizes = tmp_path / "sizes.json"
+    with pytest.raises(ComposirError, match=r"sizes\.json: no such file; fix: check the path"):
+        convert(str(sprc_file), "sprc", tmp_path / "model", qformer_config=sizes)
+    sizes.write_text("[4]")
+    with pytest.raises(ComposirError, match=r"sizes\.json: is not a JSON object"):
+        convert(str(sprc_file), "sprc", tmp_path / "model", qformer_config=sizes)
     assert not (tmp_path / "model").exists()
 
 

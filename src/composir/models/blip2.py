@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
@@ -264,9 +265,10 @@ def _hub_config(source: Source) -> Blip2Config:
         )
     try:
         return Blip2Config.from_dict(dict(source.config))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise ComposirError(
-            f"is not a config that transformers reads ({error})", file=source.path / CONFIG, expected=FORMS[HF]
+            f"is not a config that transformers reads ({reason})", file=source.path / CONFIG, expected=FORMS[HF]
         ) from None
 
 
