@@ -1438,6 +1438,111 @@ def benchmark_evaluate(
     return 0
 
 
+BenchmarkBackbone = Annotated[
+    str, typer.Option(help="real (BLIP-2's sizes, random weights), or a backbone that needs no weights.")
+]
+ProcessorTime = Annotated[
+    bool, typer.Option(help="Seconds that this process had of all cores, for a machine that others use.")
+]
+
+
+@benchmark_app.command("train")
+def benchmark_train(
+    backbone: BenchmarkBackbone = "real",
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    repeats: Repeats = 3,
+    processor_time: ProcessorTime = False,
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile as well; needs a C++ compiler.")] = False,
+    curve_steps: Annotated[int, typer.Option(min=1, help="Steps of the loss curves in fp32 and bf16.")] = 20,
+    json_: Json = False,
+) -> int:
+    """Take training steps the published way and this package's, part by part, with equal losses and gradients.
+
+    Example: composir benchmark train --backbone mini --batch-size 32
+    """
+    from composir.benchmark import benchmark_train as run
+
+    _require_free_backbone(backbone)
+    with _Bars() as bars:
+        document = run(
+            backbone=backbone,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            compiled=compiled,
+            curve_steps=curve_steps,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("gate")
+def benchmark_gate(
+    backbone: BenchmarkBackbone = "real",
+    token_width: Annotated[
+        int | None, typer.Option(min=1, help="real: width of the image tokens instead of 1408.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    repeats: Repeats = 3,
+    processor_time: ProcessorTime = False,
+    json_: Json = False,
+) -> int:
+    """Take training steps with gated fusion and without, beside what its products alone must cost."""
+    from composir.benchmark import benchmark_gate as run
+
+    _require_free_backbone(backbone)
+    if token_width is not None and backbone != "real":
+        raise ComposirError(f"the width of {backbone}'s tokens is fixed", fix="leave out --token-width")
+    with _Bars() as bars:
+        document = run(
+            backbone=backbone,
+            token_width=token_width,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("features")
+def benchmark_features(
+    backbone: BenchmarkBackbone = "real",
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Images in the made-up token cache; CIRR's train set.")
+    ] = 16939,
+    num_reads: Annotated[int, typer.Option(min=1, help="Images read from it at random.")] = 2048,
+    num_tower_images: Annotated[int, typer.Option(min=1, help="Images that go through the tower.")] = 8,
+    repeats: Repeats = 3,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
+    json_: Json = False,
+) -> int:
+    """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
+    from composir.benchmark import benchmark_features as run
+
+    _require_free_backbone(backbone)
+    document = run(
+        backbone=backbone,
+        num_images=num_images,
+        num_reads=num_reads,
+        num_tower_images=num_tower_images,
+        repeats=repeats,
+        num_workers=num_workers,
+        directory=directory,
+    )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+def _require_free_backbone(backbone: str) -> None:
+    free = ("real", "mini", "tiny")
+    if backbone not in free:
+        raise ComposirError(f"backbone {backbone!r} cannot be measured", expected=", ".join(free))
+
+
 @benchmark_app.command("search")
 def benchmark_search(
     images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
@@ -1505,8 +1610,9 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     for name in ("part", "median seconds", "all seconds", "peak memory"):
         view.add_column(name, justify="left" if name == "part" else "right")
     for name, seconds in document["seconds"].items():
-        peak = document["peak_memory_bytes"][name] / 2**20
-        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), f"{peak:,.0f} MiB")
+        peak = document["peak_memory_bytes"].get(name)
+        memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
     out.print(view)
     _print_ratios_and_machine(document)
 

@@ -1,6 +1,9 @@
 """What takes how long and how much memory: this package and the published way, compared within one run."""
 
 from composir.benchmark.evaluate import benchmark_evaluate
+from composir.benchmark.features import benchmark_features
+from composir.benchmark.gate import benchmark_gate
 from composir.benchmark.search import benchmark_search
+from composir.benchmark.train import benchmark_train
 
-__all__ = ["benchmark_evaluate", "benchmark_search"]
+__all__ = ["benchmark_evaluate", "benchmark_features", "benchmark_gate", "benchmark_search", "benchmark_train"]

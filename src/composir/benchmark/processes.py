@@ -22,7 +22,7 @@ class Measured:
     """The largest resident size of the process that did nothing else, the interpreter and its inputs included."""
 
 
-def alone(work: Callable[..., float], *arguments: int) -> Measured:
+def alone(work: Callable[..., float], *arguments: Any) -> Measured:
     """Return what ``work``, which gives its seconds, takes in a fresh process."""
     return Measured(*in_fresh_process(work, *arguments))
 

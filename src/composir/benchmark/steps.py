@@ -1,0 +1,282 @@
+"""Training steps on synthetic batches: as this package takes them, and as published code does, part by part."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Blip2QFormerModel
+
+from composir.losses import alignment_loss, contrastive_loss
+from composir.models.composer import Composer, ComposerConfig
+from composir.models.fusion import NONE
+from composir.models.presets import BACKBONES, build
+from composir.scoring import similarity
+
+REAL = "real"
+REAL_SIZES: dict[str, Any] = {
+    "token_width": 1408,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30_523,
+}
+"""The Q-Former that SPRC trains on EVA ViT-g's tokens."""
+NUM_TOKENS = 257
+PADDED_WORDS = 32
+"""To which published code pads every sentence."""
+MEAN_LENGTH, STD_LENGTH, SHORTEST = 14, 4, 6
+"""Of the synthetic sentences, [CLS] and [SEP] included: about those of CIRR, whose mean is 11.3 words."""
+RTC_WEIGHT, ALIGN_WEIGHT = 0.4, 0.4
+LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-5, (0.9, 0.98), 1e-7, 0.05
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how much is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a step is taken: each field is a part of the published way, and off what this package does instead."""
+
+    padded: bool = False
+    """Every sentence has 32 positions. Else as many as the batch's longest."""
+    attention: str = ""
+    """``eager`` or ``sdpa``: the library's attention with keys and values of all tokens. Else few queries look at them
+    without (``FewQueriesAttention``), and the words at each other by SDPA."""
+    whole_last_layer: bool = False
+    """Every position of the last layer is computed. Else those that are read."""
+    separate_passes: bool = False
+    """Four passes, each embedding its sentence. Else passes 2 and 4 as one, and one embedding."""
+    per_tensor_optimizer: bool = False
+    """AdamW goes tensor by tensor. Else it is fused."""
+    bf16: bool = False
+    """Autocast to bf16. Else fp32."""
+    compiled: bool = False
+    """The losses go through ``torch.compile``."""
+
+
+PUBLISHED, OURS = "published", "few queries"
+
+
+def _ladder() -> dict[str, Way]:
+    changes: dict[str, dict[str, Any]] = {
+        "no padding": {"padded": False},
+        "sdpa": {"attention": "sdpa"},
+        "fused optimizer": {"per_tensor_optimizer": False},
+        "last layer where read": {"whole_last_layer": False},
+        "two passes as one": {"separate_passes": False},
+        OURS: {"attention": ""},
+    }
+    ways = {PUBLISHED: Way(True, "eager", True, True, True)}
+    for name, change in changes.items():
+        ways[name] = replace(list(ways.values())[-1], **change)
+    return ways
+
+
+LADDER = _ladder()
+"""From the published way to this package's, one part a rung."""
+
+
+def read_whole(
+    self: Composer, embeddings: Tensor, mask: Tensor | None, image_tokens: Tensor | None = None, *, at: slice
+) -> Tensor:
+    """Return what ``Composer._read`` returns, by the library's whole pass: all positions of all layers."""
+    return self.qformer(
+        query_embeds=embeddings,
+        query_length=0 if image_tokens is None else self.config.num_query_tokens,
+        attention_mask=mask,
+        encoder_hidden_states=image_tokens,
+    ).last_hidden_state[:, at]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A synthetic batch: the tower's tokens in fp16, sentences padded to 32."""
+
+    reference: Tensor
+    target: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    def inputs(self, *, padded: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what a model takes in, padded to 32 words or to the longest sentence."""
+        length = PADDED_WORDS if padded else int(self.attention_mask.sum(dim=1).max())
+        return self.reference, self.target, self.input_ids[:, :length], self.attention_mask[:, :length]
+
+
+def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = None) -> Composer:
+    """Return this package's model without a tower and without dropout, in training; the same weights every time.
+
+    ``backbone`` is a key of ``BACKBONES`` or ``real``: BLIP-2's sizes with random weights. ``token_width`` replaces the
+    width of real's image tokens.
+    """
+    torch.manual_seed(0)
+    if backbone == REAL:
+        sizes: dict[str, Any] = {**REAL_SIZES, "token_width": token_width or REAL_SIZES["token_width"]}
+        model = Composer(ComposerConfig(**sizes, fusion=fusion, dropout=0.0))
+    else:
+        model = build(backbone, fusion=fusion, dropout=0.0)
+        model.tower = None
+    return model.train()
+
+
+def in_way(model: Composer, way: Way) -> Composer:
+    """Return a model that holds the same parameters, not copies, and computes as ``way`` says."""
+    other = copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
+    if way.attention:
+        config = other.qformer.config
+        config._attn_implementation = way.attention
+        with torch.device("meta"):
+            library = Blip2QFormerModel(config)
+        for name, _ in list(library.named_parameters()):
+            part, _, leaf = name.rpartition(".")
+            setattr(library.get_submodule(part), leaf, model.qformer.get_parameter(name))
+        other.qformer = library.train()
+    if way.whole_last_layer:
+        vars(other)["_read"] = MethodType(read_whole, other)
+    return other
+
+
+def make_batch(backbone: str, size: int, *, seed: int = 0, token_width: int | None = None) -> Batch:
+    """Return a random batch of as many triplets, its sentences about as long as CIRR's."""
+    config = ComposerConfig(**REAL_SIZES, fusion=NONE) if backbone == REAL else BACKBONES[backbone].config("")
+    num_tokens = {REAL: NUM_TOKENS, "tiny": 9}.get(backbone, config.num_adapted_tokens)
+    chance = torch.Generator().manual_seed(seed)
+    shape = (size, num_tokens, token_width or config.token_width)
+    reference, target = (torch.randn(shape, generator=chance).half() for _ in range(2))
+    lengths = (MEAN_LENGTH + STD_LENGTH * torch.randn(size, generator=chance)).round().clamp(SHORTEST, PADDED_WORDS)
+    mask = (torch.arange(PADDED_WORDS) < lengths[:, None]).long()
+    ids = torch.randint(4, config.vocab_size, mask.shape, generator=chance) * mask
+    return Batch(reference, target, ids, mask)
+
+
+def losses_of(model: Composer, inputs: tuple[Tensor, Tensor, Tensor, Tensor], way: Way) -> dict[str, Tensor]:
+    """Return SPRC's three losses; pass by pass where ``way`` says so."""
+    if not way.separate_passes:
+        return model.training_losses(*inputs)
+    reference, target, input_ids, mask = inputs
+    fused = model.fuse(reference, input_ids, mask)
+    query = model.compose(fused, input_ids, mask)
+    targets = model.encode_target(target)
+    prompt = model.encode_prompt(input_ids, mask)
+    return {
+        "loss_itc": contrastive_loss(similarity(query, targets) / model.temperature),
+        "loss_rtc": contrastive_loss(similarity(prompt, targets) / model.temperature),
+        "loss_align": alignment_loss(fused, model.prompt_tokens),
+    }
+
+
+def make_optimizer(model: Composer, *, per_tensor: bool) -> torch.optim.Optimizer:
+    """Return AdamW with SPRC's settings over what is trained: tensor by tensor, or fused."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    speed = {"fused": False, "foreach": False} if per_tensor else {"fused": True}
+    return torch.optim.AdamW(trained, lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, **speed)
+
+
+class Step:
+    """A model's training step: called with a batch it takes one and returns the total loss before it."""
+
+    def __init__(self, model: Composer, way: Way, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.model, self.way = in_way(model, way), way
+        self.losses_of = torch.compile(losses_of) if way.compiled else losses_of
+        self.optimizer = optimizer or make_optimizer(model, per_tensor=way.per_tensor_optimizer)
+
+    def __call__(self, batch: Batch) -> float:
+        """Take a step."""
+        total = self.backward(batch)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total.item()
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Return the total loss and leave the gradients."""
+        device = self.model.device
+        reference, target, input_ids, mask = (tensor.to(device) for tensor in batch.inputs(padded=self.way.padded))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.way.bf16):
+            losses = self.losses_of(self.model, (reference, target, input_ids, mask), self.way)
+            total = losses["loss_itc"] + RTC_WEIGHT * losses["loss_rtc"] + ALIGN_WEIGHT * losses["loss_align"]
+        total.backward()
+        return total.detach()
+
+    def gradients(self, batch: Batch) -> tuple[float, dict[str, Tensor], int]:
+        """Return the total loss, the gradients by name and the operations of the matrix products; nothing is learned.
+
+        Without a gradient means zero: of the keys' biases, which no softmax sees.
+        """
+        with FlopCounterMode(display=False) as counter:
+            total = self.backward(batch).item()
+        gradients = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.optimizer.zero_grad()
+        return total, gradients, counter.get_total_flops()
+
+
+def measure(work: Callable[[], object], device: torch.device, *, processor_time: bool) -> float:
+    """Return the seconds of a piece of work: on the wall, or those that this process had of all cores."""
+    clock = time.process_time if processor_time else time.perf_counter
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def in_turns(
+    steps: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    repeats: int,
+    processor_time: bool,
+    progress: Progress | None = None,
+) -> dict[str, list[float]]:
+    """Return the seconds of every step, ``repeats`` times one after the other, so that all meet the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(repeats):
+        for place, (name, step) in enumerate(steps.items()):
+            if progress is not None:
+                progress(f"step: {name}", number * len(steps) + place, repeats * len(steps))
+            seconds[name].append(measure(step, device, processor_time=processor_time))
+    return seconds
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Return the median of the ratios of seconds that were measured side by side."""
+    return median(one / other for one, other in zip(over, under, strict=True))
+
+
+def default_device() -> torch.device:
+    """Return the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bf16 itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def gpu_memory_of_steps(
+    backbone: str, batch_size: int, way: Way, fusion: str = NONE, token_width: int | None = None
+) -> int:
+    """Return the most memory of the GPU that two steps take, or 0 without one; the second has the optimiser's state."""
+    device = default_device()
+    step = Step(make_model(backbone, fusion=fusion, token_width=token_width).to(device), way)
+    batch = make_batch(backbone, batch_size, token_width=token_width)
+    for _ in range(2):
+        step(batch)
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0

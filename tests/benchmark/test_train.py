@@ -1,0 +1,105 @@
+"""Steps, gate and features at the size of the tiny backbone; real sizes are for the command line."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+from composir.benchmark import benchmark_gate, benchmark_train
+from composir.benchmark.processes import Measured
+from composir.benchmark.steps import LADDER, OURS, PUBLISHED, Step, make_batch, make_model
+
+
+def test_every_rung_has_the_losses_and_gradients_of_the_published_way():
+    batch = make_batch("tiny", 5)
+    model = make_model("tiny", fusion="gate")
+    with torch.no_grad():
+        model.gated_fusion.alpha.fill_(0.7)
+    loss, expected, operations = Step(model, LADDER[PUBLISHED]).gradients(batch)
+    assert len(expected) > 50
+    assert max(gradient.abs().max() for gradient in expected.values()) > 0.1
+    counts = [operations]
+    for name, way in list(LADDER.items())[1:]:
+        own_loss, gradients, operations = Step(model, way).gradients(batch)
+        counts.append(operations)
+        assert own_loss == pytest.approx(loss, abs=1e-5), name
+        for key, gradient in expected.items():
+            torch.testing.assert_close(gradients[key], gradient, atol=1e-5, rtol=0, msg=f"{name}: {key}")
+    assert all(after <= before for before, after in pairwise(counts))
+    assert counts[-1] < counts[0] / 2
+
+
+def test_a_step_changes_the_model_that_all_ways_share_alike():
+    batch = make_batch("tiny", 4)
+    after = []
+    for way in (LADDER[PUBLISHED], LADDER[OURS]):
+        model = make_model("tiny")
+        step = Step(model, way)
+        assert [step(batch) for _ in range(3)][-1] < step(batch) + 1
+        after.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    for name in after[0]:
+        if "key.bias" not in name:  # no softmax sees it: its gradient is rounding alone, and ours is none
+            torch.testing.assert_close(after[0][name], after[1][name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_the_ladder_is_measured(run, monkeypatch):
+    monkeypatch.setattr("composir.benchmark.train.in_fresh_process", here)
+    document = benchmark_train(backbone="tiny", batch_size=3, repeats=1, processor_time=True, curve_steps=5)
+    assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
+    assert list(document["shares"]) == list(LADDER)[1:]
+    assert document["clock"] == "processor"
+    assert all(0 <= one["gradient"] < 1e-5 for name, one in document["largest_difference"].items() if name in LADDER)
+    assert set(document["peak_memory_bytes"]) == {PUBLISHED, OURS}
+    assert all(len(losses) == 5 for losses in document["curve"].values())
+    monkeypatch.setattr("composir.benchmark.benchmark_train", lambda progress, **sizes: document | {"sizes": sizes})
+    code, out, _ = run("benchmark", "train", "--backbone", "tiny", "--batch-size", 3, "--json")
+    assert code == 0
+    assert json.loads(out)["sizes"]["batch_size"] == 3
+    code, out, _ = run("benchmark", "train")
+    assert code == 0
+    assert "published_over_ours" in out
+
+
+def test_the_gate_is_measured_beside_its_bound(run, monkeypatch):
+    monkeypatch.setattr("composir.benchmark.gate.in_fresh_process", here)
+    document = benchmark_gate(backbone="tiny", batch_size=3, repeats=2)
+    # Per sample and token five products of width by width, and two a sample of what depends on the text alone.
+    plain, gated = document["operations"]["plain"], document["operations"]["gated"]
+    own = 5 * 2 * 3 * 9 * 24 * 24
+    assert own < gated - plain < 4 * own
+    assert document["ratios"]["bound"] == gated / plain
+    assert document["ratios"]["gated_over_plain"] > 0
+    assert {"seconds", "peak_memory_bytes", "machine"} <= set(document)
+    code, _, err = run("benchmark", "gate", "--backbone", "tiny", "--token-width", 5)
+    assert code == 2
+    assert "the width of tiny's tokens is fixed" in err
+    code, _, err = run("benchmark", "gate", "--backbone", "pretrain")
+    assert code == 2
+    assert "backbone 'pretrain' cannot be measured; expected real, mini, tiny" in err
+
+
+def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("composir.benchmark.features.alone", alone_here)
+    monkeypatch.setattr("composir.benchmark.features.NUM_PICTURES", 4)
+    command = ("benchmark", "features", "--backbone", "tiny", "--num-images", 300, "--num-reads", 70, "--repeats", 2)
+    code, out, err = run(*command, "--directory", tmp_path, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["cache_bytes"] == 300 * 9 * 24 * 2
+    assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
+    assert list(document["images_per_second"]) == ["read cold", "read warm", "decode", "prepare", "tower"]
+    assert all(rate > 0 for rate in document["images_per_second"].values())
+    assert all(len(times) == 2 for times in document["seconds"].values())
+    assert not list(tmp_path.iterdir())
+
+
+def here(work, *arguments):
+    """Stand in for a process of its own, which takes seconds to start; test_evaluate.py has the real one."""
+    return work(*arguments), 2**20
+
+
+def alone_here(work, *arguments):
+    return Measured(*here(work, *arguments))
