@@ -110,6 +110,24 @@ def test_the_address_shows_another_person_the_same(address, visit):
     assert complaints == []
 
 
+def test_the_gallery_comes_in_pages_and_the_link_is_copied(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP, permissions=["clipboard-read", "clipboard-write"])
+    expect(page.locator("#next")).to_be_hidden()
+    page.route("**/api/images?*", lambda route: route.continue_(url=route.request.url.replace("count=60", "count=5")))
+    page.reload()
+    for number in (5, 10, 12):
+        expect(page.locator(".hit")).to_have_count(number)
+        if number < 12:
+            page.locator("#next").click()
+    expect(page.locator("#next")).to_be_hidden()
+    assert len(set(page.locator(".hit").evaluate_all("all => all.map(one => one.title)"))) == 12
+    page.locator(".hit").last.click()
+    found(page)
+    page.locator("#share").click()
+    expect(page.locator("#status")).to_have_text("The link is copied.")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+
+
 def test_a_step_whose_picture_stayed_elsewhere_says_so(address, visit):
     page, _, complaints = visit(f"{address}/#upload.7~bigger", viewport=DESKTOP)
     expect(page.get_by_role("alert")).to_contain_text("stayed on the device it came from")

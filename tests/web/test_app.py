@@ -10,12 +10,16 @@ import re
 import shutil
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from composir.models.trace import Reading
 from composir.search import Retriever, content_id, index_folder
+from composir.web.pictures import draw_heat, heat_of
 
 
 def expected(hits, root):
@@ -28,6 +32,15 @@ def expected(hits, root):
         }
         for one in hits
     ]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does; raise where it does not."""
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within a minute")
 
 
 def test_an_upload_finds_what_the_retriever_finds(client, retriever):
@@ -90,6 +103,26 @@ def test_heat_is_the_gate_of_the_model_over_the_picture(client, retriever, id_by
     assert picture.width / picture.height == pytest.approx(60 / 52, rel=0.01)
 
 
+def test_a_model_without_a_gate_has_another_map():
+    attention = torch.rand(2, 3, 4, 5, 10)  # (batch, layers, heads, queries, tokens): a class token and 3 x 3 patches
+    name, values = heat_of(Reading(True, attention), 1)
+    assert name == "attention"
+    np.testing.assert_allclose(values, attention[1].mean(dim=(0, 1, 2))[1:].reshape(3, 3), rtol=1e-6)
+    name, values = heat_of(Reading(True, attention, text_attention=torch.rand(2, 10)), 0)
+    assert (name, values.shape) == ("text_attention", (3, 3))
+
+
+def test_a_heat_map_leaves_what_the_model_does_not_see_grey():
+    picture = Image.new("RGB", (80, 40), "white")
+    drawn = np.asarray(draw_heat(picture, np.ones((2, 2), np.float32), (20, 0, 60, 40), (0.0, 1.0)))
+    grey = (drawn[..., 0] == drawn[..., 1]) & (drawn[..., 1] == drawn[..., 2])
+    assert drawn.shape[1] == 2 * drawn.shape[0]
+    quarter = drawn.shape[1] // 4
+    assert grey[:, :quarter].all()
+    assert grey[:, 3 * quarter :].all()
+    assert not grey[:, quarter : 3 * quarter].any()
+
+
 def test_pictures_come_small_and_whole_and_are_kept_by_the_browser(client, id_by_name):
     url = f"/api/images/{id_by_name['val-red-ellipse.png']}"
     whole = client.get(url)
@@ -143,8 +176,7 @@ def test_questions_asked_at_once_are_answered_together_and_each_its_own(retrieve
             threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
             for thread in threads:
                 thread.start()
-            while "composir_waiting 6.0" not in client.get("/metrics").text:
-                time.sleep(0.01)
+            until(lambda: "composir_waiting 6.0" in client.get("/metrics").text)
         for thread in threads:
             thread.join()
         metrics = client.get("/metrics").text
@@ -159,8 +191,7 @@ def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving):
         with retriever._lock:
             thread = threading.Thread(target=lambda: first.append(client.post("/api/search", data={"text": "x"})))
             thread.start()
-            while "composir_waiting 1.0" not in client.get("/metrics").text:
-                time.sleep(0.01)
+            until(lambda: "composir_waiting 1.0" in client.get("/metrics").text)
             refused = client.post("/api/search", data={"text": "y"})
         thread.join()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
@@ -185,8 +216,7 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
     ):
         Image.new("RGB", (50, 50), "red").save(tmp_path / "all/pictures/new.png")
         index_folder(tmp_path / "all/pictures", tmp_path / "all/index")
-        while client.get("/api/health").json()["num_images"] != 13:
-            time.sleep(0.02)
+        until(lambda: client.get("/api/health").json()["num_images"] == 13)
         found = client.post("/api/search", data={"text": "x", "top_k": 20}).json()["results"]
         assert "new.png" in {one["path"] for one in found}
         assert "new.png" in {one["path"] for one in client.get("/api/images").json()["images"]}
@@ -200,8 +230,7 @@ def test_an_index_that_cannot_be_read_again_is_said_once_and_the_old_one_answers
     with Retriever(tmp_path / "all/index") as retriever, serving(retriever, reload_seconds=0.01) as client:
         good = manifest.read_text()
         manifest.write_text("{")
-        while not caplog.records:
-            time.sleep(0.01)
+        until(lambda: len(caplog.records) > 0)
         time.sleep(0.1)
         assert len(client.post("/api/search", data={"text": "x"}).json()["results"]) == 10
         manifest.write_text(good.replace("\n", " "))

@@ -9,6 +9,7 @@ import shutil
 import struct
 import zlib
 
+import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -21,6 +22,12 @@ from composir.web.problems import Problem
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def heic(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(picture).save(file)
     return file.getvalue()
 
 
@@ -91,6 +98,8 @@ USABLE = {
     "one pixel": encoded(Image.new("RGB", (1, 1))),
     "transparency": encoded(PHOTO.convert("RGBA"), "WEBP"),
     "TIFF": encoded(PHOTO, "TIFF", compression="tiff_lzw"),
+    "HEIC": heic(PHOTO),
+    "AVIF": encoded(PHOTO, "AVIF"),
     "very wide": encoded(Image.new("RGB", (60_000, 1))),
 }
 
