@@ -10,6 +10,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from threading import Event, Thread
 from typing import Annotated, Any, TypeVar
@@ -40,6 +41,7 @@ from composir.web.limits import (
     Limits,
 )
 from composir.web.pictures import (
+    HEAT_SIDE,
     SIDE_BY_SIZE,
     Cache,
     Size,
@@ -165,6 +167,20 @@ def create_app(retriever: Retriever, *, api_key: str | None = None, limits: Limi
     return Guard(app, api_key=api_key, max_upload_bytes=limits.max_upload_bytes, registry=registry)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What is kept of a request's picture while it waits: little, however large the picture is."""
+
+    id: str
+    """Of the image with this content, whether it is in the index or not."""
+    prepared: Image.Image
+    """The square that the model sees."""
+    small: Image.Image
+    """For a heat map to be drawn on."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the square, as shares of the picture's width and height."""
+
+
 class _Service:
     """What the operations share: the retriever, who waits for it, and the pictures made lately."""
 
@@ -228,19 +244,26 @@ class _Service:
         """Return the result of work on pictures, of which only a few run at a time."""
         return await anyio.to_thread.run_sync(work, limiter=self._decoders)
 
-    async def reference(self, upload: UploadFile | None, image_id: str | None) -> tuple[Image.Image | None, str | None]:
-        """Return the picture that a request gives, if any, and its id."""
+    async def reference(self, upload: UploadFile | None, image_id: str | None) -> _Reference | None:
+        """Return the picture that a request gives, if any."""
         if upload is not None and image_id is not None:
             raise Problem(422, "two-references", "give image or image_id, not both")
         if upload is not None:
             return await self.decode(lambda: self._uploaded(upload))
         if image_id is not None:
-            return await self.decode(lambda: self.indexed(image_id)), image_id
-        return None, None
+            return await self.decode(lambda: self._reference(self.indexed(image_id), image_id))
+        return None
 
-    def _uploaded(self, upload: UploadFile) -> tuple[Image.Image, str]:
+    def _uploaded(self, upload: UploadFile) -> _Reference:
         content = upload.file.read()
-        return read_upload(content, max_pixels=self.limits.max_pixels), content_id(content)
+        return self._reference(read_upload(content, max_pixels=self.limits.max_pixels), content_id(content))
+
+    def _reference(self, picture: Image.Image, image_id: str) -> _Reference:
+        width, height = picture.size
+        left, top, right, bottom = self.retriever.box(picture.size)
+        prepared = self.retriever.prepare(picture)
+        picture.thumbnail((HEAT_SIDE, HEAT_SIDE))
+        return _Reference(image_id, prepared, picture, (left / width, top / height, right / width, bottom / height))
 
     def indexed(self, image_id: str) -> Image.Image:
         """Return an image of the index."""
@@ -289,19 +312,19 @@ def _add_search(app: FastAPI, service: _Service) -> None:
         """Find images by a picture, a sentence that says what should differ, or both."""
         start = asyncio.get_running_loop().time()
         with service.admitted():
-            picture, reference = await service.reference(image, image_id)
-            if picture is None and not text.strip():
+            reference = await service.reference(image, image_id)
+            if reference is None and not text.strip():
                 raise Problem(422, "nothing-asked", "give a picture, a sentence, or both")
             query = SearchQuery(
-                images=() if picture is None else (await service.decode(lambda: service.retriever.prepare(picture)),),
+                images=() if reference is None else (reference.prepared,),
                 text=text,
                 negative_text=negative_text,
                 top_k=top_k,
                 where=where or None,
-                exclude=() if keep_reference or reference is None else (reference,),
+                exclude=() if keep_reference or reference is None else (reference.id,),
             )
             hits = await service.search(query)
-        known = reference if reference in service.retriever.images else None
+        known = reference.id if reference and reference.id in service.retriever.images else None
         root = service.retriever.images.root
         results = [
             Result(rank=hit.rank, id=hit.id, path=hit.path.relative_to(root).as_posix(), score=hit.score)
@@ -314,23 +337,18 @@ def _add_search(app: FastAPI, service: _Service) -> None:
     async def heat(image: Upload = None, image_id: FormId = None, text: Text = "") -> Heat:
         """Show where the model looks in a reference picture, for a sentence."""
         with service.admitted():
-            picture, _ = await service.reference(image, image_id)
-            if picture is None:
+            reference = await service.reference(image, image_id)
+            if reference is None:
                 raise Problem(422, "nothing-asked", "give a picture")
-            prepared = await service.decode(lambda: service.retriever.prepare(picture))
-            name, values = await service.read(prepared, text)
-            box = service.retriever.box(picture.size)
+            name, values = await service.read(reference.prepared, text)
             span = heat_limits(name, values)
-            drawn = await service.decode(
-                lambda: encode(draw_heat(picture, values, box, span), max(SIDE_BY_SIZE.values()))
-            )
-        width, height = picture.size
+            drawn = await service.decode(lambda: draw_heat(reference.small, values, reference.box, span))
         return Heat(
             map=name,
             low=span[0],
             high=span[1],
             values=values.tolist(),
-            box=(box[0] / width, box[1] / height, box[2] / width, box[3] / height),
+            box=reference.box,
             picture=f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}",
         )
 

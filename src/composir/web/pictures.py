@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from composir.data.images import read_image
 from composir.errors import ComposirError
 from composir.models.trace import Reading, patches
-from composir.plots import HEAT_SIDE, SEQUENTIAL, heat
+from composir.plots import SEQUENTIAL, heat
 from composir.search import content_id
 from composir.web.problems import Problem
 
@@ -31,6 +31,8 @@ Size = Literal["thumbnail", "preview", "full"]
 SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": 320, "preview": 1024, "full": MAX_SIDE}
 """Pixels of the longer side, at most."""
 QUALITY = 88
+HEAT_SIDE = 672
+"""Pixels of the longer side of a drawn heat map."""
 HEAT_MIN_SPAN = 0.03
 """Of the gate: a gate that hardly differs between patches looks even."""
 
@@ -133,16 +135,20 @@ def draw_heat(
     values: Float32[np.ndarray, "rows columns"],
     box: tuple[float, float, float, float],
     limits: tuple[float, float],
-) -> Image.Image:
-    """Return the picture in the colours of its patches' values, grey where the model does not see it."""
-    scale = 2 * HEAT_SIDE / max(picture.size)
-    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    left, top, right, bottom = (round(side * scale) for side in box)
-    drawn = ImageOps.grayscale(small).convert("RGB")
-    square = small.crop((left, top, right, bottom))
+) -> bytes:
+    """Return the picture in the colours of its patches' values, grey where the model does not see it, as a JPEG.
+
+    ``box`` is what the patches cover: left, top, right and bottom as shares of the picture's width and height.
+    """
+    scale = HEAT_SIDE / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height))
+    left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2, strict=True))
+    drawn = ImageOps.grayscale(picture).convert("RGB")
+    square = picture.crop((left, top, right, bottom))
     coloured = Image.fromarray(np.uint8(heat(square, values, limits, SEQUENTIAL) * 255))
     drawn.paste(coloured.resize(square.size), (left, top))
-    return drawn
+    return encode(drawn, HEAT_SIDE)
 
 
 def heat_limits(name: str, values: Float32[np.ndarray, "rows columns"]) -> tuple[float, float]:
