@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from composir.files import write_text
 from composir.models.trace import Reading
 from composir.search import Retriever, content_id, index_folder
 from composir.web.pictures import draw_heat, heat_of
@@ -226,11 +227,11 @@ def test_an_index_that_cannot_be_read_again_is_said_once_and_the_old_one_answers
     manifest = tmp_path / "all/index/index.json"
     with Retriever(tmp_path / "all/index") as retriever, serving(retriever, reload_seconds=0.01) as client:
         good = manifest.read_text()
-        manifest.write_text("{")
+        write_text(manifest, "{")
         until(lambda: len(caplog.records) > 0)
         time.sleep(0.1)
         assert len(client.post("/api/search", data={"text": "x"}).json()["results"]) == 10
-        manifest.write_text(good.replace("\n", " "))
+        write_text(manifest, good.replace("\n", " "))
         assert len(client.post("/api/search", data={"text": "x"}).json()["results"]) == 10
     (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert "is not JSON" in record.getMessage()
