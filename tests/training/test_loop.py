@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
 
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
@@ -248,6 +249,23 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(make_recipe):
     result = train(recipe)
     steps = torch.load(result.run / "last/training.pt", weights_only=True)["state"]["step"]
     assert steps == 3  # five batches by twos: 2 + 2 + 1
+
+
+def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(make_recipe, monkeypatch):
+    passes = []
+    forward = Blip2QFormerLayer.forward
+    monkeypatch.setattr(
+        Blip2QFormerLayer, "forward", lambda self, *args, **named: passes.append(1) or forward(self, *args, **named)
+    )
+    runs, counts = [], []
+    for is_on in (False, True):
+        passes.clear()
+        runs.append(train(make_recipe(max_steps=2, gradient_checkpointing=is_on)).run)
+        counts.append(len(passes))
+    # Two steps, three passes of one layer each (the last layer is read in parts and kept), once more for each.
+    assert counts[1] == counts[0] + 2 * 3
+    kept, again = (load_file(run / "last/model/model.safetensors") for run in runs)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_max_steps_ends_the_run_and_its_schedule(make_recipe):

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2TextEmbeddings
 
@@ -147,6 +148,8 @@ class Composer(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
+        self.gradient_checkpointing = False
+        """In training, keep of each layer but the last what goes in, and compute it again in the backward pass."""
         qformer = Blip2QFormerConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -234,7 +237,10 @@ class Composer(nn.Module):
         hidden = self.qformer.dropout(self.qformer.layernorm(embeddings))
         *layers, last = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
         for layer in layers:
-            hidden = layer(hidden, attend, image_tokens, query_length=num_queries)
+            if self.gradient_checkpointing and self.training:
+                hidden = checkpoint(layer, hidden, attend, image_tokens, query_length=num_queries, use_reentrant=False)
+            else:
+                hidden = layer(hidden, attend, image_tokens, query_length=num_queries)
         read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=attend)
         if image_tokens is None:
             return last.feed_forward_chunk(read)

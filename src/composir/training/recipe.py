@@ -58,6 +58,9 @@ class Recipe(BaseModel):
     """Triplets an optimiser step sees at once; they are each other's negatives."""
     gradient_accumulation: int = Field(default=1, gt=0)
     """Batches whose gradients are added up before a step; negatives stay within a batch."""
+    gradient_checkpointing: bool = False
+    """Keep the input of each Q-Former layer only and compute the layer again in the backward pass: less memory, more
+    time, the same gradients."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak for weights that start at random, and for all where ``pretrained_learning_rate`` is 0."""
     pretrained_learning_rate: float = Field(default=0.0, ge=0)
