@@ -35,6 +35,10 @@ SHAPES = ("ellipse", "rectangle")
 NUM_NOT_RUN = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=5, help="how often test_kills_at_any_moment_cost_nothing kills")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the browser tests out where there is no browser; ``pytest_terminal_summary`` says so."""
     needing = [item for item in items if item.get_closest_marker("browser")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -94,6 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
     code = USER_ERROR
     try:
+        _meet_other_processes(arguments)
         code = app(arguments, prog_name="composir", standalone_mode=False) or 0
     except (typer.Exit, SystemExit) as stop:
         code = getattr(stop, "exit_code", getattr(stop, "code", 0)) or 0
@@ -115,6 +117,20 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _print_error(_usage_error(error, arguments))
     sys.exit(code)
+
+
+def _meet_other_processes(arguments: Sequence[str]) -> None:
+    """Let only the first of several processes speak; raise ``ComposirError`` where there can be but one."""
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        err.quiet = True
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number > 1 and arguments[:1] != ["train"]:
+        raise ComposirError(
+            f"composir {' '.join(arguments[:1])} was started as {number} processes",
+            expected="one; only composir train works as several",
+            fix="start it without accelerate launch and torchrun",
+        )
 
 
 def _usage_error(error: Any, arguments: list[str]) -> str:

@@ -91,8 +91,8 @@ def test_a_stopped_training_goes_on(settings, tmp_path, monkeypatch):
     """Stop the first training after its first epoch; the second call ends where an unbroken one does."""
     real = ablation.train
 
-    def stop_early(recipe, *, resume, observer):
-        real(recipe.model_copy(update={"num_epochs": 1}), resume=resume, observer=observer)
+    def stop_early(recipe, *, resume, observer, **cache):
+        real(recipe.model_copy(update={"num_epochs": 1}), resume=resume, observer=observer, **cache)
         (run,) = (tmp_path / "stopped/runs/gated_fusion=false/seed-0").iterdir()
         (run / "recipe.toml").write_text(recipe.to_toml())
         return type("Stopped", (), {"interrupted": True})

@@ -28,6 +28,7 @@ from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
 from composir.models.trace import Trace, trace
+from composir.parallel import gather
 from composir.scoring import similarity
 
 if TYPE_CHECKING:
@@ -489,6 +490,7 @@ class Composer(nn.Module):
         same_target: Bool[Tensor, "batch candidates"] | None = None,
         contrast: ContrastiveLoss = contrastive_loss,
         local: bool = False,
+        num_all: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
 
@@ -497,7 +499,11 @@ class Composer(nn.Module):
         is then no negative. With neither, the losses are the published ones. ``contrast`` takes the place of the
         contrastive loss, with ``local`` there is also ``loss_local``: that of the local score (``encode_query_parts``)
         of every query with every candidate.
+
+        Where several processes train, each gives its ``share`` of the queries and of the candidates, and ``num_all``
+        says how many there are of both; the losses, and ``same_target``, are then those of all of them.
         """
+        num_queries, num_candidates = num_all or (len(input_ids), len(target_tokens))
         num_words = input_ids.shape[1]
         words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
         text = words + self.text_embeddings.position_embeddings.weight[:num_words]
@@ -515,13 +521,18 @@ class Composer(nn.Module):
             nn.functional.normalize(self.text_proj(states[:, 0]), dim=-1) for states in (answers, prompted)
         )
         query = self._join(query, reference_tokens, prompt)
+        query, prompt, target = (
+            gather(query, num_queries),
+            gather(prompt, num_queries),
+            gather(target, num_candidates),
+        )
         losses = {
             "loss_itc": contrast(similarity(query, target) / self.temperature, same_target),
             "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
-            "loss_align": alignment_loss(fused, self.prompt_tokens),
+            "loss_align": alignment_loss(gather(fused.mean(dim=1, keepdim=True), num_queries), self.prompt_tokens),
         }
         if local:
-            parts = self._parts(fused, answers, attention_mask)
+            parts = gather(self._parts(fused, answers, attention_mask), num_queries)
             losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
         return losses
 

@@ -8,12 +8,13 @@ import datetime
 import io
 import itertools
 import math
+import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import InitProcessGroupKwargs
 from jaxtyping import UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from composir import parallel
 from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource, read_image
@@ -34,8 +38,9 @@ from composir.errors import ComposirError
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import DISK, CachedEmbedder, TokenCache, fill_splits, make_cache
-from composir.files import read_toml, recover_folder, replacing_folder, write_text
+from composir.files import locked, read_toml, recover_folder, replacing_folder, require_space, size_text, write_text
 from composir.losses import LOSSES
+from composir.machine import available_memory
 from composir.models.checkpoint import (
     WEIGHTS,
     load_weights,
@@ -50,7 +55,10 @@ from composir.plots import GRADIENT_PREFIX, heat, plot_curves
 from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
-LOG, STATE = "training_log.csv", "training.pt"
+LOG, STATE, LOCK = "training_log.csv", "training.pt", ".lock"
+PATIENCE = datetime.timedelta(days=1)
+"""How long processes wait for another one, such as for validation; the launcher ends them when one of them dies."""
+PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "loss_local")
 MINED = "mined"
 """Folder of the mined negatives in a run folder, one file a mining."""
@@ -135,23 +143,31 @@ def train(
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
-    train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-    evaluated = DATASETS[find_dataset(recipe.dataset)].evaluated
-    val_splits = load_splits(recipe.dataset, recipe.data_root, evaluated)
-    require_images([*train_splits, *val_splits])
     accelerator = _accelerator(recipe)
-    if resume is None:
-        _require_writable(Path(recipe.output_dir))
-    run = _Run(
-        recipe,
-        accelerator,
-        train_splits=train_splits,
-        val_splits=val_splits,
-        observer=observer or _Silent(),
-        cache=cache,
-        cache_dir=cache_dir,
-    )
-    return run.train(resume)
+    with _deterministic(recipe.deterministic), _one_line_for(resume or Path(recipe.output_dir)):
+        with parallel.together(accelerator.device):
+            train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
+            evaluated = DATASETS[find_dataset(recipe.dataset)].evaluated
+            val_splits = load_splits(recipe.dataset, recipe.data_root, evaluated)
+            require_images([*train_splits, *val_splits])
+            if resume is None:
+                _require_writable(Path(recipe.output_dir))
+            run = _Run(
+                recipe,
+                accelerator,
+                train_splits=train_splits,
+                val_splits=val_splits,
+                observer=observer or _Silent(),
+                cache=cache,
+                cache_dir=cache_dir,
+            )
+            run.require_room()
+        with parallel.together(accelerator.device):
+            run.fill((parallel.process_index(), parallel.num_processes()))
+        if parallel.num_processes() > 1:  # what the others have computed
+            with parallel.together(accelerator.device):
+                run.fill()
+        return run.train(resume)
 
 
 @dataclass(frozen=True)
@@ -223,14 +239,55 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     precision = recipe.mixed_precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.num_processes > 1:
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[waiting])
+    if accelerator.distributed_type not in PARALLEL:
         raise ComposirError(
-            f"started as {accelerator.num_processes} processes",
-            expected="one process: negatives are not gathered between processes in this version",
-            fix="start composir train without accelerate launch or torchrun",
+            f"started for {accelerator.distributed_type.value}",
+            expected="plain data parallel processes: every one has the whole model",
+            fix="accelerate launch --multi_gpu (or --cpu), or torchrun",
         )
     return accelerator
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch use only algorithms that give the same numbers every time, for a while."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _one_line_for(place: Path) -> Iterator[None]:
+    """Turn what the machine can do to a run into a ``ComposirError``: full disks, lost processes, too little memory."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ComposirError(
+            f"cannot be written ({error})",
+            file=place,
+            fix="make room or make it writable, then composir train --resume RUN; last/ is as it was last saved",
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise ComposirError(
+            f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0]})",
+            file=place,
+            fix="a smaller --batch-size, with --set gradient_accumulation=N to keep the size of a step",
+        ) from error
+    except RuntimeError as error:
+        if not parallel.is_loss_of_another(error):
+            raise
+        raise ComposirError(
+            "another process of this training was stopped",
+            file=place,
+            fix="see what it printed; composir train --resume RUN, launched in the same way, goes on",
+        ) from error
 
 
 def _require_writable(folder: Path) -> None:
@@ -242,6 +299,12 @@ def _require_writable(folder: Path) -> None:
         raise ComposirError(
             f"cannot be written to ({error.strerror})", file=folder, fix="give another folder with --output-dir"
         ) from None
+
+
+def _in_use(run: Path) -> ComposirError:
+    return ComposirError(
+        "another process is training this run", file=run, fix="let it end, or stop it; then run the command again"
+    )
 
 
 def _new_run(recipe: Recipe) -> Path:
@@ -270,6 +333,8 @@ class _Run:
         cache_dir: Path | None = None,
     ) -> None:
         self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
+        self.is_first = parallel.process_index() == 0
+        self.saved_at = time.monotonic()
         self.train_splits, self.val_splits = train_splits, val_splits
         self.triplets = [(split, query) for split in train_splits for query in split.queries]
         torch.manual_seed(recipe.seed)
@@ -289,14 +354,42 @@ class _Run:
             self.contrast = partial(self.contrast, beta=recipe.hard_negative_beta, alpha=recipe.hard_negative_alpha)
         self.mined: Mined = {}
         self.tokens = make_cache(self.model.tower, cache, cache_dir, num_workers=recipe.num_workers)
-        fill_splits(self.tokens, [*train_splits, *val_splits], _with_size(self.tokens, observer.on_features))
         batches = math.ceil(len(self.triplets) / recipe.batch_size)
         self.parts = self._parts()
         of_val = [(split, query) for split in val_splits for query in split.queries]
-        self.examples = (of_val[0], of_val[len(of_val) // 2])
+        self.examples = [
+            (split.images[query.reference], query.text, self._square(split.images[query.reference]))
+            for split, query in (of_val[0], of_val[len(of_val) // 2])
+        ]
         self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
         all_steps = self.steps_per_epoch * recipe.num_epochs
         self.num_steps = min(all_steps, recipe.max_steps) if recipe.max_steps else all_steps
+
+    def fill(self, share: tuple[int, int] = (0, 1)) -> None:
+        """Make the tokens of all images present, or of a share of them, for several processes at once."""
+        tell = _with_size(self.tokens, self.observer.on_features)
+        fill_splits(self.tokens, [*self.train_splits, *self.val_splits], tell, share=share)
+
+    def require_room(self) -> None:
+        """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
+        own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
+        trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+        needed = 3 * trained  # gradients, and AdamW's two means
+        device = self.accelerator.device
+        available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+        if available is not None and needed > available:
+            raise ComposirError(
+                f"gradients and optimiser alone need {size_text(needed)} of memory, {size_text(available)} are left",
+                fix="a smaller --backbone, or a machine with more memory",
+            )
+        if self.recipe.save_training:
+            # last/ holds the weights and AdamW's means, and best/ the weights; each is replaced by a whole new one.
+            require_space(
+                Path(self.recipe.output_dir),
+                2 * (own + 2 * trained) + 2 * own,
+                what="the last and the best state of this run",
+                fix="give an --output-dir on a larger disk",
+            )
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -337,11 +430,13 @@ class _Run:
             fused=True,
         )
         length = max(self.num_steps, recipe.schedule_epochs * self.steps_per_epoch)
+        total_steps = max(length, 2) + 1  # the step after the last is asked for, too
+        rises_for_no_step = recipe.pct_start * total_steps == 1  # torch then divides by zero
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=list(parameters_by_rate),
-            total_steps=max(length, 2) + 1,  # the step after the last is asked for, too
-            pct_start=recipe.pct_start,
+            total_steps=total_steps,
+            pct_start=recipe.pct_start * (1 + 1e-9 * rises_for_no_step),
             div_factor=recipe.div_factor,
         )
         return optimizer, schedule
@@ -357,8 +452,12 @@ class _Run:
 
     def _inputs(
         self, batch: Sequence[tuple[Split, Query]], generator: np.random.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Return reference tokens, candidate tokens, input ids, mask and which candidates show the same target."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, tuple[int, int]]:
+        """Return reference tokens, candidate tokens, input ids, mask and which candidates show the same target.
+
+        The last is how many queries and candidates there are. With a ``generator``, for training, the first four are
+        this process's share of them.
+        """
         references = [split.images[query.reference] for split, query in batch]
         candidates = [split.images[query.targets[0]] for split, query in batch]
         texts = [query.text for _, query in batch]
@@ -370,11 +469,19 @@ class _Run:
                 index_by_path = {path: index for index, path in enumerate(candidates)}
                 indices = torch.tensor([index_by_path[path] for path in candidates])
                 same_target = (indices[: len(batch), None] == indices[None]).to(self.model.device)
+        num_all = len(references), len(candidates)
+        input_ids, mask = self.model.tokenize(texts)
+        if generator is not None:
+            references, candidates = parallel.share(references), parallel.share(candidates)
+            input_ids, mask = parallel.share(input_ids), parallel.share(mask)
+        device = self.model.device
         return (
-            self.tokens(references).to(self.model.device),
-            self.tokens(candidates).to(self.model.device),
-            *self.model.tokenize(texts),
+            self.tokens(references).to(device),
+            self.tokens(candidates).to(device),
+            input_ids,
+            mask,
             same_target,
+            num_all,
         )
 
     def _look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[ImageSource]:
@@ -396,35 +503,65 @@ class _Run:
         """Train to the end or to an interrupt, in a new run folder or in the one to go on with."""
         recipe = self.recipe
         optimizer, schedule = self._optimizer()
-        if resume is None:
-            self._prepare_start()
-            self.run = _new_run(recipe)
-            write_text(self.run / RECIPE, recipe.to_toml())
-            state = self.state = _State()
-        else:
-            self.run = resume
-            state = self.state = self._load(optimizer, schedule)
-            mined_epoch = state.epoch - state.epoch % recipe.mining_frequency
-            if recipe.mined_ratio and mined_epoch:
-                self.mined = read_mined(self._mined_file(mined_epoch))
-        optimizer = self.accelerator.prepare(optimizer)
-        self.observer.on_start(self.run, recipe, state.step, self.num_steps)
-        with (
-            SummaryWriter(str(self.run), purge_step=state.step + 1) as board,
-            _interrupts() as interrupted,
-        ):
+        with ExitStack() as held:
+            if resume is None:
+                self._prepare_start()
+                parallel.copy_from_first(self.model.own_weights().values())
+            with parallel.together(self.accelerator.device):
+                if self.is_first:
+                    self.run = resume or _new_run(recipe)
+                    held.enter_context(locked(self.run / LOCK, _in_use(self.run)))
+                    if resume is None:
+                        write_text(self.run / RECIPE, recipe.to_toml())
+            self.run = parallel.from_first(self.run if self.is_first else Path())
+            with parallel.together(self.accelerator.device):
+                state = self.state = _State() if resume is None else self._load(optimizer, schedule)
+                self._read_mined()
+            optimizer = self.accelerator.prepare(optimizer)
+            if resume is None:
+                self._save(optimizer, schedule)
+            self.observer.on_start(self.run, recipe, state.step, self.num_steps)
+            board = None
+            if self.is_first:
+                board = held.enter_context(SummaryWriter(str(self.run), purge_step=state.step + 1))
+            interrupted = held.enter_context(_interrupts())
             while state.epoch < recipe.num_epochs and state.step < self.num_steps:
-                for batch in self._batches(state.epoch, state.batch):
-                    self._step(batch, optimizer, schedule, board)
-                    if self._is_between_steps() and (interrupted.is_set() or state.step >= self.num_steps):
-                        break
-                if interrupted.is_set():
+                if self._train_epoch(optimizer, schedule, board, interrupted):
                     self._save(optimizer, schedule)
                     return self._result(interrupted=True)
                 self._end_epoch(board, schedule)
-                if recipe.save_training:
-                    self._save(optimizer, schedule)
+                self._save(optimizer, schedule)
         return self._result(interrupted=False)
+
+    def _train_epoch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        board: SummaryWriter | None,
+        interrupted: threading.Event,
+    ) -> bool:
+        """Return whether an interrupt, of any process, stopped the epoch before its end or at it."""
+        state = self.state
+        for batch in self._batches(state.epoch, state.batch):
+            self._step(batch, optimizer, schedule, board)
+            if self._is_between_steps():
+                is_time = time.monotonic() - self.saved_at > 60 * self.recipe.save_minutes
+                stopped, must_save = parallel.any_process(
+                    interrupted.is_set(), is_time and self.is_first, device=self.accelerator.device
+                )
+                if stopped:
+                    return True
+                if state.step >= self.num_steps:
+                    return False
+                if must_save:
+                    self._save(optimizer, schedule)
+        return False
+
+    def _read_mined(self) -> None:
+        """Take over the negatives that were mined last."""
+        epoch = self.state.epoch - self.state.epoch % self.recipe.mining_frequency
+        if self.recipe.mined_ratio and epoch:
+            self.mined = read_mined(self._mined_file(epoch))
 
     def _parts(self) -> dict[str, list[torch.nn.Parameter]]:
         """Return the trained weights by part of ``PART_BY_WEIGHTS``."""
@@ -450,15 +587,23 @@ class _Run:
         batch: Sequence[tuple[Split, Query]],
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
-        board: SummaryWriter,
+        board: SummaryWriter | None,
     ) -> None:
         recipe, state = self.recipe, self.state
         generator = np.random.default_rng([recipe.seed, state.epoch, state.batch])
-        *inputs, same_target = self._inputs(batch, generator)
+        with parallel.together(self.accelerator.device):
+            *inputs, same_target, num_all = self._inputs(batch, generator)
+        if not self.is_first:  # dropout of its own; process 0 goes on with what last/ holds
+            own = np.random.SeedSequence([recipe.seed, state.epoch, state.batch, parallel.process_index()])
+            torch.manual_seed(int(own.generate_state(1, np.uint64)[0]) >> 1)
         self.model.train()
         with self.accelerator.autocast():
             losses = self.model.training_losses(
-                *inputs, same_target=same_target, contrast=self.contrast, local=recipe.loss_local > 0
+                *inputs,
+                same_target=same_target,
+                contrast=self.contrast,
+                local=recipe.loss_local > 0,
+                num_all=num_all,
             )
             total = losses["loss_itc"] + recipe.loss_rtc * losses["loss_rtc"] + recipe.loss_align * losses["loss_align"]
             if recipe.loss_local:
@@ -474,6 +619,7 @@ class _Run:
         state.batch += 1
         norms: dict[str, float] = {}
         if self._is_between_steps():
+            parallel.average_gradients(self.model.parameters())
             norms = {f"{GRADIENT_PREFIX}{part}": norm for part, norm in self._gradient_norms().items()}
             if recipe.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
@@ -483,8 +629,14 @@ class _Run:
             with torch.no_grad():
                 self.model.temperature.clamp_(*TEMPERATURE_RANGE)
             state.step += 1
+        if board is not None:
+            self._record({**losses, "total": total}, norms, board)
+
+    def _record(self, losses: Mapping[str, Tensor], norms: Mapping[str, float], board: SummaryWriter) -> None:
+        """Add a batch to the log's means and to TensorBoard, and tell of it."""
+        state = self.state
         alpha = None if self.model.gated_fusion is None else self.model.gated_fusion.alpha.item()
-        for name, value in {**losses, "total": total}.items():
+        for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value.item()
             board.add_scalar(f"train/{name}", value.item(), state.step)
         for name, norm in norms.items():
@@ -492,7 +644,7 @@ class _Run:
             board.add_scalar(f"gradient/{name.removeprefix(GRADIENT_PREFIX)}", norm, state.step)
         if alpha is not None:
             board.add_scalar("gate/alpha", alpha, state.step)
-        self.observer.on_step(state.step, total.item(), alpha)
+        self.observer.on_step(state.step, losses["total"].item(), alpha)
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
@@ -501,32 +653,39 @@ class _Run:
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
 
-    def _end_epoch(self, board: SummaryWriter, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    def _end_epoch(self, board: SummaryWriter | None, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
         recipe, state = self.recipe, self.state
-        row = {"epoch": str(state.epoch + 1)}
-        for name in (*LOSS_COLUMNS, "total"):
-            if name in state.sums:
-                row[name] = f"{state.sums[name] / state.batch:.6f}"
-        row["lr"] = f"{max(schedule.get_last_lr()):.3g}"
-        num_steps = math.ceil(state.batch / recipe.gradient_accumulation)
-        norms = {f"{GRADIENT_PREFIX}{part}": state.sums[f"{GRADIENT_PREFIX}{part}"] / num_steps for part in self.parts}
+        num_batches, sums = state.batch, state.sums
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
         is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
-        row |= self._gate_columns(board) | {name: f"{norm:.4g}" for name, norm in norms.items()}
-        if is_end or state.epoch % recipe.validation_frequency == 0:
-            row |= self._validate(board)
-        if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
-            self._mine()
-        state.rows.append(row)
-        self._write_log()
+        with parallel.together(self.accelerator.device):
+            if board is not None:
+                row = {"epoch": str(state.epoch)}
+                for name in (*LOSS_COLUMNS, "total"):
+                    if name in sums:
+                        row[name] = f"{sums[name] / num_batches:.6f}"
+                row["lr"] = f"{max(schedule.get_last_lr()):.3g}"
+                num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
+                norms = {
+                    f"{GRADIENT_PREFIX}{part}": sums[f"{GRADIENT_PREFIX}{part}"] / num_steps for part in self.parts
+                }
+                row |= self._gate_columns(board) | {name: f"{norm:.4g}" for name, norm in norms.items()}
+                if is_end or state.epoch % recipe.validation_frequency == 0:
+                    row |= self._validate(board)
+                if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
+                    self._mine()
+                state.rows.append(row)
+                self._write_log()
+        if not is_end:
+            self._read_mined()
 
     def _mine(self) -> None:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""
         recipe = self.recipe
         self.model.eval()
         ranked = rank_splits(CachedEmbedder(self.model, self.tokens), self.train_splits)[COMPOSED]
-        self.mined = mine(ranked, depth=recipe.mining_depth, skip=recipe.mining_skip, margin=recipe.mining_margin)
-        write_mined(self.mined, ranked, self._mined_file(self.state.epoch))
+        mined = mine(ranked, depth=recipe.mining_depth, skip=recipe.mining_skip, margin=recipe.mining_margin)
+        write_mined(mined, ranked, self._mined_file(self.state.epoch))
 
     def _mined_file(self, epoch: int) -> Path:
         return self.run / MINED / f"epoch-{epoch}.jsonl"
@@ -551,7 +710,7 @@ class _Run:
         return {name: f"{figure:.6f}" for name, figure in figures.items()}
 
     def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
-        reference, _, input_ids, mask, _ = self._inputs(self.triplets[:NUM_PROBE_TRIPLETS], None)
+        reference, _, input_ids, mask, *_ = self._inputs(self.triplets[:NUM_PROBE_TRIPLETS], None)
         return reference, input_ids, mask
 
     def _show(self, board: SummaryWriter) -> None:
@@ -563,14 +722,16 @@ class _Run:
                 board.add_histogram("gate/values", self.model.gate_values(*inputs), self.state.step)
             if (change := seen[-1].relative_change) is not None:
                 board.add_histogram("gate/relative_changes", change, self.state.step)
-            for number, (split, query) in enumerate(self.examples):
-                source = split.images[query.reference]
-                self.model.fuse(self.tokens([source]).to(self.model.device), *self.model.tokenize([query.text]))
-                assert self.model.tower is not None
-                square = self.model.tower.prepare(read_image(source)).transpose(1, 2, 0)
-                picture, words = _draw_example(Image.fromarray(square), seen[-1])
+            for number, (source, text, square) in enumerate(self.examples):
+                self.model.fuse(self.tokens([source]).to(self.model.device), *self.model.tokenize([text]))
+                picture, words = _draw_example(square, seen[-1])
                 board.add_image(f"examples/{number}", picture, self.state.step, dataformats="HWC")
-                board.add_text(f"examples/{number}", f"{query.text}: {words}", self.state.step)
+                board.add_text(f"examples/{number}", f"{text}: {words}", self.state.step)
+
+    def _square(self, source: ImageSource) -> Image.Image:
+        """Return a picture as the tower sees it."""
+        assert self.model.tower is not None
+        return Image.fromarray(self.model.tower.prepare(read_image(source)).transpose(1, 2, 0))
 
     def _validate(self, board: SummaryWriter) -> dict[str, str]:
         recipe, state = self.recipe, self.state
@@ -610,16 +771,24 @@ class _Run:
     # -- state -----------------------------------------------------------------------------------------------------
 
     def _save(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
-        """Write ``last/``: the weights and everything else a resumed run needs."""
-        state = self.state
+        """Write ``last/``, where the recipe keeps it: the weights and everything else a resumed run needs."""
+        if self.recipe.save_training:
+            with parallel.together(self.accelerator.device):
+                if self.is_first:
+                    self._write_last(optimizer, schedule)
+        self.saved_at = time.monotonic()
+
+    def _write_last(self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+        device, scaler = self.accelerator.device, self.accelerator.scaler
         buffer = io.BytesIO()
         torch.save(
             {
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "state": vars(state),
+                "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "state": vars(self.state),
             },
             buffer,
         )
@@ -639,8 +808,11 @@ class _Run:
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        device, scaler = self.accelerator.device, self.accelerator.scaler
+        if saved["cuda_rng"] and device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"][0], device)
+        if scaler is not None and saved.get("scaler"):
+            scaler.load_state_dict(saved["scaler"])
         return _State(**saved["state"])
 
     def _result(self, *, interrupted: bool) -> TrainResult:
@@ -656,14 +828,17 @@ class _Run:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event for a while; a second one breaks off at once."""
+    """Turn Ctrl-C and SIGTERM into an event for a while; a second one breaks off at once.
+
+    Of several processes it does not: Ctrl-C reaches each of them, and their launcher sends them another signal.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def remember(number: int, frame: object) -> None:
-        if event.is_set():
+        if event.is_set() and parallel.num_processes() == 1:
             raise KeyboardInterrupt
         event.set()
 

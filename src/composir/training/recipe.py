@@ -55,7 +55,7 @@ class Recipe(BaseModel):
     max_steps: int = Field(default=0, ge=0)
     """Stop (and end the schedule) after this many optimiser steps; 0 is all epochs."""
     batch_size: int = Field(default=64, gt=1)
-    """Triplets an optimiser step sees at once; they are each other's negatives."""
+    """Triplets a step sees at once, over all processes; they are each other's negatives."""
     gradient_accumulation: int = Field(default=1, gt=0)
     """Batches whose gradients are added up before a step; negatives stay within a batch."""
     gradient_checkpointing: bool = False
@@ -111,10 +111,14 @@ class Recipe(BaseModel):
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """``auto`` is bf16 where the hardware has it."""
+    deterministic: bool = False
+    """Use only algorithms of torch that give the same numbers every time; on a CPU training does so anyway."""
     validation_frequency: int = Field(default=1, gt=0)
     """Epochs from one validation to the next; the last epoch always has one."""
     save_training: bool = True
     """Keep ``last/`` (complete state, for --resume) and ``best/``."""
+    save_minutes: float = Field(default=10.0, ge=0)
+    """Minutes after which ``last/`` is written within an epoch, too; 0 is after every step."""
     save_best: bool = True
     """Keep the best checkpoint only; off keeps one of each validated epoch as well."""
     num_workers: int = Field(default=4, ge=0)
