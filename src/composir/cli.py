@@ -256,6 +256,10 @@ def train(
     alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic/--no-deterministic", help="Only algorithms that repeat themselves exactly."),
+    ] = None,
     cache: Cache = "disk",
     cache_dir: CacheDir = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
@@ -366,21 +370,23 @@ class _TrainBars:
         self.bars = bars
         self.num_steps = 0
         self.first_step = 0
-        self.batch_size = 0
+        self.images_per_step = 0
         self.start = 0.0
 
     def on_features(self, done: int, total: int, num_bytes: int) -> None:
         _tell_features(self.bars, done, total, num_bytes)
 
     def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
-        self.num_steps, self.first_step, self.batch_size = num_steps, first_step, recipe.batch_size
+        self.num_steps, self.first_step = num_steps, first_step
+        # Of each triplet: reference, target and look-alikes.
+        self.images_per_step = recipe.batch_size * recipe.gradient_accumulation * (2 + recipe.subset_negatives)
         self.start = time.perf_counter()
         err.print(f"run folder: {run}", soft_wrap=True)
 
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
-        rate = (step - self.first_step) * self.batch_size / (time.perf_counter() - self.start)
+        rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)
         gate = "" if alpha is None else f" alpha {alpha:.3f}"
-        self.bars.tell("training", step, self.num_steps, f"loss {loss:.2f}{gate} {rate:.0f}/s")
+        self.bars.tell("training", step, self.num_steps, f"loss {loss:.2f}{gate} {rate:.0f} images/s")
 
     def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
         from composir.evaluation import metric_label

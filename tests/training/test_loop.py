@@ -226,6 +226,20 @@ def test_cached_training_equals_uncached(make_recipe, tmp_path):
         torch.testing.assert_close(uncached[name], weight, rtol=0, atol=1e-5)
 
 
+def test_deterministic_holds_for_the_steps_and_no_longer(make_recipe, monkeypatch):
+    step, seen = loop._Run._step, []
+
+    def remember(self, *arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        step(self, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_step", remember)
+    for wanted in (True, False):
+        train(make_recipe(deterministic=wanted, max_steps=1))
+        assert seen[-1] == wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_every_triplet_is_seen_once_an_epoch_the_last_batch_included(make_recipe, monkeypatch):
     seen = []
     step = loop._Run._step
@@ -520,6 +534,17 @@ def test_broken_data_is_told_before_a_run_folder_is_made(make_recipe, shapes_roo
     with pytest.raises(ProblemsError, match="train-red-ellipse"):
         train(make_recipe(data_root=str(root)))
     assert not list((tmp_path / "models").glob("*"))
+
+
+def test_a_run_that_will_not_fit_is_refused_before_the_first_step(make_recipe, monkeypatch):
+    monkeypatch.setattr(loop, "available_memory", lambda: 1000)
+    with pytest.raises(ComposirError, match=r"gradients and optimiser alone need .* kB of memory, 1\.0 kB are left"):
+        train(make_recipe())
+    monkeypatch.setattr(loop, "available_memory", lambda: None)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ComposirError, match=r"the last and the best state of this run need .*--output-dir"):
+        train(make_recipe())
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(make_recipe, tmp_path):
