@@ -875,6 +875,10 @@ def index(
         int | None, typer.Option(min=1, help="Merge each picture's vectors to so many: smaller and faster.")
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start from nothing, as for another model.")] = False,
+    engine: Annotated[str, typer.Option(help="Who embeds: local, or ray (all GPUs of this machine or a cluster).")] = (
+        "local"
+    ),
+    address: Annotated[str | None, typer.Option(help="ray: address of a cluster; without it, this machine.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
     num_workers: NumWorkers = 4,
     json_: Json = False,
@@ -890,6 +894,8 @@ def index(
     options = {name: value for name, value in options.items() if value is not None}
     if options and backend not in (None, "qdrant"):
         raise ComposirError(f"--{next(iter(options))} is for --backend qdrant, not {backend}")
+    if address and engine != "ray":
+        raise ComposirError(f"--address is for --engine ray, not {engine}")
     with _Bars() as bars:
         report = index_folder(
             images_dir,
@@ -900,6 +906,8 @@ def index(
             vectors_per_image=vectors_per_image,
             rebuild=rebuild,
             device=device,
+            engine=engine,
+            address=address,
             num_workers=num_workers,
             progress=bars.tell,
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from composir.models.checkpoint import save_pretrained
 from composir.models.presets import build
+from composir.search import read_manifest
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,18 @@ def pictures(tmp_path):
     for number in range(20):
         draw(number).save(root / ("sea" if number >= 15 else ".") / f"{number:02}.png")
     return root
+
+
+def state(out):
+    """Return ids, paths and vectors of an index, in the order of its rows."""
+    manifest = read_manifest(out)
+    with closing(manifest.open_table(out)) as table:
+        snapshot = table.snapshot()
+        ids = [snapshot.ids[row].decode() for row in snapshot.rows]
+        return ids, [table.paths_of(i) for i in ids], np.array(snapshot.vectors[snapshot.rows])
+
+
+def same_state(one, other):
+    assert one[0] == other[0]
+    assert one[1] == other[1]
+    assert np.array_equal(one[2], other[2])

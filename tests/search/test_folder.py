@@ -21,20 +21,7 @@ import composir
 from composir.errors import ComposirError
 from composir.search import content_id, encoder, folder, index_folder, merge_vectors, qdrant, read_manifest, table
 
-
-def state(out):
-    """Return ids, paths and vectors of an index, in the order of its rows."""
-    manifest = read_manifest(out)
-    with closing(manifest.open_table(out)) as table:
-        snapshot = table.snapshot()
-        ids = [snapshot.ids[row].decode() for row in snapshot.rows]
-        return ids, [table.paths_of(i) for i in ids], np.array(snapshot.vectors[snapshot.rows])
-
-
-def same_state(one, other):
-    assert one[0] == other[0]
-    assert one[1] == other[1]
-    assert np.array_equal(one[2], other[2])
+from .conftest import same_state, state
 
 
 @pytest.fixture
@@ -48,7 +35,7 @@ def count(monkeypatch):
     seen = []
     merge = merge_vectors
     monkeypatch.setattr(
-        "composir.search.folder.merge_vectors", lambda vectors, n: seen.append(len(vectors)) or merge(vectors, n)
+        "composir.search.embedding.merge_vectors", lambda vectors, n: seen.append(len(vectors)) or merge(vectors, n)
     )
 
     def counted():

@@ -1,6 +1,7 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
-from composir.search.folder import IndexReport, Skipped, content_id, index_folder
+from composir.search.embedding import Skipped, content_id
+from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
 from composir.search.merging import merge_vectors
@@ -8,6 +9,7 @@ from composir.search.retriever import Hit, Images, Retriever, SearchQuery
 from composir.search.table import Table
 
 __all__ = [
+    "ENGINES",
     "INDEXES",
     "MANIFEST",
     "Hit",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import find_pictures, read_image
-from composir.errors import ComposirError
-from composir.features import NUM_WORKERS, read_ahead
+from composir.data.images import find_pictures
+from composir.errors import ComposirError, nearest
+from composir.features import NUM_WORKERS
+from composir.search.embedding import Embedded, Listed, PictureEmbedder, Skipped
 from composir.search.encoder import Encoder, open_encoder
 from composir.search.index import Index, Progress
 from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
-from composir.search.merging import merge_vectors
-from composir.search.table import DATABASE, ID_LENGTH, WRITER_LOCK, FileRecord, Table, writing
+from composir.search.ray import Work, embed_by_ray
+from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
 
 IMAGES_A_COMMIT = 256
 """New images after which a kill cannot take them back."""
+LOCAL, RAY = "local", "ray"
+ENGINES = (LOCAL, RAY)
+"""Who embeds: this process, or the workers of a Ray cluster."""
 
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that looks like a picture and is not in the index."""
-
-    file: str
-    """Relative to the root, with forward slashes."""
-    reason: str
+Engine = Callable[[Sequence[Listed]], Iterator[list[Embedded | Skipped]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +44,6 @@ class IndexReport:
     num_added: int
     num_removed: int
     skipped: tuple[Skipped, ...]
-
-
-def content_id(content: bytes) -> str:
-    """Return the id of the image that a file with this content holds: 32 hex digits of its SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:ID_LENGTH]
 
 
 def default_device() -> str:
@@ -71,6 +61,8 @@ def index_folder(
     vectors_per_image: int | None = None,
     rebuild: bool = False,
     device: str | None = None,
+    engine: str = LOCAL,
+    address: str | None = None,
     num_workers: int = NUM_WORKERS,
     progress: Progress | None = None,
 ) -> IndexReport:
@@ -79,12 +71,21 @@ def index_folder(
     What is already there and has not changed is left as it is; files that are gone are dropped; an image is known by
     its content, so that a file that was renamed, or a root that was moved, is not embedded again. A file that cannot
     be read is reported and does not stop the run. A run that was killed is gone on with by the next.
+    ``engine="ray"`` lets the workers of a Ray cluster at ``address`` (without one: of this machine) embed; the index is
+    the same.
 
     ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``) and ``vectors_per_image`` are what an
     index that exists was made with, unless given. Another backend is made from the vectors that are there; another
     model or number of vectors needs ``rebuild``, which keeps the engine. Raises ``ComposirError`` for those, and for a
     root that is no folder or holds no picture any more.
     """
+    if engine not in ENGINES:
+        raise ComposirError(f"engine {engine!r} is not known", fix=nearest(engine, ENGINES))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ComposirError(
+            "composir index was started as several processes, and an index has one writer",
+            fix="leave out accelerate launch; --engine ray uses all GPUs",
+        )
     if not root.is_dir():
         raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
     old = _old_manifest(out, rebuild=rebuild)
@@ -107,7 +108,16 @@ def index_folder(
             table.recover()
             manifest.write(out)
             with closing(manifest.open_index(table)) as index:
-                return _Run(root, index, encoder, num_workers=num_workers, progress=progress).bring_up_to_date()
+                work = Work(
+                    model=manifest.model.find(out),
+                    root=root.resolve(),
+                    num_vectors=manifest.vectors_per_image,
+                    batch_size=encoder.batch_size,
+                    device=device or default_device(),
+                    num_threads=num_workers,
+                )
+                embed = _engine(engine, encoder, table, work=work, address=address)
+                return _Run(index, embed, root.resolve(), progress=progress).bring_up_to_date()
 
 
 def _old_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
@@ -193,49 +203,46 @@ def _agree(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _New:
-    """A picture that has to be embedded, as the model takes it in."""
-
-    record: FileRecord
-    prepared: Any
+def _engine(name: str, encoder: Encoder, table: Table, *, work: Work, address: str | None) -> Engine:
+    """Return what embeds files: this process, or the workers of a Ray cluster."""
+    if name == RAY:
+        known = np.sort(table.snapshot().ids)
+        return lambda files: embed_by_ray(work, files, known, address=address)
+    embedder = PictureEmbedder(encoder, work.root, num_vectors=work.num_vectors, is_known=table.has)
+    return lambda files: embedder.batches(files, num_workers=work.num_threads)
 
 
 class _Run:
     """One pass over a root: look, embed what is new, drop what is gone, bring the engine up to it."""
 
-    def __init__(
-        self, root: Path, index: Index, encoder: Encoder, *, num_workers: int, progress: Progress | None
-    ) -> None:
-        self.root = root.resolve()
+    def __init__(self, index: Index, engine: Engine, root: Path, *, progress: Progress | None) -> None:
+        self.root = root
         self.index = index
         self.table: Table = index.table
-        self.encoder = encoder
-        self.num_workers = num_workers
+        self.engine = engine
         self.progress = progress
         self.skipped: list[Skipped] = []
         self.added: set[str] = set()
-        self.pending: dict[str, _New] = {}
         self.num_uncommitted = 0
 
     def bring_up_to_date(self) -> IndexReport:
-        paths = self._pictures()
+        files = self._pictures()
         known = {record.path: record for record in self.table.files()}
-        if known and not paths:
+        if known and not files:
             raise ComposirError(
                 f"holds no picture, and the index {len(known):,}",
                 file=self.root,
                 expected="the folder that was indexed (is its drive there?)",
                 fix=f"give the right folder, or delete {self.table.folder} if it is meant",
             )
-        changed = [path for path, file in paths.items() if not _is_unchanged(file, known.get(path))]
+        changed = [file for path, file in files.items() if not _is_unchanged(file, known.get(path))]
         try:
-            self._read(changed, paths)
+            self._read(changed)
         except KeyboardInterrupt:
             self.table.commit(complete=False)
             raise
         unreadable = {one.file for one in self.skipped}
-        self.table.drop_files([path for path in known if path not in paths or path in unreadable])
+        self.table.drop_files([path for path in known if path not in files or path in unreadable])
         removed = self.table.ids_without_files()
         self.index.remove(removed)
         self.index.save(self.progress)
@@ -247,11 +254,11 @@ class _Run:
             skipped=tuple(sorted(self.skipped, key=lambda one: one.file)),
         )
 
-    def _pictures(self) -> dict[str, os.stat_result]:
+    def _pictures(self) -> dict[str, Listed]:
         """Return every picture file by its path from the root, in order; note why others are not taken."""
         paths, reasons = find_pictures(self.root)
         self.skipped += [Skipped(path, reason) for path, reason in reasons.items()]
-        stats = {}
+        files = {}
         for path in paths:
             try:
                 status = (self.root / path).stat()
@@ -259,75 +266,39 @@ class _Run:
                 self.skipped.append(Skipped(path, error.strerror or type(error).__name__))
                 continue
             if stat.S_ISREG(status.st_mode):
-                stats[path] = status
+                files[path] = Listed(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             else:
                 self.skipped.append(Skipped(path, "not a regular file"))
-        return stats
+        return files
 
-    def _read(self, paths: Sequence[str], stats: Mapping[str, os.stat_result]) -> None:
+    def _read(self, files: Sequence[Listed]) -> None:
         """Read files that are new or changed, in order, and embed what they hold."""
         done = 0
-        for batch in read_ahead(
-            lambda path: self._open(path, stats[path]),
-            paths,
-            size=self.encoder.batch_size,
-            num_workers=self.num_workers,
-        ):
-            for one in batch:
-                self._take(one)
+        for batch in self.engine(files):
+            self._take(batch)
             done += len(batch)
             if self.progress is not None:
-                self.progress("pictures", done, len(paths))
-        self._embed(list(self.pending.values()))
+                self.progress("pictures", done, len(files))
         self.table.commit(complete=False)
 
-    def _open(self, path: str, status: os.stat_result) -> FileRecord | _New | Skipped:
-        """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
-        try:
-            content = (self.root / path).read_bytes()
-        except OSError as error:
-            return Skipped(path, error.strerror or type(error).__name__)
-        record = FileRecord(path, content_id(content), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if self.table.has(record.id):
-            return record
-        try:
-            return _New(record, self.encoder.prepare(read_image(io.BytesIO(content))))
-        except ComposirError as error:
-            return Skipped(path, error.message)
-
-    def _take(self, one: FileRecord | _New | Skipped) -> None:
-        if isinstance(one, Skipped):
-            self.skipped.append(one)
-        elif isinstance(one, FileRecord):
-            self.table.put_files([one])
-        elif one.record.id in self.pending or self.table.has(one.record.id):
-            self.table.put_files([one.record])
-        else:
-            self.pending[one.record.id] = one
-            if len(self.pending) == self.encoder.batch_size:
-                self._embed(list(self.pending.values()))
-
-    @torch.inference_mode()
-    def _embed(self, new: Sequence[_New]) -> None:
-        """Embed up to a batch of pictures."""
-        self.pending = {}
-        if not new:
-            return
-        targets = self.encoder.embed_pictures([one.prepared for one in new])
-        vectors = merge_vectors(targets, self.table.shape[0]).half().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")
-        self.index.add([one.record.id for one in new], vectors)
-        self.table.put_files([one.record for one in new])
-        self.added |= {one.record.id for one in new}
+    def _take(self, batch: Sequence[Embedded | Skipped]) -> None:
+        """Put a batch into the table; a content that came in by an earlier one is not put in again."""
+        read = [one for one in batch if isinstance(one, Embedded)]
+        new = {one.record.id: one.vectors for one in read if one.vectors is not None}
+        new = {image_id: vectors for image_id, vectors in new.items() if not self.table.has(image_id)}
+        if new:
+            self.index.add(list(new), np.stack(list(new.values())))
+        self.table.put_files([one.record for one in read])
+        self.skipped += [one for one in batch if isinstance(one, Skipped)]
+        self.added |= set(new)
         self.num_uncommitted += len(new)
         if self.num_uncommitted >= IMAGES_A_COMMIT:
             self.table.commit(complete=False)
             self.num_uncommitted = 0
 
 
-def _is_unchanged(file: os.stat_result, known: FileRecord | None) -> bool:
-    return known is not None and (file.st_size, file.st_mtime_ns, file.st_ctime_ns) == (
+def _is_unchanged(file: Listed, known: FileRecord | None) -> bool:
+    return known is not None and (file.size, file.mtime_ns, file.ctime_ns) == (
         known.size,
         known.mtime_ns,
         known.ctime_ns,

@@ -24,6 +24,8 @@ def merge_vectors(vectors: Float[Tensor, "batch vectors dim"], num_vectors: int)
 def _merge(vectors: Float[Tensor, "batch vectors dim"], num_vectors: int) -> Float[Tensor, "batch fewer dim"]:
     unit = nn.functional.normalize(vectors.float(), dim=-1)
     batch, length, dim = unit.shape
+    if num_vectors == length:
+        return unit
     every = torch.arange(batch, device=unit.device)
     place = torch.arange(length, device=unit.device)
     owner = place.repeat(batch, 1)  # (batch, vectors): the place of the sum that a vector went into

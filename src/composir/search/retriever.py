@@ -20,8 +20,9 @@ from composir.errors import ComposirError
 from composir.features import TOWER_BATCH, require_matching_head
 from composir.models.composer import Composer
 from composir.models.trace import NUM_READINGS, Reading, watch
+from composir.search.embedding import content_id
 from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
-from composir.search.folder import content_id, default_device
+from composir.search.folder import default_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table

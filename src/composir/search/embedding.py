@@ -1,0 +1,114 @@
+"""Picture files into what an index keeps of them: the same code in this process and in each worker of a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from composir.data.images import read_image
+from composir.errors import ComposirError
+from composir.features import read_ahead
+from composir.search.encoder import Encoder
+from composir.search.merging import merge_vectors
+from composir.search.table import ID_LENGTH, FileRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A picture file as it was found; ``path`` is relative to the root, with forward slashes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that looks like a picture and is not in the index."""
+
+    file: str
+    """Relative to the root, with forward slashes."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A file that was read."""
+
+    record: FileRecord
+    vectors: np.ndarray | None
+    """fp16 (vectors, dim); None where its image was known already, or is that of an earlier file of the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A picture that has to be embedded, as the model takes it in."""
+
+    record: FileRecord
+    prepared: Any
+
+
+Read = FileRecord | _New | Skipped
+
+
+def content_id(content: bytes) -> str:
+    """Return the id of the image that a file with this content holds: 32 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:ID_LENGTH]
+
+
+class PictureEmbedder:
+    """A model over the files of a root; ``is_known`` says of an id whether its image need not be embedded again."""
+
+    def __init__(self, encoder: Encoder, root: Path, *, num_vectors: int, is_known: Callable[[str], bool]) -> None:
+        self.encoder = encoder
+        self.root = root
+        self.num_vectors = num_vectors
+        self.is_known = is_known
+
+    def batches(self, files: Sequence[Listed], *, num_workers: int) -> Iterator[list[Embedded | Skipped]]:
+        """Yield what became of the files, in order and in batches; threads read on meanwhile."""
+        for batch in read_ahead(self._read, files, size=self.encoder.batch_size, num_workers=num_workers):
+            yield self._embed(batch)
+
+    def _read(self, file: Listed) -> Read:
+        """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
+        try:
+            content = (self.root / file.path).read_bytes()
+        except OSError as error:
+            return Skipped(file.path, error.strerror or type(error).__name__)
+        record = FileRecord(file.path, content_id(content), file.size, file.mtime_ns, file.ctime_ns)
+        if self.is_known(record.id):
+            return record
+        try:
+            return _New(record, self.encoder.prepare(read_image(io.BytesIO(content))))
+        except ComposirError as error:
+            return Skipped(file.path, error.message)
+
+    @torch.inference_mode()
+    def _embed(self, batch: Sequence[Read]) -> list[Embedded | Skipped]:
+        """Embed up to a batch of pictures."""
+        new = {one.record.id: one for one in reversed(batch) if isinstance(one, _New)}  # the first of each content
+        firsts = [one for one in batch if isinstance(one, _New) and new[one.record.id] is one]
+        vectors: dict[str, np.ndarray] = {}
+        if firsts:
+            targets = self.encoder.embed_pictures([one.prepared for one in firsts])
+            merged = merge_vectors(targets, self.num_vectors).half().cpu().numpy()
+            if not np.isfinite(merged).all():
+                raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")
+            vectors = {one.record.id: rows for one, rows in zip(firsts, merged, strict=True)}
+        results: list[Embedded | Skipped] = []
+        for one in batch:
+            if isinstance(one, Skipped):
+                results.append(one)
+            else:
+                record = one.record if isinstance(one, _New) else one
+                results.append(Embedded(record, vectors.pop(record.id, None)))
+        return results
