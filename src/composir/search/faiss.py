@@ -19,10 +19,12 @@ SCAN_BELOW = 2_000
 """Images that are looked at one by one about as fast as through an inverted file."""
 CANDIDATE_VECTORS = 2
 """Vectors an image by which candidates are found, merged from all; they are scored by all."""
+ELEMENTS_PER_CODE = 2
+"""A product quantiser's code of 4 bits stands for so many elements of a vector."""
 VECTORS_PER_LIST = 64
 """Of the training sample; FAISS warns below 39."""
 TRAINING_PASSES = 10
-CANDIDATES_PER_RESULT = 8
+CANDIDATES_PER_RESULT = 16
 """Images scored exactly for each that is asked for."""
 CALIBRATION_QUERIES, CALIBRATION_ROWS = 128, 100_000
 CALIBRATION_TOP_K = 10
@@ -32,7 +34,7 @@ SEED = 0
 
 
 class FaissIndex(Index):
-    """An inverted file over merged vectors of all images, in 8 bits an element; its best candidates are scored exactly.
+    """An inverted file over merged vectors of all images, 2 bits an element; the best candidates are scored exactly.
 
     The file covers the rows up to the number in its name. Later rows are looked at one by one until ``save`` adds
     them, so no image is missed meanwhile.
@@ -79,13 +81,18 @@ class FaissIndex(Index):
         count = min(self._ivf.ntotal, num_candidates * num_vectors)
         _, nearest = self._ivf.search(queries.numpy(), count, params=parameters)  # (queries, count), best first
         tail = rows[rows >= self._num_covered]
+        candidates = [self._images_of(vectors // num_vectors)[:num_candidates] for vectors in nearest]
+        self.snapshot.read_ahead(np.concatenate(candidates))
         found: Found = []
-        for query, vectors in zip(queries, nearest, strict=True):
-            candidates = vectors[vectors >= 0] // num_vectors
-            candidates = candidates[self.snapshot.ids[candidates] != b""]
-            candidates = candidates[np.sort(np.unique(candidates, return_index=True)[1])][:num_candidates]
-            found += scan(self.snapshot, query[None], np.sort(np.concatenate([candidates, tail])), top_k)
+        for query, images in zip(queries, candidates, strict=True):
+            found += scan(self.snapshot, query[None], np.sort(np.concatenate([images, tail])), top_k)
         return found
+
+    def _images_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return each row once, in the order in which it comes first, without those that hold no image."""
+        rows = rows[rows >= 0]
+        rows = rows[self.snapshot.ids[rows] != b""]
+        return rows[np.sort(np.unique(rows, return_index=True)[1])]
 
     def _update(self, progress: Progress | None) -> None:
         self.load()
@@ -180,7 +187,8 @@ def _train(vectors: np.ndarray, num_vectors: int, num_lists: int, progress: Prog
     num_rows, _, dim = vectors.shape
     num_sampled = min(num_rows, math.ceil(num_lists * VECTORS_PER_LIST / num_vectors))
     rows = np.sort(rng.choice(num_rows, num_sampled, replace=False))
-    ivf = faiss.index_factory(dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    part = math.gcd(dim, ELEMENTS_PER_CODE)
+    ivf = faiss.index_factory(dim, f"IVF{num_lists},PQ{dim // part}x4fs", faiss.METRIC_INNER_PRODUCT)
     ivf.cp.niter, ivf.cp.seed = TRAINING_PASSES, SEED
     if progress is not None:
         progress("inverted file", 0, num_rows)

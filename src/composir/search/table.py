@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,18 @@ class Snapshot:
     def _rows_by_id(self) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(self.ids, kind="stable")
         return self.ids[order], order
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Ask the system for rows that lie apart, all at once.
+
+        Read through the memory map, each would be waited for, with 100 kB around it: 80 of 16 kB each that were not in
+        memory took 500 ms, and 3 ms when asked for before.
+        """
+        if hasattr(os, "posix_fadvise") and isinstance(self.vectors, np.memmap):
+            size = self.vectors[0].nbytes
+            with suppress(FileNotFoundError), Path(str(self.vectors.filename)).open("rb") as file:  # replaced meanwhile
+                for row in rows.tolist():
+                    os.posix_fadvise(file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
 
     def rows_of(self, ids: Iterable[str]) -> np.ndarray:
         """Return the rows of those ids that are here, ascending."""
