@@ -95,7 +95,8 @@ def test_every_setting_has_a_default():
 
 
 def test_the_gate_s_own_flag_is_read_as_the_fusion_it_stands_for(tmp_path):
-    assert load_recipe({"backbone": "mini"}).fusion == "gate"
+    assert load_recipe({"backbone": "tiny"}).fusion == "gate"
+    assert load_recipe({"backbone": "mini"}).fusion == "gate+late"  # its own recipe says so
     assert load_recipe({"backbone": "mini", "gated_fusion": True}).fusion == "gate"
     assert load_recipe({"backbone": "mini", "gated_fusion": False}).fusion == "none"
     assert (

@@ -138,10 +138,7 @@ class Recipe(BaseModel):
 
 def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     """Return the recipe: what is ``given`` (flags), else in the ``config`` file, else the backbone's own defaults."""
-    in_file = read_toml(config) if config else {}
-    if FUSION_SWITCH in given or "fusion" in given:
-        in_file = {key: value for key, value in in_file.items() if key not in (FUSION_SWITCH, "fusion")}
-    settings = {**in_file, **given}
+    settings = _over(read_toml(config) if config else {}, given)
     where = config if config else None
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     if backbone not in BACKBONES:
@@ -155,7 +152,13 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     defaults = tomllib.loads(
         resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
     )
-    return validate({**defaults, **settings, "dataset": dataset}, where)
+    return validate({**_over(defaults, settings), "dataset": dataset}, where)
+
+
+def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of both, ``upper``'s first; the fusion and its switch are one setting."""
+    names = {FUSION_SWITCH, "fusion"}
+    return {key: value for key, value in lower.items() if key not in names or not names & upper.keys()} | upper
 
 
 def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
