@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -95,10 +96,13 @@ def test_another_engine_gives_the_same_answer(run, gallery, index):
         assert [one["path"] for one in json.loads(run(*asked)[1])["results"]] == expected
 
 
-def test_a_name_cannot_break_the_line_or_speak_to_the_terminal(run, gallery, index, tmp_path):
+def test_a_name_cannot_break_the_line_or_speak_to_the_terminal(run, shapes_root, model, tmp_path):
+    gallery, index = tmp_path / "gallery", tmp_path / "index"
+    gallery.mkdir()
+    shutil.copy(shapes_root / "dev" / "val-red-ellipse.png", gallery)
     (gallery / "new\nline\x1b[31m.png").write_bytes((gallery / "val-red-ellipse.png").read_bytes() + b"another")
     (gallery / "no\npicture.png").write_bytes(b"no picture")
-    code, out, err = run("index", gallery, "--out", index)
+    code, out, err = run("index", gallery, "--model", model, "--out", index)
     assert code == 0, err
     assert "skipped no\\npicture.png: not an image" in out
     code, out, _ = run("search", index, "--text", "x", "--where", "new*")

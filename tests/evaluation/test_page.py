@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,10 +336,9 @@ def test_where_no_published_results_fit_the_page_says_so(make_result, make_page)
     assert "SPRC" not in page.text
 
 
-def test_the_readers_split_follows_the_rules_of_the_published_tables():
-    annotations = Path(__file__).parents[1] / "golden" / "annotations"
+def test_the_readers_split_follows_the_rules_of_the_published_tables(real_annotations):
     for table in PUBLISHED:
-        split = load_splits(table.rules["dataset"], annotations, "val", **CATEGORIES[table.rules["dataset"]])[0]
+        split = load_splits(table.rules["dataset"], real_annotations, "val", **CATEGORIES[table.rules["dataset"]])[0]
         assert table.rules == {
             "dataset": split.dataset,
             "gallery": split.gallery_rule,
