@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Blip2QFormerModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from composir.losses import alignment_loss, contrastive_loss
+from composir.models.attention import FewQueriesAttention, Layout
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.fusion import NONE
 from composir.models.presets import BACKBONES, build
@@ -49,11 +51,13 @@ class Way:
 
     padded: bool = False
     """Every sentence has 32 positions. Else as many as the batch's longest."""
-    attention: str = ""
-    """``eager`` or ``sdpa``: the library's attention with keys and values of all tokens. Else few queries look at them
-    without (``FewQueriesAttention``), and the words at each other by SDPA."""
-    whole_last_layer: bool = False
-    """Every position of the last layer is computed. Else those that are read."""
+    library: str = ""
+    """``eager`` or ``sdpa``: the library's whole pass with this attention, every position of every layer. Else this
+    package's, which computes of the last layer what is read."""
+    all_keys: bool = False
+    """All image tokens get keys and values. Else few queries look at them without (``FewQueriesAttention``)."""
+    padding_rows: bool = False
+    """The padding of shorter sentences is computed like words. Else it is left out."""
     separate_passes: bool = False
     """Four passes, each embedding its sentence. Else passes 2 and 4 as one, and one embedding."""
     per_tensor_optimizer: bool = False
@@ -64,19 +68,29 @@ class Way:
     """The losses go through ``torch.compile``."""
 
 
-PUBLISHED, OURS = "published", "few queries"
+PUBLISHED, OURS = "published", "no padding"
 
 
 def _ladder() -> dict[str, Way]:
     changes: dict[str, dict[str, Any]] = {
-        "no padding": {"padded": False},
-        "sdpa": {"attention": "sdpa"},
+        "longest sentence": {"padded": False},
+        "sdpa": {"library": "sdpa"},
         "fused optimizer": {"per_tensor_optimizer": False},
-        "last layer where read": {"whole_last_layer": False},
+        "last layer where read": {"library": ""},
         "two passes as one": {"separate_passes": False},
-        OURS: {"attention": ""},
+        "few queries": {"all_keys": False},
+        OURS: {"padding_rows": False},
     }
-    ways = {PUBLISHED: Way(True, "eager", True, True, True)}
+    ways = {
+        PUBLISHED: Way(
+            padded=True,
+            library="eager",
+            all_keys=True,
+            padding_rows=True,
+            separate_passes=True,
+            per_tensor_optimizer=True,
+        )
+    }
     for name, change in changes.items():
         ways[name] = replace(list(ways.values())[-1], **change)
     return ways
@@ -87,15 +101,30 @@ LADDER = _ladder()
 
 
 def read_whole(
-    self: Composer, embeddings: Tensor, mask: Tensor | None, image_tokens: Tensor | None = None, *, at: slice
+    self: Composer,
+    queries: Tensor,
+    words: Tensor | None = None,
+    mask: Tensor | None = None,
+    image_tokens: Tensor | None = None,
+    *,
+    at: slice,
 ) -> Tensor:
     """Return what ``Composer._read`` returns, by the library's whole pass: all positions of all layers."""
+    if words is not None and mask is not None:
+        queries = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
+        mask = torch.cat([mask.new_ones(len(words), queries.shape[1] - words.shape[1]), mask], dim=1)
     return self.qformer(
-        query_embeds=embeddings,
+        query_embeds=queries,
         query_length=0 if image_tokens is None else self.config.num_query_tokens,
         attention_mask=mask,
         encoder_hidden_states=image_tokens,
     ).last_hidden_state[:, at]
+
+
+def layout_with_padding(self: Composer, mask: Tensor) -> Layout:
+    """Return what ``Composer._layout`` returns, but padding has rows, too; attention does not see it all the same."""
+    whole = Layout.of(self.config.num_query_tokens, torch.ones_like(mask))
+    return replace(whole, mask=Layout.of(self.config.num_query_tokens, mask).mask)
 
 
 @dataclass(frozen=True)
@@ -132,17 +161,25 @@ def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = N
 def in_way(model: Composer, way: Way) -> Composer:
     """Return a model that holds the same parameters, not copies, and computes as ``way`` says."""
     other = copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
-    if way.attention:
+    if way.library:
         config = other.qformer.config
-        config._attn_implementation = way.attention
+        config._attn_implementation = way.library
         with torch.device("meta"):
             library = Blip2QFormerModel(config)
         for name, _ in list(library.named_parameters()):
             part, _, leaf = name.rpartition(".")
             setattr(library.get_submodule(part), leaf, model.qformer.get_parameter(name))
         other.qformer = library.train()
-    if way.whole_last_layer:
         vars(other)["_read"] = MethodType(read_whole, other)
+    elif way.all_keys:
+        for name, few in list(other.qformer.named_modules()):
+            if isinstance(few, FewQueriesAttention):
+                with torch.device("meta"):
+                    attention = Blip2QFormerMultiHeadAttention(other.qformer.config)
+                attention.query, attention.key, attention.value = few.query, few.key, few.value
+                other.qformer.set_submodule(name, attention.train())
+    if way.padding_rows:
+        vars(other)["_layout"] = MethodType(layout_with_padding, other)
     return other
 
 

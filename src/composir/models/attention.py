@@ -1,13 +1,98 @@
-"""Attention in which few queries look at many tokens, without a key or a value of any token."""
+"""The Q-Former's attention without work that nothing reads: for padding, for a key or a value of every image token."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which rows of a table are which positions of a batch of sequences, each some queries and a sentence behind them.
+
+    Rows are positions that are no padding: first the queries of all sequences, then the words. Whatever works on
+    each position for itself works on rows; attention needs the sequences, with padding.
+    """
+
+    num_queries: int
+    mask: Bool[Tensor, "batch length"] | None = None
+    """True where a sequence has a query or a word; None where there are only queries, and any number of sequences."""
+    places: Int[Tensor, " rows"] | None = None
+    """The place of every row in the flattened ``mask``."""
+
+    @classmethod
+    def of(cls, num_queries: int, words: Int[Tensor, "batch words"]) -> Layout:
+        """Return the layout of sentences behind as many queries; ``words`` is 1 where there is a word."""
+        queries = words.new_ones(len(words), num_queries)
+        places = torch.arange(len(words) * (num_queries + words.shape[1]), device=words.device).view(len(words), -1)
+        of_words = places[:, num_queries:][words.bool()]
+        return cls(
+            num_queries,
+            torch.cat([queries, words], dim=1).bool(),
+            torch.cat([places[:, :num_queries].flatten(), of_words]),
+        )
+
+    @property
+    def attend(self) -> Bool[Tensor, "batch 1 1 length"] | None:
+        """The mask as attention takes it: (batch, head, from, to)."""
+        return None if self.mask is None else self.mask[:, None, None]
+
+    def rows(self, sequences: Float[Tensor, "batch length width"]) -> Float[Tensor, "rows width"]:
+        """Return the rows of padded sequences."""
+        flat = sequences.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def sequences(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "batch length width"]:
+        """Return the padded sequences of rows; padding is zero."""
+        if self.mask is None or self.places is None:
+            return rows.unflatten(0, (-1, self.num_queries))
+        padding = rows.new_zeros(self.mask.numel(), rows.shape[1])
+        return padding.index_copy(0, self.places, rows).unflatten(0, self.mask.shape)
+
+    def split(
+        self, rows: Float[Tensor, "rows width"]
+    ) -> tuple[Float[Tensor, "batch queries width"], Float[Tensor, "words width"] | None]:
+        """Return the queries of every sequence, and the rows of all words."""
+        if self.mask is None:
+            return self.sequences(rows), None
+        num_query_rows = len(self.mask) * self.num_queries
+        queries, words = rows.split([num_query_rows, len(rows) - num_query_rows])
+        return queries.unflatten(0, (-1, self.num_queries)), words
+
+
+class SelfAttention(nn.Module):
+    """The library's attention of a sequence to itself, with its weights and results, on rows: padding costs nothing
+    but a place in the products of attention weights."""
+
+    def __init__(self, attention: Blip2QFormerMultiHeadAttention) -> None:
+        super().__init__()
+        self.query, self.key, self.value = attention.query, attention.key, attention.value
+        self.num_attention_heads = attention.num_attention_heads
+        self.scaling = attention.scaling
+        self.attention_dropout = attention.attention_dropout
+
+    def forward(
+        self, hidden_states: Float[Tensor, "rows hidden"], *, layout: Layout, **_: Any
+    ) -> tuple[Float[Tensor, "rows hidden"], None]:
+        """Return what each row sees of its own sequence; the weights are not kept."""
+        query, key, value = (
+            layout.sequences(linear(hidden_states)).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )
+        seen = nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=layout.attend,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            scale=self.scaling,
+        )
+        return layout.rows(seen.transpose(1, 2).flatten(2)), None
 
 
 class FewQueriesAttention(nn.Module):

@@ -23,7 +23,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2T
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
 from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
-from composir.models.attention import FewQueriesAttention
+from composir.models.attention import FewQueriesAttention, Layout, SelfAttention
 from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
@@ -167,7 +167,7 @@ class Composer(nn.Module):
         qformer._attn_implementation = "sdpa"
         self.text_embeddings = Blip2TextEmbeddings(qformer)
         self.qformer = Blip2QFormerModel(qformer)
-        self._let_few_queries_look()
+        self._replace_attention()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.prompt_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.vision_proj = nn.Linear(config.hidden_size, config.embed_dim)
@@ -198,12 +198,14 @@ class Composer(nn.Module):
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
 
-    def _let_few_queries_look(self) -> None:
-        """Replace the library's attention where few queries look at many states: at the image, in the last layer."""
+    def _replace_attention(self) -> None:
+        """Replace the library's attention: to the image and in the last layer few queries look at many states."""
         layers = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
-        looking = [layer.crossattention for layer in layers if layer.has_cross_attention]
-        for attention in (*looking, layers[-1].attention):
+        *others, last = (layer.attention for layer in layers)
+        for attention in (*(layer.crossattention for layer in layers if layer.has_cross_attention), last):
             attention.register_module("attention", FewQueriesAttention(attention.attention))
+        for attention in others:
+            attention.register_module("attention", SelfAttention(attention.attention))
 
     @property
     def device(self) -> torch.device:
@@ -223,40 +225,40 @@ class Composer(nn.Module):
 
     def _read(
         self,
-        embeddings: Float[Tensor, "batch length hidden"],
-        mask: Int[Tensor, "batch length"] | None,
+        queries: Float[Tensor, "batch_or_1 queries hidden"],
+        words: Float[Tensor, "batch words hidden"] | None = None,
+        mask: Int[Tensor, "batch words"] | None = None,
         image_tokens: Float[Tensor, "batch tokens width"] | None = None,
         *,
         at: slice,
     ) -> Float[Tensor, "batch read hidden"]:
-        """Return the Q-Former's last hidden states at some positions; with image tokens, the queries, which lead.
+        """Return the Q-Former's last hidden states at some positions; queries come first, words behind them.
 
-        The same as ``Blip2QFormerModel`` gives there, but the last layer is computed for what is read of it alone.
+        The same as ``Blip2QFormerModel`` gives there, but nothing is computed for padding, and of the last layer only
+        what is read. With image tokens the queries look at them, and only queries can be read.
         """
-        num_queries = 0 if image_tokens is None else self.config.num_query_tokens
-        attend = None if mask is None else mask[:, None, None, :].bool()  # (batch, head, from, to)
-        hidden = self.qformer.dropout(self.qformer.layernorm(embeddings))
+        if words is None or mask is None:
+            layout, embeddings = Layout(queries.shape[1]), queries
+        else:
+            layout = self._layout(mask)
+            embeddings = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
+        rows = self.qformer.dropout(self.qformer.layernorm(layout.rows(embeddings)))
         *layers, last = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
         for layer in layers:
             if self.gradient_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, attend, image_tokens, query_length=num_queries, use_reentrant=False)
+                rows = checkpoint(_pass_layer, layer, rows, layout, image_tokens, use_reentrant=False)
             else:
-                hidden = layer(hidden, attend, image_tokens, query_length=num_queries)
-        read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=attend)
+                rows = _pass_layer(layer, rows, layout, image_tokens)
+        hidden = layout.sequences(rows)
+        read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=layout.attend)
         if image_tokens is None:
             return last.feed_forward_chunk(read)
         if last.has_cross_attention:
             read = last.crossattention(read, encoder_hidden_states=image_tokens)
         return last.feed_forward_chunk_query(read)
 
-    def _with_queries(
-        self,
-        queries: Float[Tensor, "batch queries hidden"],
-        text: Float[Tensor, "batch words hidden"],
-        mask: Tensor,
-    ) -> tuple[Float[Tensor, "batch length hidden"], Int[Tensor, "batch length"]]:
-        ones = mask.new_ones(mask.shape[0], queries.shape[1])
-        return torch.cat([queries, text], dim=1), torch.cat([ones, mask], dim=1)
+    def _layout(self, mask: Int[Tensor, "batch words"]) -> Layout:
+        return Layout.of(self.config.num_query_tokens, mask)
 
     def _adapt(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
         return image_tokens if self.adapter is None else self.adapter(image_tokens)
@@ -293,9 +295,8 @@ class Composer(nn.Module):
         tokens = self._normalised(image_tokens)
         for fuse in self._fusions_at("tokens"):
             tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
-        queries = self.query_tokens.expand(len(text), -1, -1)
-        embeddings, mask = self._with_queries(queries, text, attention_mask)
-        return self._read(embeddings, mask, self._adapt(tokens), at=slice(self.config.num_query_tokens))
+        queries = slice(self.config.num_query_tokens)
+        return self._read(self.query_tokens, text, attention_mask, self._adapt(tokens), at=queries)
 
     def compose(
         self,
@@ -325,9 +326,8 @@ class Composer(nn.Module):
         num_words: int,
     ) -> Float[Tensor, "batch read hidden"]:
         """Return the hidden states of the first words behind queries, no picture read; [CLS] is the first of them."""
-        embeddings, mask = self._with_queries(queries, text, attention_mask)
         cls = self.config.num_query_tokens
-        return self._read(embeddings, mask, at=slice(cls, cls + num_words))
+        return self._read(queries, text, attention_mask, at=slice(cls, cls + num_words))
 
     def _parts(
         self,
@@ -406,7 +406,7 @@ class Composer(nn.Module):
         if self.training and self.config.dropout:  # else all pictures meet the same queries, made ready once
             queries = queries.expand(len(image_tokens), -1, -1)
         tokens = self._adapt(self._normalised(image_tokens))
-        return self._read(queries, None, tokens, at=slice(None))
+        return self._read(queries, image_tokens=tokens, at=slice(None))
 
     def encode_prompt(
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
@@ -443,9 +443,8 @@ class Composer(nn.Module):
         the reference and a candidate, in this order, SPRC's re-ranking. The gate has no part in it.
         """
         tokens = torch.cat([self._adapt(self._normalised(picture)) for picture in pictures], dim=1)
-        queries = self.query_tokens.expand(len(input_ids), -1, -1)
-        embeddings, mask = self._with_queries(queries, self.text_embeddings(input_ids), attention_mask)
-        hidden = self._read(embeddings, mask, tokens, at=slice(self.config.num_query_tokens))
+        text, queries = self.text_embeddings(input_ids), slice(self.config.num_query_tokens)
+        hidden = self._read(self.query_tokens, text, attention_mask, tokens, at=queries)
         return self.itm_head(hidden)[..., 1].mean(dim=1)
 
     def gate_values(
@@ -572,3 +571,20 @@ class Composer(nn.Module):
         With a ``target`` also its score, and what each patch of either picture is worth to it.
         """
         return trace(self, image, text, target)
+
+
+def _pass_layer(
+    layer: Blip2QFormerLayer,
+    rows: Float[Tensor, "rows hidden"],
+    layout: Layout,
+    image_tokens: Float[Tensor, "batch tokens width"] | None,
+) -> Float[Tensor, "rows hidden"]:
+    """Return the rows behind a layer; with image tokens the queries look at them, and have their own feed-forward."""
+    rows = layer.attention(rows, layout=layout)
+    if image_tokens is None:
+        return layer.feed_forward_chunk(rows)
+    queries, words = layout.split(rows)
+    if layer.has_cross_attention:
+        queries = layer.crossattention(queries, encoder_hidden_states=image_tokens)
+    queries = layer.feed_forward_chunk_query(queries).flatten(0, 1)
+    return queries if words is None else torch.cat([queries, layer.feed_forward_chunk(words)])

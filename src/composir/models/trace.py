@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from composir.data.images import read_image
+from composir.models.attention import Layout
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import GatedFusion
 from composir.scoring import similarity
@@ -294,8 +295,9 @@ class _Watcher:
 
     def on_start(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         """A pass begins: only with a sentence is there something to mask."""
-        masks = (named.get("attention_mask"), named.get("encoder_attention_mask"))
-        self.with_text = any(mask is not None for mask in masks)
+        layout: Layout | None = named.get("layout")  # of all layers but the last, which is given the mask alone
+        mask = named.get("encoder_attention_mask") if layout is None else layout.mask
+        self.with_text = mask is not None
         self.attentions = []
 
     @torch.no_grad()
