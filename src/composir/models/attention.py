@@ -122,14 +122,16 @@ class FewQueriesAttention(nn.Module):
         """Return what each query sees of the tokens, and its weights over them; those masked False have weight 0."""
         heads = (self.num_attention_heads, -1)
         query = self.query(hidden_states).unflatten(-1, heads) * self.scaling
-        asked = torch.einsum("bqhd,hdw->bhqw", query, self.key.weight.unflatten(0, heads)).flatten(1, 2)
-        scores = torch.einsum("brw,btw->brt", asked, encoder_hidden_states)  # (batch, heads x queries, tokens)
+        # In the order (queries, heads) the products on either side read what lies there; (heads, queries) would copy.
+        asked = torch.einsum("bqhd,hdw->bqhw", query, self.key.weight.unflatten(0, heads)).flatten(1, 2)
+        scores = torch.einsum("brw,btw->brt", asked, encoder_hidden_states)  # (batch, queries x heads, tokens)
         if encoder_attention_mask is not None:
             scores = scores.masked_fill(~encoder_attention_mask[:, 0], -torch.inf)
         weights = nn.functional.dropout(scores.softmax(dim=-1), self.attention_dropout, self.training)
-        seen = (weights @ encoder_hidden_states).unflatten(1, heads)  # (batch, heads, queries, width)
-        context = torch.einsum("bhqw,hdw->bqhd", seen, self.value.weight.unflatten(0, heads))
+        seen = (weights @ encoder_hidden_states).unflatten(1, (-1, self.num_attention_heads))
+        context = torch.einsum("bqhw,hdw->bqhd", seen, self.value.weight.unflatten(0, heads))
         bias = self.value.bias.unflatten(0, heads)
+        weights = weights.unflatten(1, (-1, self.num_attention_heads)).transpose(1, 2)
         if self.training and self.attention_dropout:  # else the weights sum to 1
-            bias = bias * weights.sum(dim=-1).unflatten(1, heads).transpose(1, 2).unsqueeze(-1)
-        return (context + bias).flatten(2), weights.unflatten(1, heads)
+            bias = bias * weights.sum(dim=-1).transpose(1, 2).unsqueeze(-1)
+        return (context + bias).flatten(2), weights
