@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer
 
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
 from composir.evaluation import load_rankings, measure
+from composir.models.attention import SelfAttention
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
@@ -219,11 +219,14 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_rec
 
 def test_cached_training_equals_uncached(make_recipe, tmp_path):
     cached = train(make_recipe(), cache_dir=tmp_path / "cache").run
-    for cache in ({"cache_dir": tmp_path / "cache"}, {"cache_dir": tmp_path / "other"}, {"cache": "memory"}):
+    caches = (
+        {"cache_dir": tmp_path / "cache"},
+        {"cache_dir": tmp_path / "other"},
+        {"cache": "memory"},
+        {"cache": "off"},
+    )
+    for cache in caches:
         assert_same_weights(cached, train(make_recipe(), **cache).run)
-    uncached = weights_of(train(make_recipe(), cache="off").run)
-    for name, weight in weights_of(cached).items():  # the tower between the steps moves the last bit of a product
-        torch.testing.assert_close(uncached[name], weight, rtol=0, atol=1e-5)
 
 
 def test_deterministic_holds_for_the_steps_and_no_longer(make_recipe, monkeypatch):
@@ -265,9 +268,9 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(make_recipe):
 
 def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(make_recipe, monkeypatch):
     passes = []
-    forward = Blip2QFormerLayer.forward
+    forward = SelfAttention.forward
     monkeypatch.setattr(
-        Blip2QFormerLayer, "forward", lambda self, *args, **named: passes.append(1) or forward(self, *args, **named)
+        SelfAttention, "forward", lambda self, *args, **named: passes.append(1) or forward(self, *args, **named)
     )
     runs, counts = [], []
     for is_on in (False, True):

@@ -84,14 +84,16 @@ class SelfAttention(nn.Module):
             layout.sequences(linear(hidden_states)).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )
-        seen = nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=layout.attend,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            scale=self.scaling,
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        if value.dtype == torch.bfloat16 and value.device.type == "cpu":  # the fused kernel is slow there (backward)
+            scores = query * self.scaling @ key.transpose(2, 3)
+            if layout.attend is not None:
+                scores = scores.masked_fill(~layout.attend, -torch.inf)
+            seen = nn.functional.dropout(scores.softmax(dim=-1), dropout) @ value
+        else:
+            seen = nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=layout.attend, dropout_p=dropout, scale=self.scaling
+            )
         return layout.rows(seen.transpose(1, 2).flatten(2)), None
 
 

@@ -94,7 +94,8 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return image tokens in fp16 of uint8 pixels (batch, 3, size, size), whatever way they are then kept."""
         scaled = (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
-        return self.network(scaled.to(self.dtype_on(scaled.device))).half()
+        tokens = self.network(scaled.to(self.dtype_on(scaled.device))).half()
+        return tokens.contiguous()  # as those out of a cache are: products of other strides round otherwise
 
     def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch tokens width"]:
         """Return the image tokens of RGB pictures, fp16 (batch, tokens, width)."""
