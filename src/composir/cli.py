@@ -1537,6 +1537,30 @@ def benchmark_gate(
     return 0
 
 
+@benchmark_app.command("methods")
+def benchmark_methods(
+    backbone: BenchmarkBackbone = "mini",
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 32,
+    repeats: Repeats = 5,
+    processor_time: ProcessorTime = False,
+    json_: Json = False,
+) -> int:
+    """Take training steps with each fusion, loss and kind of negatives, beside those of SPRC."""
+    from composir.benchmark import benchmark_methods as run
+
+    _require_free_backbone(backbone)
+    with _Bars() as bars:
+        document = run(
+            backbone=backbone,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
 @benchmark_app.command("features")
 def benchmark_features(
     backbone: BenchmarkBackbone = "real",

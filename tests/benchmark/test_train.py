@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from composir.benchmark import benchmark_gate, benchmark_train
 from composir.benchmark.processes import Measured
 from composir.benchmark.steps import LADDER, OURS, PUBLISHED, Step, make_batch, make_model
+from composir.losses import hard_negative_loss
+from composir.models.fusion import FUSIONS
 
 
 def test_every_rung_has_the_losses_and_gradients_of_the_published_way():
@@ -79,6 +82,23 @@ def test_the_gate_is_measured_beside_its_bound(run, monkeypatch):
     code, _, err = run("benchmark", "gate", "--backbone", "pretrain")
     assert code == 2
     assert "backbone 'pretrain' cannot be measured; expected real, mini, tiny" in err
+
+
+def test_every_method_is_measured(run):
+    code, out, err = run("benchmark", "methods", "--backbone", "tiny", "--batch-size", 3, "--repeats", 1, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    extra = {"gate+attention", "gate+late", "local alignment", "hn-nce", "subset negatives", "mined negatives"}
+    assert set(document["ratios"]) == set(FUSIONS) | extra
+    assert set(document["seconds"]) == set(document["ratios"]) | {"none"}
+    assert all(ratio > 0 for ratio in document["ratios"].values())
+
+
+def test_settings_of_a_step_reach_the_loss():
+    model, batch = make_model("tiny"), make_batch("tiny", 3)
+    plain = Step(model, LADDER[OURS]).gradients(batch)[0]
+    for settings in ({"local": True}, {"contrast": partial(hard_negative_loss, beta=0.5)}):
+        assert abs(Step(model, LADDER[OURS], **settings).gradients(batch)[0] - plain) > 1e-3
 
 
 def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch):

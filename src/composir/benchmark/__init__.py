@@ -3,7 +3,15 @@
 from composir.benchmark.evaluate import benchmark_evaluate
 from composir.benchmark.features import benchmark_features
 from composir.benchmark.gate import benchmark_gate
+from composir.benchmark.methods import benchmark_methods
 from composir.benchmark.search import benchmark_search
 from composir.benchmark.train import benchmark_train
 
-__all__ = ["benchmark_evaluate", "benchmark_features", "benchmark_gate", "benchmark_search", "benchmark_train"]
+__all__ = [
+    "benchmark_evaluate",
+    "benchmark_features",
+    "benchmark_gate",
+    "benchmark_methods",
+    "benchmark_search",
+    "benchmark_train",
+]

@@ -196,10 +196,12 @@ def make_batch(backbone: str, size: int, *, seed: int = 0, token_width: int | No
     return Batch(reference, target, ids, mask)
 
 
-def losses_of(model: Composer, inputs: tuple[Tensor, Tensor, Tensor, Tensor], way: Way) -> dict[str, Tensor]:
-    """Return SPRC's three losses; pass by pass where ``way`` says so."""
+def losses_of(
+    model: Composer, inputs: tuple[Tensor, Tensor, Tensor, Tensor], way: Way, **settings: Any
+) -> dict[str, Tensor]:
+    """Return SPRC's three losses; pass by pass where ``way`` says so, else with ``training_losses``' settings."""
     if not way.separate_passes:
-        return model.training_losses(*inputs)
+        return model.training_losses(*inputs, **settings)
     reference, target, input_ids, mask = inputs
     fused = model.fuse(reference, input_ids, mask)
     query = model.compose(fused, input_ids, mask)
@@ -220,10 +222,15 @@ def make_optimizer(model: Composer, *, per_tensor: bool) -> torch.optim.Optimize
 
 
 class Step:
-    """A model's training step: called with a batch it takes one and returns the total loss before it."""
+    """A model's training step: called with a batch it takes one and returns the total loss before it.
 
-    def __init__(self, model: Composer, way: Way, optimizer: torch.optim.Optimizer | None = None) -> None:
-        self.model, self.way = in_way(model, way), way
+    Settings go to ``training_losses``; with ``local`` its loss counts as much as the contrastive one.
+    """
+
+    def __init__(
+        self, model: Composer, way: Way, optimizer: torch.optim.Optimizer | None = None, **settings: Any
+    ) -> None:
+        self.model, self.way, self.settings = in_way(model, way), way, settings
         self.losses_of = torch.compile(losses_of) if way.compiled else losses_of
         self.optimizer = optimizer or make_optimizer(model, per_tensor=way.per_tensor_optimizer)
 
@@ -239,8 +246,9 @@ class Step:
         device = self.model.device
         reference, target, input_ids, mask = (tensor.to(device) for tensor in batch.inputs(padded=self.way.padded))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.way.bf16):
-            losses = self.losses_of(self.model, (reference, target, input_ids, mask), self.way)
+            losses = self.losses_of(self.model, (reference, target, input_ids, mask), self.way, **self.settings)
             total = losses["loss_itc"] + RTC_WEIGHT * losses["loss_rtc"] + ALIGN_WEIGHT * losses["loss_align"]
+            total = total + losses.get("loss_local", 0.0)
         total.backward()
         return total.detach()
 
