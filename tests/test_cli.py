@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -38,6 +39,18 @@ def test_the_published_command_runs_with_every_flag_it_has(run, shapes_root, tmp
     assert code == 0, err
     assert "best: " in out
     assert "next: composir evaluate --model" in out
+
+
+def test_the_batch_that_fits_is_told(run, shapes_root, tmp_path):
+    code, _, err = run(
+        "train", "--data-root", shapes_root, "--backbone", "tiny", "--max-steps", 1, "--batch-size", "auto",
+        "--output-dir", tmp_path / "models",
+    )  # fmt: skip
+    assert code == 0, err
+    assert re.search(r"^batch size: (2|4|8|16|32)$", err, re.MULTILINE)
+    code, _, err = run("ablate", "--data-root", shapes_root, "--backbone", "tiny", "--batch-size", "auto")
+    assert code == 2
+    assert "trainings are compared at one batch size" in err
 
 
 def test_evaluate_prints_what_the_contract_names(run, trained, shapes_root, tmp_path):

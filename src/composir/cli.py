@@ -214,6 +214,18 @@ class _Bars:
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
+AUTO = "auto"
+
+
+def _int_or_auto(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number and not {AUTO}") from None
+
+
 @app.command(rich_help_panel="Models")
 def train(
     context: typer.Context,
@@ -226,7 +238,12 @@ def train(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = None,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Triplets a step; each other's negatives.")] = None,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            parser=_int_or_auto, metavar="N|auto", help="Triplets a step, each other's negatives; auto: all that fit."
+        ),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     loss_align: Annotated[float | None, typer.Option(help="Weight of the alignment loss.")] = None,
     loss_rtc: Annotated[float | None, typer.Option(help="Weight of the text-to-target loss.")] = None,
@@ -278,7 +295,7 @@ def train(
     from composir.training import train as run_training
 
     start = time.perf_counter()
-    given = _given(context.params, settings)
+    given, largest_batch = _given(context.params, settings), False
     if resume is not None:
         if given or config:
             raise ComposirError(
@@ -287,10 +304,19 @@ def train(
             )
         recipe = resume_recipe(resume)
     else:
+        if largest_batch := given.get("batch_size") == AUTO:
+            del given["batch_size"]
         recipe = load_recipe(given, config)
     _warn_of_learning_rate(recipe, given)
     with _Bars() as bars:
-        result = run_training(recipe, resume=resume, observer=_TrainBars(bars), cache=cache, cache_dir=cache_dir)
+        result = run_training(
+            recipe,
+            resume=resume,
+            observer=_TrainBars(bars, tells_batch=largest_batch),
+            cache=cache,
+            cache_dir=cache_dir,
+            largest_batch=largest_batch,
+        )
     if result.interrupted:
         err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
         return INTERRUPTED
@@ -366,8 +392,8 @@ def _tell_features(bars: _Bars, done: int, total: int, num_bytes: int) -> None:
 class _TrainBars:
     """Draws a training run as progress bars, and every validation as a line."""
 
-    def __init__(self, bars: _Bars) -> None:
-        self.bars = bars
+    def __init__(self, bars: _Bars, *, tells_batch: bool = False) -> None:
+        self.bars, self.tells_batch = bars, tells_batch
         self.num_steps = 0
         self.first_step = 0
         self.images_per_step = 0
@@ -382,6 +408,8 @@ class _TrainBars:
         self.images_per_step = recipe.batch_size * recipe.gradient_accumulation * (2 + recipe.subset_negatives)
         self.start = time.perf_counter()
         err.print(f"run folder: {run}", soft_wrap=True)
+        if self.tells_batch:
+            err.print(f"batch size: {recipe.batch_size}")
 
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)
@@ -431,6 +459,8 @@ def ablate(
             "ablate has seeds and stopped trainings of its own",
             fix="leave --resume and --seed out; --seeds gives the seeds, and the same command again goes on",
         )
+    if parameters["batch_size"] == AUTO:
+        raise ComposirError("trainings are compared at one batch size", fix="give --batch-size a number")
     with _Bars() as bars:
         ablation = run_ablation(
             _given(parameters, parameters["settings"]),

@@ -23,6 +23,7 @@ from composir.models.attention import SelfAttention
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
+from composir.training.memory import StepMemory
 
 
 @pytest.fixture
@@ -268,6 +269,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(make_recipe):
 
 def test_gradient_checkpointing_computes_layers_again_and_changes_nothing(make_recipe, monkeypatch):
     passes = []
+    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(0, 0))  # it takes passes of its own
     forward = SelfAttention.forward
     monkeypatch.setattr(
         SelfAttention, "forward", lambda self, *args, **named: passes.append(1) or forward(self, *args, **named)
@@ -539,10 +541,30 @@ def test_broken_data_is_told_before_a_run_folder_is_made(make_recipe, shapes_roo
     assert not list((tmp_path / "models").glob("*"))
 
 
+def test_the_largest_batch_that_fits_is_taken_and_written_down(make_recipe, monkeypatch):
+    mebibyte = 2**20
+    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(10 * mebibyte, 100 * mebibyte, margin=2.0))
+    monkeypatch.setattr(loop, "available_memory", lambda: 950 * mebibyte)
+    run = train(make_recipe(batch_size=2, max_steps=1), largest_batch=True).run
+    assert read_toml(run / "recipe.toml")["batch_size"] == 4
+    monkeypatch.setattr(loop, "available_memory", lambda: 250 * mebibyte)
+    with pytest.raises(ComposirError, match=r"not even two triplets fit into the 262\.1 MB of memory that are left"):
+        train(make_recipe(), largest_batch=True)
+    monkeypatch.setattr(loop, "available_memory", lambda: None)
+    with pytest.raises(ComposirError, match="--batch-size auto measures"):
+        train(make_recipe(), largest_batch=True)
+
+
 def test_a_run_that_will_not_fit_is_refused_before_the_first_step(make_recipe, monkeypatch):
     monkeypatch.setattr(loop, "available_memory", lambda: 1000)
     with pytest.raises(ComposirError, match=r"gradients and optimiser alone need .* kB of memory, 1\.0 kB are left"):
         train(make_recipe())
+    gibibyte = 2**30
+    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(0, gibibyte, margin=2.0))
+    monkeypatch.setattr(loop, "available_memory", lambda: 7 * gibibyte)
+    with pytest.raises(ComposirError, match=r"a step of 8 triplets needs 8\.6 GB of memory, 7\.5 GB are left") as error:
+        train(make_recipe(batch_size=8))
+    assert error.value.fix.startswith("--batch-size 2 with --set gradient_accumulation=4, or ")
     monkeypatch.setattr(loop, "available_memory", lambda: None)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
 from composir.models.trace import Reading, patches, watch
 from composir.plots import GRADIENT_PREFIX, heat, plot_curves
+from composir.training.memory import StepMemory, measure_step
 from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
@@ -136,8 +137,12 @@ def train(
     observer: Observer | None = None,
     cache: str = DISK,
     cache_dir: Path | None = None,
+    largest_batch: bool = False,
 ) -> TrainResult:
     """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
+
+    With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
+    is what a query is compared with, so that another machine may train otherwise.
 
     Before the first step all annotations and all images are checked. An interrupt (Ctrl-C, SIGTERM) finishes the
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
@@ -161,6 +166,8 @@ def train(
                 cache=cache,
                 cache_dir=cache_dir,
             )
+            if largest_batch:
+                run.take_largest_batch()
             run.require_room()
         with parallel.together(accelerator.device):
             run.fill((parallel.process_index(), parallel.num_processes()))
@@ -354,34 +361,66 @@ class _Run:
             self.contrast = partial(self.contrast, beta=recipe.hard_negative_beta, alpha=recipe.hard_negative_alpha)
         self.mined: Mined = {}
         self.tokens = make_cache(self.model.tower, cache, cache_dir, num_workers=recipe.num_workers)
-        batches = math.ceil(len(self.triplets) / recipe.batch_size)
         self.parts = self._parts()
         of_val = [(split, query) for split in val_splits for query in split.queries]
         self.examples = [
             (split.images[query.reference], query.text, self._square(split.images[query.reference]))
             for split, query in (of_val[0], of_val[len(of_val) // 2])
         ]
-        self.steps_per_epoch = math.ceil(batches / recipe.gradient_accumulation)
-        all_steps = self.steps_per_epoch * recipe.num_epochs
-        self.num_steps = min(all_steps, recipe.max_steps) if recipe.max_steps else all_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps, the last of them of what is left."""
+        return math.ceil(math.ceil(len(self.triplets) / self.recipe.batch_size) / self.recipe.gradient_accumulation)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        all_steps = self.steps_per_epoch * self.recipe.num_epochs
+        return min(all_steps, self.recipe.max_steps) if self.recipe.max_steps else all_steps
 
     def fill(self, share: tuple[int, int] = (0, 1)) -> None:
         """Make the tokens of all images present, or of a share of them, for several processes at once."""
         tell = _with_size(self.tokens, self.observer.on_features)
         fill_splits(self.tokens, [*self.train_splits, *self.val_splits], tell, share=share)
 
+    def take_largest_batch(self) -> None:
+        """Let the batch be the largest power of two that fits; raise ``ComposirError`` where none can be told."""
+        available = self._available_memory()
+        if parallel.num_processes() > 1 or available is None:
+            raise ComposirError(
+                "--batch-size auto measures one process on a machine that tells its memory",
+                fix="give --batch-size a number: what one process can hold, times the processes",
+            )
+        size = self.step_memory.largest_batch(available - self._optimizer_bytes)
+        size = min(size, 2 ** (len(self.triplets).bit_length() - 1))
+        if size < 2:
+            raise ComposirError(
+                f"not even two triplets fit into the {size_text(available)} of memory that are left",
+                fix="--set gradient_checkpointing=true, a smaller --backbone, or a machine with more memory",
+            )
+        self.recipe = self.recipe.model_copy(update={"batch_size": size})
+
     def require_room(self) -> None:
         """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
         own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
-        trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
-        needed = 3 * trained  # gradients, and AdamW's two means
-        device = self.accelerator.device
-        available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-        if available is not None and needed > available:
+        available, size = self._available_memory(), self.recipe.batch_size
+        trained = self._optimizer_bytes // 2
+        always = self._optimizer_bytes + trained  # the gradients
+        if available is not None and always > available:
             raise ComposirError(
-                f"gradients and optimiser alone need {size_text(needed)} of memory, {size_text(available)} are left",
+                f"gradients and optimiser alone need {size_text(always)} of memory, {size_text(available)} are left",
                 fix="a smaller --backbone, or a machine with more memory",
             )
+        if available is not None and parallel.num_processes() == 1:
+            needed = self._optimizer_bytes + self.step_memory.of(size)
+            if needed > available:
+                fitting = self.step_memory.largest_batch(available - self._optimizer_bytes)
+                smaller = f"--batch-size {fitting} with --set gradient_accumulation={size // max(fitting, 1)}, or "
+                raise ComposirError(
+                    f"a step of {size} triplets needs {size_text(needed)} of memory, {size_text(available)} are left",
+                    fix=(smaller if fitting else "") + "--set gradient_checkpointing=true",
+                )
         if self.recipe.save_training:
             # last/ holds the weights and AdamW's means, and best/ the weights; each is replaced by a whole new one.
             require_space(
@@ -390,6 +429,26 @@ class _Run:
                 what="the last and the best state of this run",
                 fix="give an --output-dir on a larger disk",
             )
+
+    def _available_memory(self) -> int | None:
+        device = self.accelerator.device
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+    @property
+    def _optimizer_bytes(self) -> int:
+        """Of AdamW's two means."""
+        return 2 * sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+
+    @cached_property
+    def step_memory(self) -> StepMemory:
+        """What a step of this recipe takes."""
+        return measure_step(
+            self.model,
+            [query.text for _, query in self.triplets],
+            pictures_per_triplet=2 + self.recipe.subset_negatives,
+            local=self.recipe.loss_local > 0,
+            autocast=lambda: self.accelerator.autocast(),
+        )
 
     # -- start -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,125 @@
+"""How much memory a training step takes, measured on a few triplets before the first one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from composir.models.composer import Composer
+
+FEW, MORE = 2, 6
+"""Triplets of the two steps that are measured."""
+MOST = 1024
+"""The largest batch that is ever chosen."""
+CPU_MARGIN = 2.0
+"""What a batch is chosen with on a CPU: there the C library keeps what tensors have left, and resident memory was 1.1
+to 2.1 times what lived in tensors (docs/performance.md). A GPU's figure is its allocator's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """What a forward and a backward pass need at their peak, as a line over the triplets of a batch."""
+
+    fixed: int
+    """Bytes whatever the batch: gradients, weights in another precision."""
+    per_triplet: int
+    margin: float = 1.0
+
+    def of(self, batch_size: int) -> int:
+        """Return the bytes that live in tensors at the peak: less than this is surely too little."""
+        return self.fixed + self.per_triplet * batch_size
+
+    def largest_batch(self, available: int) -> int:
+        """Return the largest power of two of triplets that fit into so many bytes with the margin; 0 without one."""
+        sizes = [2**power for power in range(1, MOST.bit_length())]
+        return max((size for size in sizes if self.margin * self.of(size) <= available), default=0)
+
+
+def measure_step(
+    model: Composer,
+    texts: Sequence[str],
+    *,
+    pictures_per_triplet: int = 2,
+    local: bool = False,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> StepMemory:
+    """Return what a step of a model with a tower takes, beside what is there before and after it.
+
+    Measured on random tokens of a few triplets with some of ``texts``; nothing is learned, no random number is used up.
+    """
+    tower, device = model.tower, model.device
+    if tower is None:
+        raise RuntimeError("this model was built without a vision tower, which says how many tokens a picture has")
+    num_tokens, width = tower.num_tokens, tower.width
+
+    def step(size: int) -> None:
+        ids, mask = model.tokenize([texts[number % len(texts)] for number in range(size)])
+        tokens = torch.rand(size * pictures_per_triplet, num_tokens, width, device=device).half()
+        with autocast():
+            losses = model.training_losses(tokens[:size], tokens[size:], ids, mask, local=local)
+            total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        model.zero_grad()
+
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        step(FEW)  # what is only made once
+        few, more = (_peak(lambda size=size: step(size), device) for size in (FEW, MORE))
+    model.train(was_training)
+    per_triplet = max(more - few, 0) // (MORE - FEW)
+    margin = 1.0 if device.type == "cuda" else CPU_MARGIN
+    return StepMemory(max(few - FEW * per_triplet, 0), per_triplet, margin)
+
+
+def _peak(work: Callable[[], None], device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Tracker() as tracker:
+        work()
+    return tracker.peak
+
+
+class _Tracker(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage().data_ptr() for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)
+        }
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
