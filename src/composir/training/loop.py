@@ -392,7 +392,7 @@ class _Run:
                 "--batch-size auto measures one process on a machine that tells its memory",
                 fix="give --batch-size a number: what one process can hold, times the processes",
             )
-        size = self.step_memory.largest_batch(available - self._optimizer_bytes)
+        size = self.step_memory.largest_batch(available - self._trained_bytes * 3)
         size = min(size, 2 ** (len(self.triplets).bit_length() - 1))
         if size < 2:
             raise ComposirError(
@@ -405,17 +405,17 @@ class _Run:
         """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
         own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
         available, size = self._available_memory(), self.recipe.batch_size
-        trained = self._optimizer_bytes // 2
-        always = self._optimizer_bytes + trained  # the gradients
-        if available is not None and always > available:
+        trained = self._trained_bytes
+        if available is not None and 3 * trained > available:
             raise ComposirError(
-                f"gradients and optimiser alone need {size_text(always)} of memory, {size_text(available)} are left",
+                f"gradients and optimiser alone need {size_text(3 * trained)} of memory, "
+                f"{size_text(available)} are left",
                 fix="a smaller --backbone, or a machine with more memory",
             )
         if available is not None and parallel.num_processes() == 1:
-            needed = self._optimizer_bytes + self.step_memory.of(size)
+            needed = 2 * trained + self.step_memory.of(size)
             if needed > available:
-                fitting = self.step_memory.largest_batch(available - self._optimizer_bytes)
+                fitting = self.step_memory.largest_batch(available - 3 * trained)
                 smaller = f"--batch-size {fitting} with --set gradient_accumulation={size // max(fitting, 1)}, or "
                 raise ComposirError(
                     f"a step of {size} triplets needs {size_text(needed)} of memory, {size_text(available)} are left",
@@ -435,9 +435,9 @@ class _Run:
         return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
     @property
-    def _optimizer_bytes(self) -> int:
-        """Of AdamW's two means."""
-        return 2 * sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+    def _trained_bytes(self) -> int:
+        """Of the trained weights; their gradients take as much, and AdamW's means twice as much."""
+        return sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
 
     @cached_property
     def step_memory(self) -> StepMemory:
@@ -447,7 +447,7 @@ class _Run:
             [query.text for _, query in self.triplets],
             pictures_per_triplet=2 + self.recipe.subset_negatives,
             local=self.recipe.loss_local > 0,
-            autocast=lambda: self.accelerator.autocast(),
+            autocast=self.accelerator.autocast,  # pyright: ignore[reportArgumentType]  # its stub has no default
         )
 
     # -- start -----------------------------------------------------------------------------------------------------

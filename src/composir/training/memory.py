@@ -1,4 +1,4 @@
-"""How much memory a training step takes, measured on a few triplets before the first one."""
+"""How much memory a batch takes in training, measured on a few triplets before the first step."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ FEW, MORE = 2, 6
 """Triplets of the two steps that are measured."""
 MOST = 1024
 """The largest batch that is ever chosen."""
-CPU_MARGIN = 2.0
-"""What a batch is chosen with on a CPU: there the C library keeps what tensors have left, and resident memory was 1.1
-to 2.1 times what lived in tensors (docs/performance.md). A GPU's figure is its allocator's own."""
+MARGIN = 1.25
+"""What a batch is chosen with: resident memory was 0.7 to 1.15 times as much (docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """What a forward and a backward pass need at their peak, as a line over the triplets of a batch."""
+    """What a forward pass keeps for the backward pass, as a line over the triplets of a batch."""
 
     fixed: int
-    """Bytes whatever the batch: gradients, weights in another precision."""
+    """Bytes whatever the batch: weights in another precision."""
     per_triplet: int
-    margin: float = 1.0
 
     def of(self, batch_size: int) -> int:
-        """Return the bytes that live in tensors at the peak: less than this is surely too little."""
+        """Return the bytes of a batch: less than this is surely too little."""
         return self.fixed + self.per_triplet * batch_size
 
     def largest_batch(self, available: int) -> int:
         """Return the largest power of two of triplets that fit into so many bytes with the margin; 0 without one."""
         sizes = [2**power for power in range(1, MOST.bit_length())]
-        return max((size for size in sizes if self.margin * self.of(size) <= available), default=0)
+        return max((size for size in sizes if MARGIN * self.of(size) <= available), default=0)
 
 
 def measure_step(
@@ -52,36 +50,40 @@ def measure_step(
     local: bool = False,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StepMemory:
-    """Return what a step of a model with a tower takes, beside what is there before and after it.
+    """Return what a step of a model with a tower keeps, beside what is there before it.
 
-    Measured on random tokens of a few triplets with some of ``texts``; nothing is learned, no random number is used up.
+    Measured on the forward passes of a few random triplets with some of ``texts``; no random number is used up. With
+    gradient checkpointing it is what one layer makes again, too.
     """
     tower, device = model.tower, model.device
     if tower is None:
         raise RuntimeError("this model was built without a vision tower, which says how many tokens a picture has")
-    num_tokens, width = tower.num_tokens, tower.width
+    shape = (tower.num_tokens, tower.width)
 
-    def step(size: int) -> None:
+    def peak(size: int) -> int:
         ids, mask = model.tokenize([texts[number % len(texts)] for number in range(size)])
-        tokens = torch.rand(size * pictures_per_triplet, num_tokens, width, device=device).half()
+        tokens = torch.rand(size * pictures_per_triplet, *shape, device=device).half()
         with autocast():
-            losses = model.training_losses(tokens[:size], tokens[size:], ids, mask, local=local)
-            total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        model.zero_grad()
+            return _peak(lambda: model.training_losses(tokens[:size], tokens[size:], ids, mask, local=local), device)
 
-    was_training = model.training
+    def line() -> tuple[int, int]:
+        few, more = peak(FEW), peak(MORE)
+        per_triplet = max(more - few, 0) // (MORE - FEW)
+        return max(few - FEW * per_triplet, 0), per_triplet
+
+    was_training, checkpointing = model.training, model.gradient_checkpointing
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        step(FEW)  # what is only made once
-        few, more = (_peak(lambda size=size: step(size), device) for size in (FEW, MORE))
+        fixed, per_triplet = line()
+        if checkpointing:
+            model.gradient_checkpointing = False
+            per_triplet += line()[1] // model.config.num_hidden_layers
     model.train(was_training)
-    per_triplet = max(more - few, 0) // (MORE - FEW)
-    margin = 1.0 if device.type == "cuda" else CPU_MARGIN
-    return StepMemory(max(few - FEW * per_triplet, 0), per_triplet, margin)
+    model.gradient_checkpointing = checkpointing
+    return StepMemory(fixed, per_triplet)
 
 
-def _peak(work: Callable[[], None], device: torch.device) -> int:
+def _peak(work: Callable[[], object], device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
