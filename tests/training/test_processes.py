@@ -20,12 +20,12 @@ from composir.training import load_recipe, resume_recipe, train
 AT_START = """
 import composir.training.loop as loop
 begin = loop._Silent.on_start
-from composir.cli import _TrainBars
-tell_start = _TrainBars.on_start
+from composir.cli.train import TrainBars
+tell_start = TrainBars.on_start
 def on_start(self, *told):
     tell_start(self, *told)
     at_start()
-_TrainBars.on_start = on_start
+TrainBars.on_start = on_start
 """
 
 SIGNAL = """

@@ -1,0 +1,111 @@
+"""The command line: the only place that prints. Figures go to stdout, progress and logs to stderr."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from composir.cli.common import INTERRUPTED, MAX_PROBLEMS_PRINTED, USER_ERROR, app, count_problems, err, one_line
+from composir.errors import ComposirError, ProblemsError, nearest
+
+for _module in ("start", "train", "evaluate", "models", "search", "data", "benchmark"):  # as --help lists them
+    import_module(f"composir.cli.{_module}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, ``--debug`` shows where it came from."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
+    if not debug:
+        logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
+        # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
+        warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+    code = USER_ERROR
+    try:
+        _meet_other_processes(arguments)
+        code = app(arguments, prog_name="composir", standalone_mode=False) or 0
+    except (typer.Exit, SystemExit) as stop:
+        code = getattr(stop, "exit_code", getattr(stop, "code", 0)) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        code = INTERRUPTED
+    except ComposirError as error:
+        if debug:
+            raise
+        _print_error(_summary(error))
+    except OSError as error:  # a path that cannot be written, a full disk
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        fix = "check the path, its permissions and the space on its disk; --debug shows where it happened"
+        _print_error(f"{place}{error.strerror or error}; fix: {fix}")
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            raise
+        _print_error(_usage_error(error, arguments))
+    sys.exit(code)
+
+
+def _meet_other_processes(arguments: Sequence[str]) -> None:
+    """Let only the first of several processes speak; raise ``ComposirError`` where there can be but one."""
+    if int(os.environ.get("RANK", "0")):
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        err.quiet = True
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    if number > 1 and arguments[:1] != ["train"]:
+        raise ComposirError(
+            f"composir {' '.join(arguments[:1])} was started as {number} processes",
+            expected="one; only composir train works as several",
+            fix="start it without accelerate launch and torchrun",
+        )
+
+
+def _usage_error(error: Any, arguments: list[str]) -> str:
+    """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
+    message = " ".join(str(error.format_message()).split())
+    flag = next((flag for flag in getattr(getattr(error, "param", None), "opts", []) if flag in arguments[:-1]), None)
+    if flag:
+        message += f" (got {arguments[arguments.index(flag) + 1]!r})"
+    option = getattr(error, "option_name", None)
+    command = getattr(error.ctx, "command", None) if error.ctx else None
+    if option and command is not None and not getattr(error, "possibilities", None):
+        known = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+        message += f" ({nearest(option, known)})"
+    return message
+
+
+def _print_error(message: str) -> None:
+    err.print(Text(f"error: {' '.join(message.split())}", style="red"), soft_wrap=True)
+
+
+def _summary(error: ComposirError) -> str:
+    """Return the error as one line, after printing its problems, one a line, where there are several."""
+    if not isinstance(error, ProblemsError) or len(error.problems) == 1:
+        return str(error)
+    for problem in error.problems[:MAX_PROBLEMS_PRINTED]:
+        err.print(Text(one_line(problem)), soft_wrap=True)
+    rest = len(error.problems) - MAX_PROBLEMS_PRINTED
+    if rest > 0:
+        err.print(f"... and {rest:,} more")
+    files = list(dict.fromkeys(problem.file for problem in error.problems))
+    return (
+        f"{count_problems(error.problems)} in "
+        + (files[0] if len(files) == 1 else f"{len(files):,} files")
+        + ", see above"
+    )

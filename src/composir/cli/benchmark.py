@@ -1,0 +1,240 @@
+"""The commands under ``benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from composir.cli.common import Bars, Json, benchmark_app, out, print_json
+from composir.errors import ComposirError
+
+Repeats = Annotated[int, typer.Option(min=1, help="Repetitions of each part; the median counts.")]
+
+
+@benchmark_app.command("evaluate")
+def benchmark_evaluate(
+    num_queries: Annotated[int, typer.Option(min=1, help="Queries of the large part.")] = 1000,
+    num_gallery: Annotated[
+        int, typer.Option(min=60, help="Gallery images of the large part; CIRCO's number.")
+    ] = 123403,
+    repeats: Repeats = 3,
+    json_: Json = False,
+) -> int:
+    """Score synthetic embeddings: a gallery of CIRCO's size, CIRR's size beside the published way, the bootstrap."""
+    from composir.benchmark import benchmark_evaluate as run
+
+    _print_benchmark(run(num_queries=num_queries, num_gallery=num_gallery, repeats=repeats), json_=json_)
+    return 0
+
+
+BenchmarkBackbone = Annotated[
+    str, typer.Option(help="real (BLIP-2's sizes, random weights), or a backbone that needs no weights.")
+]
+ProcessorTime = Annotated[
+    bool, typer.Option(help="Seconds that this process had of all cores, for a machine that others use.")
+]
+
+
+@benchmark_app.command("train")
+def benchmark_train(
+    backbone: BenchmarkBackbone = "real",
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    repeats: Repeats = 3,
+    processor_time: ProcessorTime = False,
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile as well; needs a C++ compiler.")] = False,
+    curve_steps: Annotated[int, typer.Option(min=1, help="Steps of the loss curves in fp32 and bf16.")] = 20,
+    json_: Json = False,
+) -> int:
+    """Take training steps the published way and this package's, part by part, with equal losses and gradients.
+
+    Example: composir benchmark train --backbone mini --batch-size 32
+    """
+    from composir.benchmark import benchmark_train as run
+
+    _require_free_backbone(backbone)
+    with Bars() as bars:
+        document = run(
+            backbone=backbone,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            compiled=compiled,
+            curve_steps=curve_steps,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("gate")
+def benchmark_gate(
+    backbone: BenchmarkBackbone = "real",
+    token_width: Annotated[
+        int | None, typer.Option(min=1, help="real: width of the image tokens instead of 1408.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    repeats: Repeats = 3,
+    processor_time: ProcessorTime = False,
+    json_: Json = False,
+) -> int:
+    """Take training steps with gated fusion and without, beside what its products alone must cost."""
+    from composir.benchmark import benchmark_gate as run
+
+    _require_free_backbone(backbone)
+    if token_width is not None and backbone != "real":
+        raise ComposirError(f"the width of {backbone}'s tokens is fixed", fix="leave out --token-width")
+    with Bars() as bars:
+        document = run(
+            backbone=backbone,
+            token_width=token_width,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("methods")
+def benchmark_methods(
+    backbone: BenchmarkBackbone = "mini",
+    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 32,
+    repeats: Repeats = 5,
+    processor_time: ProcessorTime = False,
+    json_: Json = False,
+) -> int:
+    """Take training steps with each fusion, loss and kind of negatives, beside those of SPRC."""
+    from composir.benchmark import benchmark_methods as run
+
+    _require_free_backbone(backbone)
+    with Bars() as bars:
+        document = run(
+            backbone=backbone,
+            batch_size=batch_size,
+            repeats=repeats,
+            processor_time=processor_time,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("features")
+def benchmark_features(
+    backbone: BenchmarkBackbone = "real",
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Images in the made-up token cache; CIRR's train set.")
+    ] = 16939,
+    num_reads: Annotated[int, typer.Option(min=1, help="Images read from it at random.")] = 2048,
+    num_tower_images: Annotated[int, typer.Option(min=1, help="Images that go through the tower.")] = 8,
+    repeats: Repeats = 3,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
+    json_: Json = False,
+) -> int:
+    """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
+    from composir.benchmark import benchmark_features as run
+
+    _require_free_backbone(backbone)
+    document = run(
+        backbone=backbone,
+        num_images=num_images,
+        num_reads=num_reads,
+        num_tower_images=num_tower_images,
+        repeats=repeats,
+        num_workers=num_workers,
+        directory=directory,
+    )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+def _require_free_backbone(backbone: str) -> None:
+    free = ("real", "mini", "tiny")
+    if backbone not in free:
+        raise ComposirError(f"backbone {backbone!r} cannot be measured", expected=", ".join(free))
+
+
+@benchmark_app.command("search")
+def benchmark_search(
+    images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
+    backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = "exact,faiss,qdrant",
+    vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
+    url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
+    num_queries: Annotated[int, typer.Option(min=1, help="Queries, alone and all at once.")] = 100,
+    json_: Json = False,
+) -> int:
+    """Build and search synthetic galleries: time, memory, disk and recall of every engine.
+
+    Example: composir benchmark search --images 10000 --vectors-per-image 32,16,8,4
+    """
+    from composir.benchmark import benchmark_search as run
+    from composir.search import check_backend
+
+    names = backends.split(",")
+    for name in names:
+        check_backend(name)
+    with Bars() as bars:
+        document = run(
+            images=_numbers("--images", images),
+            backends=names,
+            vectors_per_image=_numbers("--vectors-per-image", vectors_per_image),
+            url=url,
+            num_queries=num_queries,
+            progress=bars.tell,
+        )
+    if json_:
+        print_json(document)
+        return 0
+    view = Table(box=None)
+    view.add_column("engine", no_wrap=True)
+    for name in ("build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
+        view.add_column(name, justify="right")
+    for name, latency in document["latency_ms"].items():
+        view.add_row(
+            name,
+            f"{document['seconds'][f'{name} build'][0]:.1f}",
+            *(f"{latency[key]:.2f}" for key in ("p50", "p99", "batch")),
+            f"{document['recall_at_10'][name]:.3f}",
+            *(
+                f"{size / 2**20:,.0f}"
+                for size in (document["peak_memory_bytes"][f"{name} alone"], document["disk_bytes"][name])
+            ),
+        )
+    out.print(view)
+    _print_ratios_and_machine(document)
+    return 0
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    """Return the numbers of a list such as ``10000,100000``."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ComposirError(f"{flag} is {text!r}", expected="whole numbers from 1 with commas, such as 10000,100000")
+    return [int(word) for word in words]
+
+
+def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
+    if json_:
+        print_json(document)
+        return
+    view = Table()
+    for name in ("part", "median seconds", "all seconds", "peak memory"):
+        view.add_column(name, justify="left" if name == "part" else "right")
+    for name, seconds in document["seconds"].items():
+        peak = document["peak_memory_bytes"].get(name)
+        memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
+    out.print(view)
+    _print_ratios_and_machine(document)
+
+
+def _print_ratios_and_machine(document: dict[str, Any]) -> None:
+    for name, ratio in document["ratios"].items():
+        out.print(f"{name}: {ratio:.2f}")
+    out.print(", ".join(f"{name} {value}" for name, value in document["machine"].items()), soft_wrap=True)

@@ -1,0 +1,336 @@
+"""The commands that measure: ``evaluate``, ``submit``, ``compare``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from composir.cli.common import (
+    USER_ERROR,
+    Bars,
+    BatchSize,
+    Cache,
+    CacheDir,
+    Categories,
+    DataRoot,
+    Dataset,
+    Json,
+    NumWorkers,
+    app,
+    err,
+    out,
+    print_json,
+)
+from composir.errors import ComposirError, Problem
+
+if TYPE_CHECKING:
+    from composir.data import Split
+    from composir.evaluation import Embedder, Result
+
+Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
+ExcludeReference = Annotated[
+    bool | None,
+    typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
+]
+
+
+@app.command(rich_help_panel="Models")
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best, a hub id, or st:NAME.")
+    ] = None,
+    predictions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
+    ] = None,
+    rankings: Annotated[
+        Path | None, typer.Option(help="Instead of a model: what --save-rankings wrote; needs no data root.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of the data set in its published layout, or its parent.")
+    ] = None,
+    dataset: Dataset = "CIRR",
+    split: Annotated[
+        str | None, typer.Option(help="The split whose answers are public unless given; train: learned by heart?")
+    ] = None,
+    categories: Categories = None,
+    gallery: Gallery = "original",
+    exclude_reference: ExcludeReference = None,
+    skip_missing_images: Annotated[
+        bool, typer.Option("--skip-missing-images", help="Measure the queries whose images are all there.")
+    ] = False,
+    scoring: Annotated[
+        str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
+    ] = "global",
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Score so many of each query's best again with the matching head; 0: none.")
+    ] = 0,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = 4,
+    cache: Cache = "disk",
+    cache_dir: CacheDir = None,
+    save_rankings: Annotated[
+        Path | None, typer.Option(help="Write the rankings; --rankings and compare read them.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page into this folder.")] = None,
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
+    ] = None,
+    num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
+    json_: Json = False,
+) -> int:
+    """Measure a model, a file of predictions or saved rankings on a split.
+
+    A model is also asked with the picture alone and with the sentence alone.
+    Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
+    """
+    from composir.evaluation import audit_lines, rerank_lines, table
+    from composir.evaluation import contact_sheet as write_sheet
+    from composir.evaluation import save_rankings as write_rankings
+
+    require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
+    if data_root is None and (rankings is None or contact_sheet):
+        raise ComposirError(
+            "--data-root is missing",
+            expected="with --model, --predictions and --contact-sheet; --rankings goes without",
+            fix="give the data set's folder, or its parent",
+        )
+    splits = None
+    if data_root is not None:
+        splits = splits_of_flags(
+            dataset, data_root, split, categories, gallery, exclude_reference, skip_missing=skip_missing_images
+        )
+    if rerank and model is None:
+        raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
+    result = _measure(
+        model,
+        predictions,
+        rankings,
+        splits,
+        scoring=scoring,
+        rerank=rerank,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        cache=cache,
+        cache_dir=cache_dir,
+    )
+    files = {}
+    if save_rankings:
+        write_rankings(result, save_rankings)
+        files["rankings"] = save_rankings
+    if contact_sheet:
+        write_sheet(result.rankings["composed"], contact_sheet, num_queries=num_queries)
+        files["contact sheet"] = contact_sheet
+    if report:
+        from composir.evaluation.page import write_page
+
+        files["report"] = write_page(result, report)
+    if json_:
+        print_json(result.to_json())
+    else:
+        out.print(table(result))
+        for line in (*rerank_lines(result), *audit_lines(result)):
+            out.print(line, soft_wrap=True)
+        for name, file in files.items():
+            out.print(f"{name}: {file}", soft_wrap=True)
+    return 0
+
+
+def _measure(
+    model: Path | None,
+    predictions: list[Path] | None,
+    rankings: Path | None,
+    splits: tuple[Split, ...] | None,
+    *,
+    scoring: str,
+    rerank: int,
+    batch_size: int,
+    num_workers: int,
+    cache: str,
+    cache_dir: Path | None,
+) -> Result:
+    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
+    from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
+    from composir.evaluation import evaluate as evaluate_model
+
+    if rankings is not None:
+        saved = load_rankings(rankings, splits)
+        return measure(saved.rankings, signature=saved.signature_fields, rerank=saved.rerank)
+    assert splits is not None
+    check_scorable(splits)
+    if predictions:
+        ranked = read_predictions(predictions, splits)
+        return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
+    assert model is not None
+    with Bars() as bars:
+        embedder, weights_hash = embedder_of_flags(
+            model,
+            splits,
+            num_workers,
+            bars,
+            scoring=scoring,
+            rerank=bool(rerank),
+            cache=cache,
+            cache_dir=cache_dir,
+        )
+        return evaluate_model(
+            embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
+        )
+
+
+def embedder_of_flags(
+    model: Path,
+    splits: tuple[Split, ...],
+    num_workers: int,
+    bars: Bars,
+    *,
+    scoring: str = "global",
+    rerank: bool = False,
+    cache: str = "disk",
+    cache_dir: Path | None = None,
+) -> tuple[Embedder, str]:
+    """Return a model's embedder of these splits, its image tokens there, and the hash of its weights."""
+    from composir.features import open_embedder
+
+    return open_embedder(
+        model,
+        splits,
+        num_workers=num_workers,
+        scoring=scoring,
+        rerank=rerank,
+        cache=cache,
+        cache_dir=cache_dir,
+        progress=lambda done, total: bars.tell("image tokens", done, total),
+    )
+
+
+def require_one(value_by_flag: dict[str, Any]) -> None:
+    """Raise ``ComposirError`` unless exactly one of the flags was given."""
+    given = [flag for flag, value in value_by_flag.items() if value]
+    if len(given) != 1:
+        raise ComposirError(
+            f"{' and '.join(given)} were given" if given else "nothing to do was given",
+            expected=f"exactly one of {', '.join(value_by_flag)}",
+        )
+
+
+def splits_of_flags(
+    dataset: str,
+    data_root: Path,
+    split: str | None,
+    categories: list[str] | None = None,
+    gallery: str = "original",
+    exclude_reference: bool | None = None,
+    *,
+    skip_missing: bool = False,
+) -> tuple[Split, ...]:
+    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left."""
+    from composir.data import load_splits
+    from composir.data.datasets import DATASETS, find_dataset
+
+    splits = load_splits(
+        dataset,
+        data_root,
+        split or DATASETS[find_dataset(dataset)].evaluated,
+        categories=categories or None,
+        gallery=gallery,
+        exclude_reference=exclude_reference,
+    )
+    if skip_missing:
+        from composir.data.check import without_missing_images
+
+        splits, counts = without_missing_images(splits)
+        for name, (kept, total) in counts.items():
+            err.print(f"{name}: {kept:,} of {total:,} queries have all their images", soft_wrap=True)
+    return splits
+
+
+@app.command(rich_help_panel="Models")
+def submit(
+    data_root: DataRoot,
+    dataset: Annotated[str, typer.Option(help="CIRR or CIRCO; with --validate any other, too.")] = "CIRR",
+    model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
+    validate: Annotated[
+        list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The test server's (test1, test) unless given; val is a dry run.")
+    ] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder of the files.")] = None,
+    batch_size: BatchSize = 64,
+    num_workers: NumWorkers = 4,
+    json_: Json = False,
+) -> int:
+    """Write the files that the test server of CIRR or CIRCO takes, and check them; or check files that are there.
+
+    Example: composir submit --model models/RUN/best --dataset CIRR --data-root DIR --out submission
+    """
+    from composir.data.datasets import DATASETS, find_dataset
+    from composir.evaluation import check_predictions, rank_splits, require_test_server, write_submission
+
+    require_one({"--model": model, "--validate": validate})
+    dataset = find_dataset(dataset)
+    split = split or DATASETS[dataset].submitted
+    files: list[Path] = []
+    problems: list[Problem] = []
+    if validate:
+        splits = splits_of_flags(dataset, data_root, split)
+        for file in validate:
+            problems += check_predictions(file, splits)
+    else:
+        assert model is not None
+        require_test_server(dataset)
+        if out_ is None:
+            raise ComposirError("--out is missing", fix="give the folder that the files are written to")
+        splits = splits_of_flags(dataset, data_root, split)
+        with Bars() as bars:
+            embedder, _ = embedder_of_flags(model, splits, num_workers, bars)
+            rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)
+        files = list(write_submission(rankings["composed"], out_))
+    if json_:
+        print_json({"files": [str(file) for file in files], "problems": [asdict(one) for one in problems]})
+    else:
+        for file in files:
+            out.print(f"{file}: {file.stat().st_size:,} bytes, valid", soft_wrap=True)
+        for problem in problems:
+            out.print(Text(str(problem)), soft_wrap=True)
+        if validate:
+            out.print(f"{len(problems)} problems in {len(validate)} {'file' if len(validate) == 1 else 'files'}")
+    return USER_ERROR if problems else 0
+
+
+@app.command(rich_help_panel="Models")
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Run folders, checkpoint folders or files of --save-rankings; the others are compared with the first. "
+            "NAME=PATH[,PATH...] names one, or is a group of runs that differ in the seed.",
+        ),
+    ],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Compare by this, such as recall_at_5, not the primary one; repeatable."),
+    ] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare each with each.")] = False,
+    json_: Json = False,
+) -> int:
+    """Say how sure a difference between models is: over the same queries and, with several runs of each, over seeds.
+
+    Example: composir compare plain=models/A,models/B gate=models/C,models/D
+    """
+    from composir.evaluation import compare as run_comparison
+    from composir.evaluation import comparison_tables, load_groups
+
+    comparison = run_comparison(load_groups(sources), metrics or (), all_pairs=all_pairs)
+    if json_:
+        print_json(comparison.to_json())
+    else:
+        for view in comparison_tables(comparison):
+            out.print(view)
+    return 0

@@ -1,0 +1,132 @@
+"""The commands around a model: ``convert`` and ``visualize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from composir.cli.common import Bars, Categories, Dataset, Json, app, out, print_json, require_choice
+from composir.cli.evaluate import require_one, splits_of_flags
+
+
+@app.command(rich_help_panel="Models")
+def convert(
+    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
+    out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
+    from_: Annotated[
+        str | None, typer.Option("--from", help="lavis (.pth), sprc (.pt) or hf (folder or hub id, safetensors).")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", help="sprc: a checkpoint folder into a file that SPRC reads.")
+    ] = None,
+    qformer_config: Annotated[
+        Path | None, typer.Option(help="JSON with what weights do not show, such as num_attention_heads.")
+    ] = None,
+    gated_fusion: Annotated[
+        bool | None,
+        typer.Option("--gated-fusion/--no-gated-fusion", help="A fresh gate, or none; else as in the source."),
+    ] = None,
+    embed_tower: Annotated[
+        bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of what the source does not hold.")] = 0,
+    json_: Json = False,
+) -> int:
+    """Turn weights of LAVIS, SPRC or the hub into a checkpoint folder, or a checkpoint into SPRC's file.
+
+    Example: composir convert --from lavis blip2_pretrained.pth --out models/blip2
+    """
+    from composir.models.transfer import convert as convert_weights
+    from composir.models.transfer import export_sprc
+
+    require_one({"--from": from_, "--to": to})
+    if to is not None:
+        require_choice("--to", to, ("sprc",))
+        done = export_sprc(source, out_)
+    else:
+        assert from_ is not None
+        require_choice("--from", from_, ("lavis", "sprc", "hf"))
+        done = convert_weights(
+            source,
+            from_,
+            out_,
+            qformer_config=qformer_config,
+            gated_fusion=gated_fusion,
+            embed_tower=embed_tower,
+            seed=seed,
+        )
+    if json_:
+        print_json(done.to_json())
+        return 0
+    reasons = dict.fromkeys(one.reason for one in done.dropped)
+    for reason in reasons:
+        keys = [one.key for one in done.dropped if one.reason == reason]
+        out.print(f"dropped {len(keys)} ({reason}): {', '.join(keys)}", soft_wrap=True, markup=False)
+    if done.fresh:
+        out.print(f"not there, start fresh: {', '.join(done.fresh)}", soft_wrap=True, markup=False)
+    if to is None and done.tower == "none":
+        out.print("no vision tower in it: the model works on image tokens", soft_wrap=True)
+    if to is None and not done.has_tokenizer:
+        out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
+    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True, markup=False)
+    return 0
+
+
+@app.command(rich_help_panel="Models")
+def visualize(
+    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best.")],
+    image: Annotated[Path, typer.Option(help="The reference picture.")],
+    text: Annotated[list[str], typer.Option(help="What should differ; repeatable, a row of the picture each.")],
+    out_: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
+    html: Annotated[Path | None, typer.Option(help="Also write a page that tells every value of every patch.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="A folder of pictures to rank.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Or a data set whose gallery is ranked: its folder, or its parent.")
+    ] = None,
+    dataset: Dataset = "CIRR",
+    split: Annotated[str | None, typer.Option(help="The split whose answers are public unless given.")] = None,
+    categories: Categories = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(help="A picture whose score is explained; else the known answer, else the first retrieved."),
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
+
+    Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
+    """
+    from composir.models.checkpoint import from_pretrained
+    from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
+
+    ranked = None
+    if gallery is not None or data_root is not None:
+        require_one({"--gallery": gallery, "--data-root": data_root})
+        ranked = (
+            gallery_of_splits(splits_of_flags(dataset, data_root, split, categories), image)
+            if data_root is not None
+            else gallery_of_folder(gallery or Path())
+        )
+    loaded = from_pretrained(model)
+    with Bars() as bars:
+        answers = answer(
+            loaded,
+            image,
+            text,
+            gallery=ranked,
+            target=target,
+            progress=lambda done, total: bars.tell("image tokens", done, total),
+        )
+    draw(image, answers, out_)
+    files = [out_]
+    if html is not None:
+        write_page(image, answers, html)
+        files.append(html)
+    if json_:
+        print_json({"files": [str(file) for file in files]})
+    else:
+        for file in files:
+            out.print(str(file), soft_wrap=True, markup=False)
+    return 0

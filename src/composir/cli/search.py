@@ -1,0 +1,201 @@
+"""The commands for pictures of one's own: ``index``, ``search``, ``serve``."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from composir.cli.common import Bars, Json, NumWorkers, app, err, out, print_json, printable
+from composir.errors import ComposirError
+
+if TYPE_CHECKING:
+    from composir.search import Retriever
+
+
+@app.command(rich_help_panel="Your own pictures")
+def index(
+    images_dir: Annotated[Path, typer.Argument(help="Folder of pictures; its folders are searched as well.")],
+    out_: Annotated[
+        Path, typer.Option("--out", help="The index folder; run again to go on, or to bring it up to date.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder, or st:NAME; an index that exists knows its own.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="exact (default), faiss (large galleries), qdrant (a server or a cluster).")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="qdrant: address of a server; without it, inside this process.")
+    ] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="qdrant: shards of a new collection.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="qdrant: copies of each shard.")] = None,
+    vectors_per_image: Annotated[
+        int | None, typer.Option(min=1, help="Merge each picture's vectors to so many: smaller and faster.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Start from nothing, as for another model.")] = False,
+    engine: Annotated[str, typer.Option(help="Who embeds: local, or ray (all GPUs of this machine or a cluster).")] = (
+        "local"
+    ),
+    address: Annotated[str | None, typer.Option(help="ray: address of a cluster; without it, this machine.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
+    num_workers: NumWorkers = 4,
+    json_: Json = False,
+) -> int:
+    """Make a folder of pictures searchable; later runs embed only what is new and drop what is gone.
+
+    Example: composir index holiday-pictures --model models/RUN/best --out holiday.index
+    """
+    from composir.search import index_folder
+
+    start = time.perf_counter()
+    options = {"url": url, "shards": shards, "replicas": replicas}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and backend not in (None, "qdrant"):
+        raise ComposirError(f"--{next(iter(options))} is for --backend qdrant, not {backend}")
+    if address and engine != "ray":
+        raise ComposirError(f"--address is for --engine ray, not {engine}")
+    with Bars() as bars:
+        report = index_folder(
+            images_dir,
+            out_,
+            model=model,
+            backend=backend or ("qdrant" if options else None),
+            options=options,
+            vectors_per_image=vectors_per_image,
+            rebuild=rebuild,
+            device=device,
+            engine=engine,
+            address=address,
+            num_workers=num_workers,
+            progress=bars.tell,
+        )
+    seconds = time.perf_counter() - start
+    if json_:
+        print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})
+        return 0
+    for one in report.skipped:
+        out.print(Text(f"skipped {printable(one.file)}: {one.reason}"), soft_wrap=True)
+    out.print(
+        f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
+        f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
+        soft_wrap=True,
+        markup=False,
+    )
+    out.print(f"next: composir search {out_} --image PICTURE --text SENTENCE", soft_wrap=True, markup=False)
+    out.print(f"      composir serve {out_}", soft_wrap=True, markup=False)
+    return 0
+
+
+@app.command(rich_help_panel="Your own pictures")
+def search(
+    index_: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that composir index made.")],
+    image: Annotated[list[Path] | None, typer.Option(help="The reference picture; repeatable.")] = None,
+    text: Annotated[str, typer.Option(help="What should differ; without a picture, what to find.")] = "",
+    negative_text: Annotated[str, typer.Option(help="What there should be less of.")] = "",
+    top_k: Annotated[int, typer.Option(min=1, help="How many pictures are shown.")] = 10,
+    where: Annotated[str | None, typer.Option(help="Pattern for the path, such as 'holidays/*'.")] = None,
+    exclude_reference: Annotated[
+        bool, typer.Option("--exclude-reference/--keep-reference", help="Whether the reference may be an answer.")
+    ] = True,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Score so many of the best again with the matching head; 0: none.")
+    ] = 0,
+    contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
+    json_: Json = False,
+) -> int:
+    """Find pictures by a picture, a sentence that says what should differ, or both.
+
+    Example: composir search holiday.index --image beach.jpg --text "the same beach at night"
+    """
+    from composir.search import Retriever
+
+    with Retriever(index_, model=model, device=device) as retriever:
+        _note_if_incomplete(retriever)
+        start = time.perf_counter()
+        hits = retriever.search(
+            image or (),
+            text,
+            negative_text=negative_text,
+            top_k=top_k,
+            where=where,
+            exclude=None if exclude_reference else (),
+            rerank=rerank,
+        )
+        milliseconds = 1000 * (time.perf_counter() - start)
+    if where is not None and not hits:
+        err.print(f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'")
+    if contact_sheet:
+        from composir.evaluation import Cell, Row, grid
+
+        cells = tuple(Cell(hit.path, f"{hit.rank}  ·  {hit.score:.3f}") for hit in hits)
+        without = f"without: {negative_text}" if negative_text else ""
+        note = f"and {len(image) - 1} more" if image and len(image) > 1 else ""
+        grid([Row(image[0] if image else None, f"{text} {without}".strip(), cells, note)], contact_sheet)
+    if json_:
+        results = [{"rank": hit.rank, "path": str(hit.path), "score": hit.score, "id": hit.id} for hit in hits]
+        print_json({"results": results, "milliseconds": round(milliseconds, 1)})
+        return 0
+    for hit in hits:
+        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True, markup=False)
+    out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
+    if contact_sheet:
+        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _note_if_incomplete(retriever: Retriever) -> None:
+    if not retriever.complete:
+        goes_on = f"composir index {retriever.images.root} --out {retriever.folder}"
+        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True, markup=False)
+
+
+@app.command(rich_help_panel="Your own pictures")
+def serve(
+    index_: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that composir index made.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="COMPOSIR_API_KEY",
+            help="What everybody who asks has to show; in the environment no list of processes shows it.",
+        ),
+    ] = None,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Searches under way at one time; more are told to come back (503).")
+    ] = 64,
+    max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded picture.")] = 20,
+    model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
+) -> int:
+    """Search an index in a browser and over HTTP, till Ctrl-C; a later composir index is seen without a restart.
+
+    Example: composir serve holiday.index
+    """
+    from composir.web import Limits, open_server
+    from composir.web.log import log_as_json
+
+    limits = Limits(max_waiting=queue, max_upload_bytes=max_upload * 2**20)
+    server = open_server(index_, host=host, port=port, api_key=api_key, limits=limits, model=model, device=device)
+    _note_if_incomplete(server.retriever)
+    out.print(
+        f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
+        "Ctrl-C stops",
+        soft_wrap=True,
+        markup=False,
+    )
+    log_as_json()
+    # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server.run()
+    return 0

@@ -1,0 +1,66 @@
+"""The commands to start with: ``quickstart`` and ``selfcheck``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from composir.cli.common import Bars, Json, app, out, print_json
+from composir.cli.train import TrainBars
+
+
+@app.command(rich_help_panel="Start here")
+def quickstart(
+    out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
+        "quickstart"
+    ),
+    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 3.0,
+    json_: Json = False,
+) -> int:
+    """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
+    from composir.evaluation import table
+    from composir.quickstart import quickstart as run_quickstart
+
+    with Bars() as bars:
+        done = run_quickstart(out_, minutes=minutes, observer=TrainBars(bars), tell=bars.tell)
+    if json_:
+        print_json(done.to_json())
+        return 0
+    out.print(table(done.result))
+    root = out_ / "scenes"
+    reference, sentence = done.example
+    for line in (
+        f"three example queries:  {done.contact_sheet}",
+        f"curves of the training: {done.curves}",
+        f"the model:              {done.run / 'best'}",
+        f"the gallery's index:    {done.index}",
+        "",
+        "what to try next:",
+        f'  composir search {done.index} --image {reference} --text "{sentence}" --contact-sheet found.png',
+        f"  composir serve {done.index}   # in a browser; pip install 'composir[web]'",
+        f"  composir index YOUR_PICTURES --model {done.run / 'best'} --out your.index   # then search in your own",
+        f"  composir train --dataset CIRR --data-root {root} --backbone mini --no-gated-fusion   # the gate off",
+        f"  composir evaluate --model {done.run / 'best'} --data-root {root} --contact-sheet more.png --num-queries 20",
+        f"  tensorboard --logdir {done.run.parent}",
+        "  composir train --help                                  # your own recipe, CIRR, FashionIQ, BLIP-2 weights",
+    ):
+        out.print(line, soft_wrap=True, markup=False)
+    return 0
+
+
+@app.command(rich_help_panel="Start here")
+def selfcheck(
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768,
+    json_: Json = False,
+) -> int:
+    """Check the gated fusion module: parameters, shapes, gradients, and that the sentence drives the change."""
+    from composir.selfcheck import check_gated_fusion
+
+    report = check_gated_fusion(hidden_size)
+    if json_:
+        print_json({"num_parameters": report.num_parameters, "passed": report.passed})
+    else:
+        out.print("\n".join(report.lines), soft_wrap=True, markup=False)
+    return 0 if report.passed else 1

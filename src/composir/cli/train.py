@@ -1,0 +1,376 @@
+"""The commands that train: ``train``, ``ablate``, ``features``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from composir.cli.common import (
+    INTERRUPTED,
+    Bars,
+    Cache,
+    CacheDir,
+    DataRoot,
+    Dataset,
+    Json,
+    app,
+    err,
+    key_and_value,
+    out,
+    print_json,
+)
+from composir.errors import ComposirError
+
+if TYPE_CHECKING:
+    from composir.evaluation import Result
+
+AUTO = "auto"
+
+
+def _int_or_auto(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number and not {AUTO}") from None
+
+
+@app.command(rich_help_panel="Models")
+def train(
+    context: typer.Context,
+    dataset: Annotated[str | None, typer.Option(help="CIRR or FashionIQ.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
+    blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests)."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            parser=_int_or_auto, metavar="N|auto", help="Triplets a step, each other's negatives; auto: all that fit."
+        ),
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    loss_align: Annotated[float | None, typer.Option(help="Weight of the alignment loss.")] = None,
+    loss_rtc: Annotated[float | None, typer.Option(help="Weight of the text-to-target loss.")] = None,
+    loss_local: Annotated[float | None, typer.Option(help="Weight of the patch-level alignment [0].")] = None,
+    validation_frequency: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
+    save_training: Annotated[
+        bool | None, typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
+    ] = None,
+    save_best: Annotated[
+        bool | None,
+        typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
+    ] = None,
+    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
+    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="How sentence and reference are joined: gate, attention, late, tirg, combiner, sum, none; a+b."
+        ),
+    ] = None,
+    gated_fusion: Annotated[
+        bool | None,
+        typer.Option("--gated-fusion/--no-gated-fusion", help="The same as --fusion gate, --fusion none."),
+    ] = None,
+    alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic/--no-deterministic", help="Only algorithms that repeat themselves exactly."),
+    ] = None,
+    cache: Cache = "disk",
+    cache_dir: CacheDir = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of any other setting of a recipe; repeatable."),
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Train a model; flags that are not given come from --config, else from the backbone's own recipe.
+
+    Example: composir train --dataset CIRR --data-root DIR --backbone mini
+    """
+    from composir.training import load_recipe, resume_recipe
+    from composir.training import train as run_training
+
+    start = time.perf_counter()
+    given, largest_batch = _given(context.params, settings), False
+    if resume is not None:
+        if given or config:
+            raise ComposirError(
+                f"--resume goes on by the run's own recipe; {', '.join(sorted(given)) or '--config'} cannot change it",
+                fix=f"composir train --resume {resume}",
+            )
+        recipe = resume_recipe(resume)
+    else:
+        if largest_batch := given.get("batch_size") == AUTO:
+            del given["batch_size"]
+        recipe = load_recipe(given, config)
+    _warn_of_learning_rate(recipe, given)
+    with Bars() as bars:
+        result = run_training(
+            recipe,
+            resume=resume,
+            observer=TrainBars(bars, tells_batch=largest_batch),
+            cache=cache,
+            cache_dir=cache_dir,
+            largest_batch=largest_batch,
+        )
+    if result.interrupted:
+        err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
+        return INTERRUPTED
+    document = {
+        "run": str(result.run),
+        "best": str(result.best) if result.best else None,
+        "epochs": result.epochs,
+        "metrics": result.metrics,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    if json_:
+        print_json(document)
+    else:
+        out.print(f"run: {result.run}", soft_wrap=True)
+        if result.best:
+            out.print(
+                f"best: {result.best}\nnext: composir evaluate --model {result.best} --dataset {recipe.dataset} "
+                f"--data-root {recipe.data_root}",
+                soft_wrap=True,
+            )
+    return 0
+
+
+def _given(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+    """Return the settings of a recipe that were given as flags of ``train``, and by its ``--set``."""
+    from composir.training import FUSION_SWITCH, Recipe
+
+    names = {*Recipe.model_fields, FUSION_SWITCH}
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in parameters.items()
+        if name in names and value is not None
+    }
+    return given | _settings(settings or [])
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Return the keys and values of ``--set key=value``, values read as TOML, else as words."""
+    from composir.training import parse_value
+
+    settings = {}
+    for pair in pairs:
+        key, value = key_and_value("--set", pair)
+        settings[key.replace("-", "_")] = parse_value(value)
+    return settings
+
+
+PUBLISHED_LEARNING_RATE_LIMIT = 1e-4
+
+
+def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
+    if recipe.backbone == "mini" and given.get("learning_rate", 1.0) < PUBLISHED_LEARNING_RATE_LIMIT:
+        err.print(
+            f"note: --learning-rate {recipe.learning_rate:g} is meant for the pretrained BLIP-2 backbones; the mini "
+            "backbone hardly learns at it. Leave the flag out to train with the mini recipe's own.",
+            soft_wrap=True,
+        )
+
+
+class TrainBars:
+    """Draws a training run as progress bars, and every validation as a line."""
+
+    def __init__(self, bars: Bars, *, tells_batch: bool = False) -> None:
+        self.bars, self.tells_batch = bars, tells_batch
+        self.num_steps = 0
+        self.first_step = 0
+        self.images_per_step = 0
+        self.start = 0.0
+
+    def on_features(self, done: int, total: int, num_bytes: int) -> None:
+        """Show how many images have their tokens."""
+        tell_features(self.bars, done, total, num_bytes)
+
+    def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
+        """Tell the run folder."""
+        self.num_steps, self.first_step = num_steps, first_step
+        # Of each triplet: reference, target and look-alikes.
+        self.images_per_step = recipe.batch_size * recipe.gradient_accumulation * (2 + recipe.subset_negatives)
+        self.start = time.perf_counter()
+        err.print(f"run folder: {run}", soft_wrap=True)
+        if self.tells_batch:
+            err.print(f"batch size: {recipe.batch_size}")
+
+    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
+        """Show loss, alpha and images a second."""
+        rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)
+        gate = "" if alpha is None else f" alpha {alpha:.3f}"
+        self.bars.tell("training", step, self.num_steps, f"loss {loss:.2f}{gate} {rate:.0f} images/s")
+
+    def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
+        """Print the figures."""
+        from composir.evaluation import metric_label
+
+        figures = "  ".join(f"{metric_label(key)} {100 * value:.2f}" for key, value in result.metrics.items())
+        err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
+
+
+def tell_features(bars: Bars, done: int, total: int, num_bytes: int) -> None:
+    """Show how many images have their tokens, and the size of all."""
+    from composir.files import size_text
+
+    bars.tell("image tokens", done, total, size_text(num_bytes))
+
+
+@app.command(rich_help_panel="Models", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate(
+    context: typer.Context,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="key=a,b: a setting of a recipe and its values, the first the one compared with; repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on, or which: 0,3,7.")] = "5",
+    out_: Annotated[Path, typer.Option("--out", help="Folder of runs and report; the same again goes on.")] = Path(
+        "ablation"
+    ),
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Differences of this figure [the data set's primary one]; repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """Train with and without a setting over seeds, compare, and write a report. Takes all flags of train as well.
+
+    Example: composir ablate --seeds 5 --dataset CIRR --data-root DIR --backbone mini --max-steps 300
+    """
+    from composir.training.ablation import ablate as run_ablation
+    from composir.training.ablation_report import sections, write_report
+
+    train_command: Any = typer.main.get_command(app)
+    train_context = train_command.commands["train"].make_context("composir ablate", list(context.args))
+    parameters = train_context.params
+    if parameters["resume"] is not None or parameters["seed"] is not None:
+        raise ComposirError(
+            "ablate has seeds and stopped trainings of its own",
+            fix="leave --resume and --seed out; --seeds gives the seeds, and the same command again goes on",
+        )
+    if parameters["batch_size"] == AUTO:
+        raise ComposirError("trainings are compared at one batch size", fix="give --batch-size a number")
+    with Bars() as bars:
+        ablation = run_ablation(
+            _given(parameters, parameters["settings"]),
+            vary=_vary(vary or [GATE_ABLATION]),
+            seeds=_seeds(seeds),
+            out=out_,
+            config=parameters["config"],
+            metrics=metric or (),
+            observer=TrainBars(bars),
+            cache=parameters["cache"],
+            cache_dir=parameters["cache_dir"],
+            tell=bars.tell,
+        )
+    command = shlex.join(["composir", "ablate", *sys.argv[2:]])
+    if ablation is None:
+        err.print(f"stopped and saved; go on with: {command}", soft_wrap=True)
+        return INTERRUPTED
+    files = write_report(ablation, out_, command=command)
+    if json_:
+        print_json({**ablation.to_json(), "files": {name: str(file) for name, file in files.items()}})
+        return 0
+    for section in sections(ablation):
+        view = Table(*section.header, title=section.title, caption=section.note)
+        for row in section.rows:
+            view.add_row(*row)
+        out.print(view)
+    out.print(f"report: {files['html']} and {files['markdown']}", soft_wrap=True)
+    return 0
+
+
+GATE_ABLATION = "gated_fusion=false,true"
+
+
+def _vary(pairs: list[str]) -> dict[str, list[str]]:
+    values_by_key: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, values = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or key in values_by_key:
+            raise ComposirError(
+                f"--vary {pair!r} {'repeats a key' if equals else 'has no values'}",
+                expected="key=a,b, each key once",
+                fix=f"--vary {key}=A,B",
+            )
+        values_by_key[key] = [value.strip() for value in values.split(",")]
+    return values_by_key
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ComposirError(f"--seeds {text!r} are no numbers", expected="5, or 0,3,7") from None
+    if min(numbers) < 0 or (len(numbers) == 1 and not numbers[0]):
+        raise ComposirError(f"--seeds {text!r} gives no seed", expected="how many, or which ones from 0 on")
+    return list(range(numbers[0])) if len(numbers) == 1 else numbers
+
+
+@app.command(rich_help_panel="Models")
+def features(
+    data_root: DataRoot,
+    dataset: Dataset = "CIRR",
+    backbone: Annotated[
+        str, typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
+    ] = "mini",
+    weights: Annotated[str, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = "",
+    split: Annotated[
+        list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
+    ] = None,
+    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that decode images.")] = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+) -> int:
+    """Compute the image tokens that training and evaluation need, ahead of them; again: only what is not there.
+
+    Example: composir features --backbone mini --dataset CIRR --data-root DIR
+    """
+    from composir.files import size_text
+    from composir.training import compute_features, load_recipe
+
+    given = {
+        "dataset": dataset, "data_root": str(data_root), "backbone": backbone, "weights": weights,
+        "transform": transform, "target_ratio": target_ratio, "num_workers": num_workers,
+    }  # fmt: skip
+    recipe = load_recipe({name: value for name, value in given.items() if value is not None})
+    with Bars() as bars:
+        filled = compute_features(
+            recipe, splits=split, cache_dir=cache_dir, progress=lambda *told: tell_features(bars, *told)
+        )
+    if json_:
+        print_json(asdict(filled))
+    else:
+        speed = f"{filled.images_per_second:.1f} images/s" if filled.num_computed else "nothing to compute"
+        out.print(
+            f"{filled.num_images:,} images, {size_text(filled.bytes)} in {filled.folder}; "
+            f"{filled.num_computed:,} computed now, {speed}",
+            soft_wrap=True,
+        )
+    return 0
