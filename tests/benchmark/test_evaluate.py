@@ -22,8 +22,10 @@ def test_the_published_way_finds_the_same_figures():
 def test_every_part_is_measured_in_a_process_of_its_own():
     document = benchmark_evaluate(num_queries=3, num_gallery=60, repeats=1, scale=0.01)
     assert set(document) == {"ratios", "seconds", "peak_memory_bytes", "sizes", "machine"}
+    assert document["seconds"].pop("idle") == [0.0]
     assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in document["seconds"].values())
-    assert set(document["seconds"]) == set(document["peak_memory_bytes"]) == set(document["sizes"])
+    assert set(document["peak_memory_bytes"]) == set(document["sizes"]) == set(document["seconds"]) | {"idle"}
+    assert document["peak_memory_bytes"]["cirr"] > document["peak_memory_bytes"]["idle"]
     assert all(peak > 2**20 for peak in document["peak_memory_bytes"].values())
     assert document["machine"]["cores"] >= 1
 
