@@ -416,7 +416,9 @@ class _Run:
             needed = 2 * trained + self.step_memory.of(size)
             if needed > available:
                 fitting = self.step_memory.largest_batch(available - 3 * trained)
-                smaller = f"--batch-size {fitting} with --set gradient_accumulation={size // max(fitting, 1)}, or "
+                smaller = (
+                    f"--batch-size {fitting} with --set gradient_accumulation={math.ceil(size / max(fitting, 1))}, or "
+                )
                 raise ComposirError(
                     f"a step of {size} triplets needs {size_text(needed)} of memory, {size_text(available)} are left",
                     fix=(smaller if fitting else "") + "--set gradient_checkpointing=true",
