@@ -26,6 +26,13 @@ def test_rows_are_the_sequences_without_their_padding():
     assert torch.equal(words, sequences[:, NUM_QUERIES:][WORDS.bool()])
 
 
+def test_a_batch_may_be_empty_as_a_process_s_share_may():
+    layout = Layout.of(NUM_QUERIES, WORDS[:0])
+    rows = layout.rows(torch.zeros(0, 6, 3))
+    assert rows.shape == (0, 3)
+    assert layout.sequences(rows).shape == (0, 6, 3)
+
+
 def test_without_words_rows_are_the_queries_of_any_number_of_sequences():
     layout = Layout(NUM_QUERIES)
     for sequences in (torch.rand(1, NUM_QUERIES, 3), torch.rand(5, NUM_QUERIES, 3)):

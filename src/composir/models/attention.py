@@ -28,14 +28,10 @@ class Layout:
     @classmethod
     def of(cls, num_queries: int, words: Int[Tensor, "batch words"]) -> Layout:
         """Return the layout of sentences behind as many queries; ``words`` is 1 where there is a word."""
-        queries = words.new_ones(len(words), num_queries)
-        places = torch.arange(len(words) * (num_queries + words.shape[1]), device=words.device).view(len(words), -1)
-        of_words = places[:, num_queries:][words.bool()]
-        return cls(
-            num_queries,
-            torch.cat([queries, words], dim=1).bool(),
-            torch.cat([places[:, :num_queries].flatten(), of_words]),
-        )
+        mask = torch.cat([words.new_ones(len(words), num_queries), words], dim=1).bool()
+        places = torch.arange(mask.numel(), device=words.device).view(mask.shape)
+        of_queries, of_words = places.split([num_queries, words.shape[1]], dim=1)
+        return cls(num_queries, mask, torch.cat([of_queries.flatten(), of_words[words.bool()]]))
 
     @property
     def attend(self) -> Bool[Tensor, "batch 1 1 length"] | None:
