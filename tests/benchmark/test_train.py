@@ -84,7 +84,7 @@ def test_the_gate_is_measured_beside_its_bound(run, monkeypatch):
     assert "backbone 'pretrain' cannot be measured; expected real, mini, tiny" in err
 
 
-def test_every_method_is_measured(run):
+def test_every_method_is_measured(run, monkeypatch):
     code, out, err = run("benchmark", "methods", "--backbone", "tiny", "--batch-size", 3, "--repeats", 1, "--json")
     assert code == 0, err
     document = json.loads(out)
@@ -92,6 +92,10 @@ def test_every_method_is_measured(run):
     assert set(document["ratios"]) == set(FUSIONS) | extra
     assert set(document["seconds"]) == set(document["ratios"]) | {"none"}
     assert all(ratio > 0 for ratio in document["ratios"].values())
+    monkeypatch.setattr("composir.benchmark.benchmark_methods", lambda **_: document)
+    code, out, _ = run("benchmark", "methods")
+    assert code == 0
+    assert "local alignment: " in out
 
 
 def test_settings_of_a_step_reach_the_loss():

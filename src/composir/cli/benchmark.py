@@ -227,7 +227,7 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     for name in ("part", "median seconds", "all seconds", "peak memory"):
         view.add_column(name, justify="left" if name == "part" else "right")
     for name, seconds in document["seconds"].items():
-        peak = document["peak_memory_bytes"].get(name)
+        peak = document.get("peak_memory_bytes", {}).get(name)  # methods measures seconds alone
         memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
         view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
     out.print(view)
