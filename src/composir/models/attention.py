@@ -61,9 +61,8 @@ class Layout:
         return queries.unflatten(0, (-1, self.num_queries)), words
 
 
-class SelfAttention(nn.Module):
-    """The library's attention of a sequence to itself, with its weights and results, on rows: padding costs nothing
-    but a place in the products of attention weights."""
+class _WithLibraryWeights(nn.Module):
+    """An attention that holds the library's weights and settings, under the library's names."""
 
     def __init__(self, attention: Blip2QFormerMultiHeadAttention) -> None:
         super().__init__()
@@ -71,6 +70,11 @@ class SelfAttention(nn.Module):
         self.num_attention_heads = attention.num_attention_heads
         self.scaling = attention.scaling
         self.attention_dropout = attention.attention_dropout
+
+
+class SelfAttention(_WithLibraryWeights):
+    """The library's attention of a sequence to itself, with its weights and results, on rows: padding costs nothing
+    but a place in the products of attention weights."""
 
     def forward(
         self, hidden_states: Float[Tensor, "rows hidden"], *, layout: Layout, **_: Any
@@ -93,7 +97,7 @@ class SelfAttention(nn.Module):
         return layout.rows(seen.transpose(1, 2).flatten(2)), None
 
 
-class FewQueriesAttention(nn.Module):
+class FewQueriesAttention(_WithLibraryWeights):
     """The library's attention to other states, with its weights and its results, its products in another order.
 
     For every head h ``(Q_h K_h^T) x^T`` instead of ``Q_h (x K_h)^T``, and ``(P_h x) V_h`` instead of ``P_h (x V_h)``:
@@ -102,13 +106,6 @@ class FewQueriesAttention(nn.Module):
     fusion needs. The key's bias adds the same to all scores of a query, so the softmax does not see it and it gets no
     gradient.
     """
-
-    def __init__(self, attention: Blip2QFormerMultiHeadAttention) -> None:
-        super().__init__()
-        self.query, self.key, self.value = attention.query, attention.key, attention.value
-        self.num_attention_heads = attention.num_attention_heads
-        self.scaling = attention.scaling
-        self.attention_dropout = attention.attention_dropout
 
     def forward(
         self,
