@@ -15,8 +15,11 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from composir.cli.common import INTERRUPTED, MAX_PROBLEMS_PRINTED, USER_ERROR, app, count_problems, err, one_line
+from composir.cli.common import INTERRUPTED, USER_ERROR, app, count_problems, err, one_line
 from composir.errors import ComposirError, ProblemsError, nearest
+
+MAX_PROBLEMS_PRINTED = 100
+"""On stderr, where a command stops at them; `data check` prints all."""
 
 for _module in ("start", "train", "evaluate", "models", "search", "data", "benchmark"):  # as --help lists them
     import_module(f"composir.cli.{_module}")

@@ -34,6 +34,7 @@ def benchmark_evaluate(
 BenchmarkBackbone = Annotated[
     str, typer.Option(help="real (BLIP-2's sizes, random weights), or a backbone that needs no weights.")
 ]
+Triplets = Annotated[int, typer.Option(min=2, help="Triplets a step.")]
 ProcessorTime = Annotated[
     bool, typer.Option(help="Seconds that this process had of all cores, for a machine that others use.")
 ]
@@ -42,7 +43,7 @@ ProcessorTime = Annotated[
 @benchmark_app.command("train")
 def benchmark_train(
     backbone: BenchmarkBackbone = "real",
-    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    batch_size: Triplets = 8,
     repeats: Repeats = 3,
     processor_time: ProcessorTime = False,
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile as well; needs a C++ compiler.")] = False,
@@ -76,7 +77,7 @@ def benchmark_gate(
     token_width: Annotated[
         int | None, typer.Option(min=1, help="real: width of the image tokens instead of 1408.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 8,
+    batch_size: Triplets = 8,
     repeats: Repeats = 3,
     processor_time: ProcessorTime = False,
     json_: Json = False,
@@ -103,7 +104,7 @@ def benchmark_gate(
 @benchmark_app.command("methods")
 def benchmark_methods(
     backbone: BenchmarkBackbone = "mini",
-    batch_size: Annotated[int, typer.Option(min=2, help="Triplets a step.")] = 32,
+    batch_size: Triplets = 32,
     repeats: Repeats = 5,
     processor_time: ProcessorTime = False,
     json_: Json = False,

@@ -14,8 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from composir.errors import ComposirError, Problem, nearest
 
 USER_ERROR, INTERRUPTED = 2, 130
-MAX_PROBLEMS_PRINTED = 100
-"""On stderr, where a command stops at them; `data check` prints all."""
 
 app = typer.Typer(
     help="Composed image retrieval: a picture and a sentence that says what should differ, answered by a ranking.",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from composir.models.composer import Composer
 
 FEW, MORE = 2, 6
-"""Triplets of the two steps that are measured."""
+"""Triplets of the two forward passes that are measured."""
 MOST = 1024
 """The largest batch that is ever chosen."""
 MARGIN = 1.25
@@ -33,7 +33,7 @@ class StepMemory:
     per_triplet: int
 
     def of(self, batch_size: int) -> int:
-        """Return the bytes of a batch: less than this is surely too little."""
+        """Return the bytes that a batch keeps."""
         return self.fixed + self.per_triplet * batch_size
 
     def largest_batch(self, available: int) -> int:
