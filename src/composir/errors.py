@@ -64,3 +64,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(names)}"
+
+
+MAX_LISTED = 20
+
+
+def listed(*kinds: Sequence[str], separator: str = ", ", limit: int = MAX_LISTED) -> str:
+    """Return names in one line: at most ``limit`` of all, of every kind some, and how many more there are."""
+    shown = [list(kind) for kind in kinds]
+    rest = max(0, sum(map(len, shown)) - limit)
+    for _ in range(rest):
+        max(shown, key=len).pop()
+    names = [name for kind in shown for name in kind]
+    return separator.join([*names, f"and {rest:,} more"] if rest else names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from composir.cli.common import Bars, Categories, Dataset, Json, app, out, print_json, require_choice
 from composir.cli.evaluate import require_one, splits_of_flags
+from composir.errors import listed
 
 
 @app.command(rich_help_panel="Models")
@@ -16,11 +18,22 @@ def convert(
     source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
     out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
     from_: Annotated[
-        str | None, typer.Option("--from", help="lavis (.pth), sprc (.pt) or hf (folder or hub id, safetensors).")
+        str | None,
+        typer.Option(
+            "--from",
+            help="lavis (.pth), sprc (.pt), hf (folder or hub id, safetensors); composir with --vision-tower.",
+        ),
     ] = None,
     to: Annotated[
         str | None, typer.Option("--to", help="sprc: a checkpoint folder into a file that SPRC reads.")
     ] = None,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(help="The vision tower's own file, where the source has none: eva_vit_g.pth, clip_vit_L.pth."),
+    ] = None,
+    state_dict: Annotated[
+        str, typer.Option(help="Which weights, where a file holds several sets, such as model and ema.")
+    ] = "",
     qformer_config: Annotated[
         Path | None, typer.Option(help="JSON with what weights do not show, such as num_attention_heads.")
     ] = None,
@@ -36,7 +49,7 @@ def convert(
 ) -> int:
     """Turn weights of LAVIS, SPRC or the hub into a checkpoint folder, or a checkpoint into SPRC's file.
 
-    Example: composir convert --from lavis blip2_pretrained.pth --out models/blip2
+    Example: composir convert --from lavis blip2_pretrained.pth --vision-tower eva_vit_g.pth --out models/blip2
     """
     from composir.models.transfer import convert as convert_weights
     from composir.models.transfer import export_sprc
@@ -47,7 +60,7 @@ def convert(
         done = export_sprc(source, out_)
     else:
         assert from_ is not None
-        require_choice("--from", from_, ("lavis", "sprc", "hf"))
+        require_choice("--from", from_, ("lavis", "sprc", "hf", "composir"))
         done = convert_weights(
             source,
             from_,
@@ -55,19 +68,30 @@ def convert(
             qformer_config=qformer_config,
             gated_fusion=gated_fusion,
             embed_tower=embed_tower,
+            vision_tower=vision_tower,
+            state=state_dict,
             seed=seed,
         )
     if json_:
         print_json(done.to_json())
         return 0
+    for line in done.layout.lines():
+        out.print(line, soft_wrap=True, markup=False)
     reasons = dict.fromkeys(one.reason for one in done.dropped)
     for reason in reasons:
         keys = [one.key for one in done.dropped if one.reason == reason]
-        out.print(f"dropped {len(keys)} ({reason}): {', '.join(keys)}", soft_wrap=True, markup=False)
+        out.print(f"dropped {len(keys)} ({reason}): {listed(keys)}", soft_wrap=True, markup=False)
     if done.fresh:
-        out.print(f"not there, start fresh: {', '.join(done.fresh)}", soft_wrap=True, markup=False)
+        out.print(f"not there, start fresh: {listed(done.fresh)}", soft_wrap=True, markup=False)
     if to is None and done.tower == "none":
-        out.print("no vision tower in it: the model works on image tokens", soft_wrap=True)
+        join = shlex.join(["composir", "convert", "--from", "composir", str(done.out), "--vision-tower"])
+        out.print(
+            f"no vision tower in it: the model works on image tokens; to join one: {join} FILE --out NEW",
+            soft_wrap=True,
+            markup=False,
+        )
+    if done.tower == "embedded" and to is None and not embed_tower:
+        out.print("the vision tower is stored, as the source alone does not bring it back", soft_wrap=True)
     if to is None and not done.has_tokenizer:
         out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
     out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True, markup=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,15 +16,35 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, listed
 from composir.models.composer import Composer, ComposerConfig
-from composir.models.convert import HF_RULES, LAVIS_RULES, Rule, rename, their_name
+from composir.models.convert import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
 from composir.models.fusion import GATE, NONE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
-from composir.models.sources import CONFIG, FORMS, HF, OWN, Source, open_source, read_json
+from composir.models.sources import (
+    CLIP_FILE,
+    CONFIG,
+    EVA_FILE,
+    FORMS,
+    HF,
+    LN_VISION,
+    OWN,
+    Source,
+    language_model,
+    open_safetensors,
+    open_source,
+    read_json,
+)
 from composir.models.tensors import LazyTensors
 from composir.models.vision import Tower
-from composir.models.vit import LN_VISION_EPS, describe_vit, vit_network, vit_tower
+from composir.models.vit import (
+    LN_VISION_EPS,
+    describe_vit,
+    known_blocks,
+    known_heads,
+    vit_network,
+    vit_tower,
+)
 
 NUM_HEADS_BY_HIDDEN = {768: 12}
 """Of every published Q-Former (BERT's): the number of heads does not show in weights."""
@@ -43,8 +64,9 @@ SIZE_FIELDS = {
 """What is read of a file given with ``--qformer-config``, and the field of ``ComposerConfig`` it is."""
 VIT_HEADS = "vit_num_attention_heads"
 EXPECTED = {
-    "pretrain": "LAVIS's blip2_pretrained.pth, a .pt of SPRC, or Salesforce/blip2-itm-vit-g (hub id or folder)",
-    "pretrain_vitL": "LAVIS's blip2_pretrained_vitL.pth, or a .pt of SPRC on ViT-L",
+    "pretrain": f"a folder with LAVIS's blip2_pretrained.pth and {EVA_FILE}, a .pt of SPRC, "
+    "or Salesforce/blip2-itm-vit-g (hub id or folder)",
+    "pretrain_vitL": f"a folder with LAVIS's blip2_pretrained_vitL.pth and {CLIP_FILE}, or a .pt of SPRC on ViT-L",
 }
 WIDTHS = {"pretrain": 1408, "pretrain_vitL": 1024}
 """Of the image tokens, by backbone."""
@@ -63,6 +85,8 @@ INSTEAD = "give it with --weights, or train without any download: --backbone min
 CLOSE = 0.8
 MANY = 40
 """With more keys wrong than this the file is another model's, and near names say nothing."""
+NORM = "network.norm."
+"""Start of the names, in a tower, of the norm that LAVIS calls ``ln_vision`` and keeps beside the Q-Former."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,10 @@ class Start:
     """By the names of ``Tower.state_dict``, in the file's own precision; empty for a checkpoint of this project."""
     tower: dict[str, Any] | None
     """What ``tower_identity`` returns of the tower, its fingerprint left out."""
+    norm: LazyTensors
+    """Where there is no tower: the weights of the norm that belongs behind one, if they are there."""
+    needs_sizes: bool
+    """Whether the weights were understood only by the ``sizes`` given beside them."""
     mapped: dict[str, str]
     dropped: dict[str, str]
 
@@ -91,7 +119,7 @@ def read_backbone(backbone: str, weights: str) -> Start:
             expected=EXPECTED[backbone],
             fix=INSTEAD,
         )
-    return read_start(open_source(weights), backbone=backbone)
+    return read_start(open_source(weights, width=WIDTHS[backbone]), backbone=backbone)
 
 
 def read_start(source: Source, sizes: Mapping[str, Any] | None = None, backbone: str = "") -> Start:
@@ -100,61 +128,205 @@ def read_start(source: Source, sizes: Mapping[str, Any] | None = None, backbone:
     ``sizes`` are the fields of a ``--qformer-config`` file. Raises ``ComposirError`` with all that is wrong.
     """
     if source.form == OWN:
-        return _read_own(source)
-    sizes = dict(sizes or {})
-    rules: tuple[Rule, ...] = LAVIS_RULES
-    norm_eps = LN_VISION_EPS
-    if source.form == HF:
-        rules = HF_RULES
-        hub = _hub_config(source)
-        vision, qformer = cast(Blip2VisionConfig, hub.vision_config), cast(Blip2QFormerConfig, hub.qformer_config)
-        norm_eps = vision.layer_norm_eps
-        sizes = {
-            "num_attention_heads": qformer.num_attention_heads,
-            VIT_HEADS: vision.num_attention_heads,
-            **sizes,
-        }
+        return _read_own(source) if source.tower is None else _join_own(source, dict(sizes or {}))
+    told = dict(sizes or {})
+    sizes, norm_eps = _hub_sizes(source, told)
+    rules = HF_RULES if source.form == HF else LAVIS_RULES
     renamed = rename(source.weights, rules)
+    require_qformer(source)
+    if source.tower is not None:
+        renamed = _with_tower(source, renamed)
+        sizes = _hub_sizes(source.tower, sizes)[0]
+    renamed = _published_blocks(renamed)
     weights = LazyTensors(
         {name: partial(read_float, renamed.weights, name) for name in renamed.weights if not name.startswith("tower.")}
     )
-    tower_weights = LazyTensors(
+    tower_weights = _tower_part(renamed)
+    config = _config(source, weights, sizes, backbone)
+    problems = _differences(_shapes(config), weights, rules)
+    heads = sizes.get(VIT_HEADS)
+    norm = LazyTensors({})
+    if all(name.startswith(NORM) for name in tower_weights):  # LAVIS trains it, and so keeps it beside the Q-Former
+        norm, tower_weights = tower_weights, LazyTensors({})
+    problems += _tower_problems(tower_weights or norm, rules, heads, config.token_width)
+    problems += [f"unexpected {key}" for key in renamed.unknown]
+    _require_none(problems, source)
+    _require_finite(renamed.weights, rules, source)
+
+    make_tower, tower = None, None
+    if tower_weights:
+        make_tower, tower = _tower_start(tower_weights, heads, norm_eps, source.name)
+    return Start(
+        config,
+        weights,
+        make_tower,
+        tower_weights,
+        tower,
+        norm,
+        needs_sizes=_are_needed(told, config, tower_weights),
+        mapped=renamed.mapped,
+        dropped={**renamed.dropped, **source.beside},
+    )
+
+
+def _hub_sizes(source: Source, sizes: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Return ``sizes`` with what the config of a folder of the hub's layout adds, and the epsilon of the norm."""
+    if source.form != HF:
+        return dict(sizes), LN_VISION_EPS
+    hub = _hub_config(source)
+    vision, qformer = cast(Blip2VisionConfig, hub.vision_config), cast(Blip2QFormerConfig, hub.qformer_config)
+    shown = {"num_attention_heads": qformer.num_attention_heads, VIT_HEADS: vision.num_attention_heads}
+    return {**shown, **sizes}, vision.layer_norm_eps
+
+
+def _are_needed(sizes: Mapping[str, Any], config: ComposerConfig, tower_weights: Mapping[str, Tensor]) -> bool:
+    """Return whether what a user told of the sizes is more than the weights show."""
+    width = tower_weights[f"{NORM}weight"].shape[0] if tower_weights else 0
+    heads, vit_heads = sizes.get("num_attention_heads"), sizes.get(VIT_HEADS)
+    return heads not in {None, NUM_HEADS_BY_HIDDEN.get(config.hidden_size)} or (
+        bool(width) and vit_heads not in {None, known_heads(width)}
+    )
+
+
+def _tower_start(
+    weights: LazyTensors, heads: int | None, norm_eps: float, source: str
+) -> tuple[Callable[[], Tower], dict[str, Any]]:
+    """Return what makes a tower, and what a checkpoint says of it but its fingerprint."""
+    name, details = describe_vit(vit_network(weights, num_heads=heads, norm_eps=norm_eps))
+    make = partial(vit_tower, weights, num_heads=heads, norm_eps=norm_eps, source=source)
+    return make, {"name": name, "weights": source, "details": details}
+
+
+def _tower_part(renamed: Renamed) -> LazyTensors:
+    return LazyTensors(
         {
             name.removeprefix("tower."): partial(renamed.weights.__getitem__, name)
             for name in renamed.weights
             if name.startswith("tower.")
         }
     )
-    if not any(name.startswith("qformer.") for name in weights):
+
+
+def require_qformer(source: Source) -> None:
+    """Raise ``ComposirError`` that says what the weights are, where they are of no model that is meant."""
+    renamed = rename(source.weights, HF_RULES if source.form == HF else LAVIS_RULES)
+    words = language_model(list(source.weights))
+    if words and not {"vision_proj.weight", "text_embeddings.word_embeddings.weight"} <= set(renamed.weights):
         raise ComposirError(
-            f"holds no Q-Former: its keys are {', '.join(list(source.weights)[:4])}, ...",
+            f"is a model that answers in words, with {words}: it has no embeddings to compare",
             file=source.path,
             expected=FORMS[source.form],
-            fix="check that it is the right file",
+            fix="give BLIP-2's first stage: blip2_pretrained.pth, blip2_pretrained_vitL.pth or blip2-itm-vit-g",
         )
-    config = _config(source, weights, sizes, backbone)
-    problems = _differences(_shapes(config), weights, rules)
-    heads = sizes.get(VIT_HEADS)
-    if tower_weights:
-        problems += _tower_differences(tower_weights, rules, heads)
-        width = next((tensor.shape[0] for name, tensor in tower_weights.items() if name == "network.norm.weight"), 0)
-        if width and width != config.token_width:
-            problems.append(f"the tower is {width} wide, and the Q-Former reads tokens {config.token_width} wide")
-    problems += [f"unexpected {key}" for key in renamed.unknown]
+    if any(name.startswith("qformer.") for name in renamed.weights):
+        return
+    if any(name.startswith("tower.network.transformer.") for name in renamed.weights):
+        is_clip = "visual_encoder.conv1.weight" in source.weights
+        model = f"blip2_pretrained{'_vitL' if is_clip else ''}.pth"
+        raise ComposirError(
+            f"is the vision tower alone, {'CLIP ViT-L' if is_clip else 'EVA ViT-g'}, with no Q-Former",
+            file=source.path,
+            expected=f"it beside the file it belongs to, such as {model}",
+            fix=shlex.join(
+                [
+                    "composir",
+                    "convert",
+                    "--from",
+                    source.form,
+                    model,
+                    "--vision-tower",
+                    str(source.path),
+                    "--out",
+                    "DIR",
+                ]
+            ),
+        )
+    is_hub = any(key.startswith(("qformer.encoder.", "vision_model.")) for key in source.weights)
+    raise ComposirError(
+        f"holds no Q-Former: its keys are {', '.join(list(source.weights)[:4])}, ...",
+        file=source.path,
+        expected=FORMS[source.form],
+        fix="these are the hub's names: give the folder, with its config.json, to --from hf"
+        if is_hub
+        else "check that it is the right file",
+    )
+
+
+def _with_tower(source: Source, renamed: Renamed) -> Renamed:
+    """Return the model's weights and the vision tower's of another file, whose own norm is left out."""
+    assert source.tower is not None
+    own = [name for name in renamed.weights if name.startswith("tower.") and not name.startswith(f"tower.{NORM}")]
+    if own:
+        raise ComposirError(
+            "has a vision tower of its own", file=source.path, fix="leave out --vision-tower, or give another file"
+        )
+    tower = rename(source.tower.weights, HF_RULES if source.tower.form == HF else LAVIS_RULES)
+    theirs = {
+        name: partial(tower.weights.__getitem__, name)
+        for name in tower.weights
+        if name.startswith("tower.") and not name.startswith(f"tower.{NORM}")
+    }
+    if not theirs:
+        raise ComposirError(
+            "holds no vision tower",
+            file=source.tower.path,
+            expected=f"LAVIS's {EVA_FILE} or {CLIP_FILE}, or another file or folder with such a tower",
+            fix="check --vision-tower",
+        )
+    read = {name: partial(renamed.weights.__getitem__, name) for name in renamed.weights}
+    reason = "the norm behind the tower comes with the Q-Former"
+    norm = {key: reason for key, name in tower.mapped.items() if name.startswith(f"tower.{NORM}")}
+    return Renamed(
+        LazyTensors({**read, **theirs}),
+        {**renamed.mapped, **{key: name for key, name in tower.mapped.items() if name.partition(",")[0] in theirs}},
+        {**renamed.dropped, **{key: why for key, why in tower.dropped.items() if _is_of_tower(key)}, **norm},
+        (*renamed.unknown, *(key for key in tower.unknown if _is_of_tower(key))),
+    )
+
+
+def _is_of_tower(key: str) -> bool:
+    return key.startswith(("visual_encoder.", "vision_model."))
+
+
+def _published_blocks(renamed: Renamed) -> Renamed:
+    """Return weights without the blocks of a published tower that BLIP-2 does not have."""
+    patches = "tower.network.transformer.embeddings.patch_embedding.weight"
+    width = renamed.weights[patches].shape[0] if patches in renamed.weights else 0
+    num_blocks = known_blocks(width)
+    return first_blocks(renamed, num_blocks) if num_blocks else renamed
+
+
+def _tower_problems(
+    weights: Mapping[str, Tensor], rules: tuple[Rule, ...], heads: int | None, token_width: int
+) -> list[str]:
+    """Return what is wrong with a tower, or with the norm alone where there is no more."""
+    sizes = ("network.transformer.embeddings.patch_embedding.weight", f"{NORM}weight")
+    width = next((weights[name].shape[0] for name in sizes if name in weights), token_width)
+    if width != token_width:  # another tower's: what else is wrong says nothing
+        return [f"the tower is {width} wide, and the Q-Former reads tokens {token_width} wide"]
+    return [] if all(name.startswith(NORM) for name in weights) else _tower_differences(weights, rules, heads)
+
+
+def _require_none(problems: Sequence[str], source: Source) -> None:
     if problems:
         raise ComposirError(
-            f"does not hold the weights of such a model: {'; '.join(with_nearest(problems))}",
+            f"does not hold the weights of such a model: {list_problems(with_nearest(problems))}",
             file=source.path,
             expected=FORMS[source.form],
             fix="check that it is the right file, and whole",
         )
 
-    make_tower, tower = None, None
-    if tower_weights:
-        make_tower = partial(vit_tower, tower_weights, num_heads=heads, norm_eps=norm_eps, source=source.name)
-        name, details = describe_vit(vit_network(tower_weights, num_heads=heads, norm_eps=norm_eps))
-        tower = {"name": name, "weights": source.name, "details": details}
-    return Start(config, weights, make_tower, tower_weights, tower, renamed.mapped, renamed.dropped)
+
+def _require_finite(weights: Mapping[str, Tensor], rules: tuple[Rule, ...], source: Source) -> None:
+    """Raise ``ComposirError`` with the names of weights that hold what is no number, or infinite."""
+    broken = [their_name(name, rules) for name in not_finite(weights)]
+    if broken:
+        raise ComposirError(
+            f"holds weights that are not numbers, or infinite: {listed(broken)}",
+            file=source.path,
+            expected="finite numbers; such a training had failed before it was saved",
+            fix="give a checkpoint from before that",
+        )
 
 
 def initialise(model: Composer, start: Start) -> None:
@@ -169,6 +341,11 @@ def initialise(model: Composer, start: Start) -> None:
     model.load_own_weights({**own, **weights})
 
 
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the weights in which a number is NaN or infinite; one is in memory at a time."""
+    return [name for name in weights if not weights[name].isfinite().all()]
+
+
 def read_float(weights: Mapping[str, Tensor], name: str) -> Tensor:
     """Return a weight in float32, which is what the model computes with."""
     return weights[name].float()
@@ -179,14 +356,50 @@ def _read_own(source: Source) -> Start:
 
     config, identity = parse_config(source.config, source.path / CONFIG)
     assert isinstance(source.weights, LazyTensors)
+    norm = source.path / LN_VISION
     return Start(
         config,
         source.weights,
         (lambda: tower_of(config, identity, source.path)) if identity else None,
         LazyTensors({}),
         None,
-        {},
-        {},
+        open_safetensors(norm)[0] if identity is None and norm.is_file() else LazyTensors({}),
+        needs_sizes=False,
+        mapped={},
+        dropped={},
+    )
+
+
+def _join_own(source: Source, sizes: dict[str, Any]) -> Start:
+    """Return a checkpoint of this project that has no vision tower, with the one of another file behind its norm."""
+    assert source.tower is not None
+    start = _read_own(source)
+    if start.make_tower is not None:
+        raise ComposirError("has its vision tower already", file=source.path, fix="leave it as it is")
+    if not start.norm:
+        raise ComposirError(
+            f"has no {LN_VISION}, the norm between a vision tower and the Q-Former",
+            file=source.path,
+            expected="a folder that composir convert made of weights without a tower",
+            fix="convert the weights again, with --vision-tower",
+        )
+    norm = {f"tower.{name}": partial(start.norm.__getitem__, name) for name in start.norm}
+    renamed = _published_blocks(_with_tower(source, Renamed(LazyTensors(norm), {}, {}, ())))
+    sizes, _ = _hub_sizes(source.tower, sizes)
+    rules = HF_RULES if source.tower.form == HF else LAVIS_RULES
+    weights, heads = _tower_part(renamed), sizes.get(VIT_HEADS)
+    problems = _tower_problems(weights, rules, heads, start.config.token_width)
+    _require_none([*problems, *(f"unexpected {key}" for key in renamed.unknown)], source.tower)
+    _require_finite(renamed.weights, rules, source.tower)
+    make_tower, tower = _tower_start(weights, heads, LN_VISION_EPS, source.tower.name)
+    return replace(
+        start,
+        make_tower=make_tower,
+        tower_weights=weights,
+        tower=tower,
+        norm=LazyTensors({}),
+        mapped={**dict(zip(start.weights, start.weights, strict=True)), **renamed.mapped},
+        dropped=renamed.dropped,
     )
 
 
@@ -304,14 +517,21 @@ def _differences(
     ]
 
 
-def with_nearest(problems: list[str]) -> list[str]:
+def list_problems(problems: Sequence[str]) -> str:
+    """Return problems in one line, of every kind (missing, unexpected, other) some where they are many."""
+    kinds = ("missing ", "unexpected ")
+    other = [problem for problem in problems if not problem.startswith(kinds)]
+    return listed(*([one for one in problems if one.startswith(kind)] for kind in kinds), other, separator="; ")
+
+
+def with_nearest(problems: Sequence[str]) -> list[str]:
     """Return problems, a missing key with the nearest unexpected one and the other way round where one is near."""
     keys = {
         kind: [problem.removeprefix(f"{kind} ") for problem in problems if problem.startswith(f"{kind} ")]
         for kind in ("missing", "unexpected")
     }
     if max(map(len, keys.values())) > MANY:
-        return problems
+        return list(problems)
     told = []
     for problem in problems:
         kind, _, key = problem.partition(" ")

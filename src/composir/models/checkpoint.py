@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from huggingface_hub import HfApi
 from pydantic import ValidationError
 from torch import Tensor
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, listed
 from composir.files import replacing_folder
+from composir.models.blip2 import not_finite, require_qformer
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.fusion import fusion_names
 from composir.models.presets import BACKBONES, TOWERS
@@ -27,11 +29,13 @@ from composir.models.sources import (
     TOKENIZER,
     TOWER,
     WEIGHTS,
+    convert_command,
     locate,
     open_safetensors,
+    open_source,
     read_json,
 )
-from composir.models.tensors import write_safetensors
+from composir.models.tensors import LazyTensors, write_safetensors
 from composir.models.text import Tokenizer
 from composir.models.vision import Tower, hash_weights
 
@@ -88,10 +92,12 @@ def write_folder(
 ) -> None:
     """Write a checkpoint folder of parts, whole or not at all; weights are read one at a time.
 
-    ``tower`` is what ``tower_identity`` returns; ``tower_weights`` are stored beside the model's where given.
+    ``tower`` is what ``tower_identity`` returns; ``tower_weights`` are stored beside the model's where given, and
+    the fingerprint is then theirs as they are read again, in float32: on a GPU a tower may hold them rounded to fp16.
     """
     if tower is not None and tower_weights is not None:
-        tower = {**tower, "weights": TOWER}
+        floats = LazyTensors({name: partial(_as_read, tower_weights, name) for name in tower_weights})
+        tower = {**tower, "weights": TOWER, "fingerprint": hash_weights(floats)}
     document: dict[str, Any] = {
         "format": FORMAT,
         "composir_version": version("composir"),
@@ -109,6 +115,11 @@ def write_folder(
         (temporary / CARD).write_text((card or model_card(config)) + _tower_notice(document), encoding="utf-8")
         for name, content in (extra_files or {}).items():
             (temporary / name).write_bytes(content)
+
+
+def _as_read(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    tensor = weights[name]
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def tower_identity(tower: Tower) -> dict[str, Any]:
@@ -129,13 +140,7 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     with.
     """
     folder, _ = locate(str(source), FORMS[OWN])
-    if not (folder / CONFIG).is_file():
-        raise ComposirError(
-            "is not a checkpoint folder: it has no config.json",
-            file=folder,
-            expected=f"a folder with {CONFIG} and {WEIGHTS}, such as models/<run>/best",
-            fix="give the best/ folder of a run",
-        )
+    _require_checkpoint(folder)
     config, identity = parse_config(read_json(folder / CONFIG), folder / CONFIG)
     tokenizer = None
     if (folder / TOKENIZER).exists():
@@ -150,6 +155,34 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     model = Composer(config, tower=tower_of(config, identity, folder) if identity else None, tokenizer=tokenizer)
     load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
+
+
+def _require_checkpoint(path: Path) -> None:
+    """Raise ``ComposirError`` for anything but a checkpoint folder; for weights of other layouts, how to make one."""
+    has_config = (path / CONFIG).is_file()
+    if has_config and read_json(path / CONFIG).get("model_type") is None:
+        return
+    opened = None
+    try:
+        opened = open_source(str(path))
+        require_qformer(opened)
+    except ComposirError:
+        if path.is_file():
+            raise
+    expected = f"a folder with {CONFIG} and {WEIGHTS}, such as models/<run>/best"
+    if opened is not None:
+        raise ComposirError(
+            f"is no checkpoint of composir yet, but {FORMS[opened.form]}",
+            file=path,
+            expected=expected,
+            fix=f"convert it once: {convert_command(opened)}",
+        )
+    raise ComposirError(
+        "is not a checkpoint folder: it has no config.json" if not has_config else "is no checkpoint of composir",
+        file=path,
+        expected=expected,
+        fix="give the best/ folder of a run",
+    )
 
 
 def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -222,16 +255,23 @@ def load_weights(model: Composer, file: Path) -> None:
     weights, _ = open_safetensors(file)
     own = model.own_weights()
     problems = _differences(own, weights)
-    if problems:
+    if any(problems):
         raise ComposirError(
-            "does not fit its config.json: " + ", ".join(problems),
+            "does not fit its config.json: " + listed(*problems),
             file=file,
             fix="use the config.json and model.safetensors of one and the same checkpoint",
+        )
+    if broken := not_finite(weights):
+        raise ComposirError(
+            f"holds weights that are not numbers, or infinite: {listed(broken)}",
+            file=file,
+            fix="give a checkpoint from before the training failed",
         )
     model.load_own_weights(weights)
 
 
-def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
+def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[Sequence[str], ...]:
+    """Return what is missing, what has no place, and what has another shape."""
     missing = [f"missing {name}" for name in sorted(set(own) - set(weights))]
     extra = [f"unexpected {name}" for name in sorted(set(weights) - set(own))]
     shapes = [
@@ -239,7 +279,7 @@ def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Se
         for name in sorted(set(own) & set(weights))
         if own[name].shape != weights[name].shape
     ]
-    return [*missing, *extra, *shapes]
+    return missing, extra, shapes
 
 
 def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
@@ -320,7 +360,10 @@ def _tower_notice(document: Mapping[str, Any]) -> str:
     """Return the end of a card: where the frozen vision tower is."""
     tower = document["tower"]
     if tower is None:
-        return "\nThere is no vision tower: the model works on image tokens.\n"
+        return (
+            "\nThere is no vision tower: the model works on image tokens. To join one: "
+            "`composir convert --from composir THIS_FOLDER --vision-tower FILE --out NEW_FOLDER`.\n"
+        )
     where = {"": "comes with composir", TOWER: f"is in {TOWER}"}.get(
         tower["weights"], f"is not stored here, it is read from `{tower['weights']}`"
     )

@@ -49,8 +49,14 @@ QFORMER_RULES = (
     Rule("text_proj_f.", None, "a frozen copy, as Fformer"),
 )
 LN_VISION_RULE = Rule("ln_vision.", "tower.network.norm.")
+BEHIND_TOWER = "BLIP-2 reads the tower before what stands behind its blocks"
 EVA_RULES = (
     LN_VISION_RULE,
+    Rule("visual_encoder.norm.", None, BEHIND_TOWER),
+    Rule("visual_encoder.fc_norm.", None, BEHIND_TOWER),
+    Rule("visual_encoder.head.", None, BEHIND_TOWER),
+    Rule("visual_encoder.lm_head.", None, BEHIND_TOWER),
+    Rule("visual_encoder.mask_token", None, "stands for hidden patches in EVA's own training only"),
     Rule("visual_encoder.cls_token", "tower.network.transformer.embeddings.class_embedding"),
     Rule("visual_encoder.pos_embed", "tower.network.transformer.embeddings.position_embedding"),
     Rule("visual_encoder.patch_embed.proj.", "tower.network.transformer.embeddings.patch_embedding."),
@@ -62,6 +68,8 @@ EVA_RULES = (
 )
 CLIP_RULES = (
     LN_VISION_RULE,
+    Rule("visual_encoder.ln_post.", None, BEHIND_TOWER),
+    Rule("visual_encoder.proj", None, BEHIND_TOWER),
     Rule("visual_encoder.class_embedding", "tower.network.transformer.embeddings.class_embedding"),
     Rule("visual_encoder.positional_embedding", "tower.network.transformer.embeddings.position_embedding.weight"),
     Rule("visual_encoder.conv1.", "tower.network.transformer.embeddings.patch_embedding."),
@@ -95,6 +103,7 @@ _IN_PROJ = re.compile(r"(.*\.attn\.)in_proj_(weight|bias)$")
 _QKV_BIAS = re.compile(r"(.*\.attn\.)(?:q|v)_bias$")
 _OWN_QKV_BIAS = re.compile(r"tower\..*\.self_attn\.qkv\.bias$")
 _OWN_Q_PROJ = re.compile(r"(tower\..*\.self_attn\.)q_proj\.(weight|bias)$")
+_OWN_BLOCK = re.compile(r"tower\.network\.transformer\.encoder\.layers\.(\d+)\.")
 _OWN_KV_PROJ = re.compile(r"tower\..*\.self_attn\.[kv]_proj\.(?:weight|bias)$")
 
 
@@ -181,6 +190,26 @@ def to_lavis(weights: Mapping[str, Tensor]) -> Renamed:
             read_by_name[theirs] = partial(weights.__getitem__, name)
         mapped[name] = theirs
     return Renamed(LazyTensors(read_by_name), mapped, {}, tuple(unknown))
+
+
+def first_blocks(renamed: Renamed, num_blocks: int) -> Renamed:
+    """Return weights without the blocks of the tower behind the first ``num_blocks``; their keys are dropped."""
+
+    def is_behind(name: str) -> bool:
+        match = _OWN_BLOCK.match(name)
+        return match is not None and int(match[1]) >= num_blocks
+
+    behind = {key for key, name in renamed.mapped.items() if is_behind(name)}
+    if not behind:
+        return renamed
+    kept = {name: partial(renamed.weights.__getitem__, name) for name in renamed.weights if not is_behind(name)}
+    reason = f"BLIP-2 reads the tower behind {num_blocks} of its blocks"
+    return Renamed(
+        LazyTensors(kept),
+        {key: name for key, name in renamed.mapped.items() if key not in behind},
+        {**renamed.dropped, **dict.fromkeys(sorted(behind), reason)},
+        renamed.unknown,
+    )
 
 
 def _third(weights: Mapping[str, Tensor], key: str, place: int) -> Tensor:

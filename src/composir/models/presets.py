@@ -16,10 +16,11 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from composir.errors import ComposirError, nearest
-from composir.models.blip2 import initialise, read_backbone
+from composir.models.blip2 import EXPECTED, initialise, read_backbone
 from composir.models.composer import Composer, ComposerConfig
 from composir.models.fusion import GATE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
+from composir.models.sources import CLIP_FILE, EVA_FILE, convert_command, open_source
 from composir.models.text import Tokenizer
 from composir.models.vision import MINI_INSTALL, LiteFeatures, Tower, lite_tower, tiny_tower
 from composir.models.vit import CLIP, EVA, vit_tower
@@ -178,10 +179,12 @@ def blip2_tokenizer() -> Tokenizer:
 def _blip2_tower(backbone: str, weights: str) -> Tower:
     make_tower = read_backbone(backbone, weights).make_tower
     if make_tower is None:
+        file = CLIP_FILE if backbone == "pretrain_vitL" else EVA_FILE
         raise ComposirError(
             "holds no vision tower: the model would work on image tokens only",
             file=weights,
-            fix="give weights with the tower, such as the whole checkpoint of LAVIS",
+            expected=EXPECTED[backbone],
+            fix=f"give a folder with {file} beside it, or join the two: {convert_command(open_source(weights))}",
         )
     return make_tower()
 

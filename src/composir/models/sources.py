@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
+import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, listed
 from composir.models.tensors import LazyTensors
 
 CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
@@ -31,6 +34,8 @@ CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
     "tower.safetensors",
     "README.md",
 )
+LN_VISION = "ln_vision.safetensors"
+"""In a checkpoint without a vision tower: the norm that belongs behind one, so that one can be joined."""
 INDEX = "model.safetensors.index.json"
 """Which file holds which key, where the weights are in several (Hugging Face's layout)."""
 MODEL_NAME = "blip2_cir_align_prompt"
@@ -43,6 +48,58 @@ FORMS = {
 }
 DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the original's"
 HUB_FILES = ("*.json", "*.safetensors", "*.md", "*.toml")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+"""Of files of weights."""
+EVA_FILE, CLIP_FILE = "eva_vit_g.pth", "clip_vit_L.pth"
+"""The towers of ViT-g and of ViT-L as LAVIS publishes them, files of their own."""
+CLIP_WIDTH = 1024
+"""Of the image tokens of ViT-L."""
+
+MODEL_SET, TOWER_SET, OTHER_SET = "model", "tower", "other"
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What ``torch.compile``, FSDP and checkpointed layers put into names, wherever a layer is wrapped."""
+_QFORMER = re.compile(r"(.*?)(?<![^.])Qformer\.bert\.")
+_PATCHES = (
+    (re.compile(r"(.*?)(?<![^.])patch_embed\.proj\.weight$"), "blocks.0."),
+    (re.compile(r"(.*?)(?<![^.])conv1\.weight$"), "transformer.resblocks.0."),
+)
+"""The weight that starts a tower of EVA's or of CLIP's names, and the start of further names beside it."""
+_LANGUAGE_MODELS = {
+    "opt_": "OPT",
+    "t5_": "T5",
+    "llm_": "a language model",
+    "language_": "a language model",
+    "text_decoder.": "a decoder of captions",
+}
+"""Starts of names that only models which answer in words have."""
+_DEPTH = 4
+"""So many dictionaries in each other are looked into for weights."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds its weights."""
+
+    state: str = ""
+    """The keys that lead to the weights, joined by dots; empty where they are at the top."""
+    prefix: str = ""
+    """What stood before the names, or in them, and is taken off."""
+    others: tuple[str, ...] = ()
+    """The other sets of weights in the file, which were not read."""
+    saved_by: str = ""
+    """The library whose layout it is, where that shows."""
+
+    def lines(self) -> list[str]:
+        """Return what is worth telling a person, a line each."""
+        where = [f"as {self.saved_by} saves it"] if self.saved_by else []
+        if self.state:
+            where.append(f"weights under {self.state!r}")
+        if self.others:
+            where.append(f"beside other weights under {', '.join(map(repr, self.others))}, which were not read")
+        lines = [f"recognised: {', '.join(where)}"] if self.saved_by or self.others else []
+        if self.prefix:
+            lines.append(f"recognised: {self.prefix!r} taken off the names of the weights")
+        return lines
 
 
 @dataclass(frozen=True)
@@ -58,15 +115,28 @@ class Source:
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]
     """``config.json`` of a folder, as it is."""
+    layout: Layout = Layout()
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the same dictionary that are not of this set of weights, and why."""
+    tower: Source | None = None
+    """Where the vision tower is, if that is another file."""
+
+    @property
+    def lacks_tower(self) -> bool:
+        """Whether these are weights by LAVIS's names that need a tower from another file."""
+        return self.tower is None and not any(name.startswith("visual_encoder.") for name in self.weights)
 
 
-def open_source(source: str, form: str = "") -> Source:
+def open_source(source: str, form: str = "", *, state: str = "", width: int = 0) -> Source:
     """Return the weights at a path or hub id; raise ``ComposirError`` where they are not of the ``form`` asked for.
 
-    Without a form the file itself says which it is.
+    Without a form the file itself says which it is. ``state`` chooses among several sets of weights in a file, and
+    ``width``, that of image tokens, among several files in a folder.
     """
     path, name = locate(source, FORMS[form] if form else "a file or folder of weights, or a hub id")
-    found = _open_folder(path, name) if path.is_dir() else _open_file(path, name, form)
+    found = _open_folder(path, name, form, state, width) if path.is_dir() else _open_file(path, name, form, state)
+    if state and found.form in {HF, OWN}:
+        raise ComposirError(f"holds one set of weights, and {state!r} was asked for", file=path, fix="leave it out")
     if form and found.form != form:
         raise ComposirError(
             f"is {FORMS[found.form]}, not {FORMS[form]}",
@@ -129,7 +199,7 @@ def open_safetensors(file: Path) -> tuple[LazyTensors, dict[str, str]]:
 
 
 def _is_hub_id(source: str) -> bool:
-    if source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in {".pt", ".pth"}:
+    if source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in SUFFIXES:
         return False
     try:
         validate_repo_id(source)
@@ -138,11 +208,31 @@ def _is_hub_id(source: str) -> bool:
     return True
 
 
-def _open_folder(folder: Path, name: str) -> Source:
+def convert_command(source: Source, *flags: str) -> str:
+    """Return the command that makes a checkpoint folder of a source, ready to be pasted; ``flags`` follow.
+
+    Where the source has no vision tower, the command joins the published one that belongs to it.
+    """
+    path = source.path
+    out = path.with_suffix("") if path.suffix in SUFFIXES else path.with_name(f"{path.name}-composir")
+    if out.exists():
+        out = out.with_name(f"{out.name}-composir")
+    name = source.name if not path.exists() or not Path(source.name).is_absolute() else str(path)
+    command = ["composir", "convert", "--from", source.form, name, "--out", str(out), *flags]
+    if source.form == OWN or (source.form in {LAVIS, SPRC} and source.lacks_tower):
+        command += ["--vision-tower", CLIP_FILE if _token_width(source.weights) == CLIP_WIDTH else EVA_FILE]
+    return shlex.join(command)
+
+
+def language_model(keys: Sequence[str]) -> str:
+    """Return in words which language model weights have that answer in words, "" where they have none."""
+    names = (name for start, name in _LANGUAGE_MODELS.items() if any(key.startswith(start) for key in keys))
+    return next(names, "")
+
+
+def _open_folder(folder: Path, name: str, form: str, state: str, width: int) -> Source:
     if not (folder / CONFIG).is_file():
-        raise ComposirError(
-            "holds no config.json", file=folder, expected=f"{FORMS[OWN]}, or {FORMS[HF]}", fix="check the path"
-        )
+        return _open_loose(folder, name, form, state, width)
     config = read_json(folder / CONFIG)
     form = OWN if config.get("model") == MODEL_NAME else HF
     if (folder / INDEX).is_file():
@@ -158,6 +248,70 @@ def _open_folder(folder: Path, name: str) -> Source:
     return Source(form, folder, name, open_safetensors(folder / WEIGHTS)[0], config)
 
 
+def _open_loose(folder: Path, name: str, form: str, state: str, width: int) -> Source:
+    """Return the weights in a folder of files alone: a model, and its tower where that is a second file."""
+    models: list[Source] = []
+    towers: list[Source] = []
+    unread: list[str] = []
+    if (folder / INDEX).is_file():
+        models.append(_of_held(folder, name, _open_shards(folder), form, state))
+    else:
+        for file in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()):
+            try:
+                held = _read(file)
+                kinds = {one.kind for one in _find_sets(held)}
+                if MODEL_SET in kinds:
+                    opened = _of_held(file, str(file.resolve()), held, form, state)
+                    if not language_model(list(opened.weights)):
+                        models.append(opened)
+                elif TOWER_SET in kinds:
+                    towers.append(_of_held(file, str(file.resolve()), held, form, ""))
+            except ComposirError as error:
+                unread.append(str(error))
+    models = [one for one in models if _token_width(one.weights) == width] or models
+    if not models:
+        raise ComposirError(
+            f"holds {towers[0].path.name}, a vision tower, and no Q-Former" if towers else "holds no config.json",
+            file=folder,
+            expected=f"{FORMS[OWN]}, or {FORMS[HF]}, or files such as blip2_pretrained.pth and {EVA_FILE}",
+            fix=f"these files were not read: {listed(unread)}" if unread else "check the path",
+        )
+    model = _only(folder, models, "models")
+    tower = None
+    if model.lacks_tower:
+        fitting = [one for one in towers if _tower_width(one.weights) == _token_width(model.weights)]
+        tower = _only(folder, fitting, "vision towers") if fitting else None
+    layout = model.layout
+    if model.path.name in {WEIGHTS, "pytorch_model.bin"} or model.path == folder:
+        layout = replace(layout, saved_by="Accelerate")
+    if tower is None:
+        return replace(model, layout=layout)
+    return replace(model, path=folder, name=name, layout=layout, tower=tower)
+
+
+def _only(folder: Path, found: Sequence[Source], what: str) -> Source:
+    if len(found) > 1:
+        raise ComposirError(
+            f"holds {len(found)} {what}: {listed([one.path.name for one in found])}",
+            file=folder,
+            expected="one, with its vision tower beside it where that is a file of its own",
+            fix=f"leave one there, or convert it: {convert_command(found[0])}"
+            if what == "models"
+            else "leave one there",
+        )
+    return found[0]
+
+
+def _token_width(weights: Mapping[str, Tensor]) -> int:
+    """Return the width of the image tokens that a Q-Former reads, by LAVIS's names or ours; 0 where there is none."""
+    keys = (key for key in weights if ".crossattention." in key and key.endswith(".key.weight"))
+    return next((weights[key].shape[-1] for key in keys), 0)
+
+
+def _tower_width(weights: Mapping[str, Tensor]) -> int:
+    return next((weights[key].shape[0] for key in weights if key.endswith(("proj.weight", "conv1.weight"))), 0)
+
+
 def _open_shards(folder: Path) -> LazyTensors:
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict):
@@ -166,75 +320,185 @@ def _open_shards(folder: Path) -> LazyTensors:
     missing = [part for part in files if not (folder / part).is_file()]
     if missing:
         raise ComposirError(
-            f"names {len(files)} files, of which {', '.join(missing)} are missing", file=folder / INDEX,
+            f"names {len(files)} files, of which {listed(missing)} are missing", file=folder / INDEX,
             fix="download the missing parts",
         )  # fmt: skip
     parts = {part: open_safetensors(folder / part)[0] for part in files}
     absent = [key for key, part in places.items() if key not in parts[part]]
     if absent:
         raise ComposirError(
-            f"{', '.join(absent)} not in the file that the index names", file=folder / INDEX, fix=DOWNLOAD_AGAIN
+            f"{listed(absent)} not in the file that the index names", file=folder / INDEX, fix=DOWNLOAD_AGAIN
         )
     return LazyTensors({key: partial(parts[part].__getitem__, key) for key, part in places.items()})
 
 
-def _open_file(file: Path, name: str, form: str) -> Source:
-    if file.suffix == ".safetensors":
-        found, weights = "", open_safetensors(file)[0]
+@dataclass(frozen=True)
+class _Set:
+    """The weights of one model in a file, which may hold several: one that was trained, and its moving average."""
+
+    kind: str
+    """``MODEL_SET``, ``TOWER_SET``, or ``OTHER_SET``: nothing that is known here."""
+    name: str
+    """What chooses it."""
+    state: str
+    prefix: str
+    keys: dict[str, str]
+    """The key in ``tensors`` by its name, wrappers and prefix taken off."""
+    tensors: Mapping[str, Tensor]
+    beside: dict[str, str]
+
+
+def _open_file(file: Path, name: str, form: str, state: str) -> Source:
+    return _of_held(file, name, _read(file), form, state)
+
+
+def _read(file: Path) -> Any:
+    return open_safetensors(file)[0] if file.suffix == ".safetensors" else _unpickle(file)
+
+
+def _of_held(file: Path, name: str, held: Any, form: str, state: str) -> Source:
+    """Return the one set of weights in what a file holds, or the one that ``state`` chooses."""
+    sets = _find_sets(held)
+    kinds = {one.kind for one in sets}
+    kind = next((kind for kind in (MODEL_SET, TOWER_SET, OTHER_SET) if kind in kinds), "")
+    found = [one for one in sets if one.kind == kind]
+    if state:
+        chosen = [one for one in sets if one.name == state and one.kind != OTHER_SET]
+        if not chosen:
+            raise ComposirError(
+                f"holds no weights of a model under {state!r}",
+                file=file,
+                expected=f"one of {listed([one.name for one in found])}" if kind else None,
+                fix="give --state-dict one of these, or leave it out where there is one",
+            )
+        others = [one.name for one in found if one is not chosen[0]]
+        found = chosen
     else:
-        found, weights = _unwrap(file, _unpickle(file))
-    if not found:  # a bare state dict: the names are the same in both
-        found = form if form in {LAVIS, SPRC} else SPRC if "prompt_tokens" in weights else LAVIS
-    return Source(found, file, name, weights, {})
+        others = []
+    if not found or (len(found) > 1 and kind == OTHER_SET):
+        holds = (
+            f"the keys {listed(list(map(str, held)), limit=8)}" if isinstance(held, Mapping) else type(held).__name__
+        )
+        raise ComposirError(
+            f"holds no weights where they are expected, but {holds}",
+            file=file,
+            expected=f"{FORMS[LAVIS]}: under 'model'; or {FORMS[SPRC]}: under the name of the model's class",
+            fix="check that it is the right file",
+        )
+    one = found[0]
+    start = "visual_encoder." if one.kind == TOWER_SET else ""
+    weights = LazyTensors({start + key: partial(one.tensors.__getitem__, there) for key, there in one.keys.items()})
+    layout = Layout(one.state, one.prefix, tuple(others), _saved_by(held))
+    opened = Source(_form_of(one, form), file, name, weights, {}, layout, one.beside)
+    if len(found) > 1:
+        names = [other.name for other in found]
+        raise ComposirError(
+            f"holds {len(found)} sets of weights: {listed(names)}",
+            file=file,
+            expected="one, or to be told which",
+            fix=f"choose with --state-dict: {convert_command(opened, '--state-dict', names[0])}",
+        )
+    return opened
+
+
+def _form_of(found: _Set, asked: str) -> str:
+    """Return whose file it is: both name the weights alike, and what they lie under differs."""
+    if found.state[:1].isupper():  # the name of a class
+        return SPRC
+    has_prompt = "prompt_tokens" in found.keys
+    if found.state == "model" and not has_prompt and found.kind == MODEL_SET:
+        return LAVIS
+    return asked if asked in {LAVIS, SPRC} else SPRC if has_prompt else LAVIS
+
+
+def _saved_by(held: Any) -> str:
+    if isinstance(held, LazyTensors) or not isinstance(held, Mapping):
+        return ""
+    if "pytorch-lightning_version" in held:
+        return "Lightning"
+    return (
+        "DeepSpeed" if "ds_version" in held else "LAVIS's runner" if {"model", "scaler", "config"} <= set(held) else ""
+    )
+
+
+def _find_sets(held: Any, path: tuple[str, ...] = ()) -> list[_Set]:
+    """Return every set of weights in what a file holds, in its order."""
+    if not isinstance(held, Mapping):
+        return []
+    is_lazy = isinstance(held, LazyTensors)
+    keys = [key for key in held if isinstance(key, str) and (is_lazy or isinstance(held[key], Tensor))]
+    sets = list(_sets_in(held, keys, path))
+    if not is_lazy and len(path) < _DEPTH:
+        for key, value in held.items():
+            sets += _find_sets(value, (*path, str(key)))
+    return sets
+
+
+def _sets_in(tensors: Mapping[str, Tensor], keys: Sequence[str], path: tuple[str, ...]) -> Iterator[_Set]:
+    """Give the sets of weights of one dictionary, told apart by what stands before their names."""
+    names = {key: _WRAPPERS.sub("", key) for key in keys}
+    kind, heads = _heads(list(names.values()))
+    state = ".".join(path)
+    if kind == OTHER_SET and (not keys or len(path) > 1):
+        return
+    for head in heads:
+        mine = {name.removeprefix(head): key for key, name in names.items() if name.startswith(head)}
+        if not head and len(heads) > 1:  # what stands before the others is no part of this one
+            mine = {name: key for name, key in mine.items() if not name.startswith(tuple(h for h in heads if h))}
+        beside = {}
+        for key, name in names.items():
+            if key not in mine.values():
+                other = next((h for h in heads if h and h != head and name.startswith(h)), "")
+                beside[key] = f"of other weights, under {other!r}" if other else f"not under {head!r}, as the model is"
+        wrapped = next((match[0] for key in mine.values() if (match := _WRAPPERS.search(key))), "")
+        first_name, first = next(iter(mine.items()))
+        prefix = first[: len(first) - len(first_name)] if first.endswith(first_name) else head + wrapped
+        own = head.rstrip(".") if len(heads) > 1 else ""
+        name = ".".join(part for part in (state, own) if part) or "."
+        yield _Set(kind, name, state, prefix or wrapped, mine, tensors, beside)
+
+
+def _heads(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what the names are of, and everything that stands before such names: "" for nothing."""
+    models = list(dict.fromkeys(match[1] for name in names if (match := _QFORMER.match(name))))
+    if models:
+        return MODEL_SET, models
+    towers = [
+        match[1]
+        for pattern, block in _PATCHES
+        for name in names
+        if (match := pattern.match(name)) and any(other.startswith(match[1] + block) for other in names)
+    ]
+    return (TOWER_SET, list(dict.fromkeys(towers))) if towers else (OTHER_SET, [""])
 
 
 def _unpickle(file: Path) -> Any:
-    """Return what a file of torch.save holds; memory-mapped, except in torch's format before 1.6."""
+    """Return what a file of torch.save holds; memory-mapped, except in torch's format before 1.6.
+
+    What torch says of a file it refuses is not passed on: it ends in advice to load the file without protection.
+    """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        code = next((line for line in lines if "GLOBAL" in line), "")
-        if code:
-            raise ComposirError(
-                f"holds more than weights, and was not loaded: unpickling it could run code ({code})",
-                file=file,
-                expected="tensors, numbers and words alone",
-                fix="save the state dict alone, on a machine where the file is trusted",
-            ) from None
-        reason = next((line for line in lines if "Unpickler" in line), "no pickle of torch's")
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of files that are refused below
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError),
+        *(AttributeError, IndexError, TypeError),
+    ) as error:
+        said = str(error)
+    code = re.search(r"GLOBAL ([\w.]+)", said)
+    if code or "TorchScript" in said:
+        what = f"the class {code[1]}" if code else "a program, being a TorchScript archive"
+        raise ComposirError(
+            f"holds more than weights, and was not loaded: unpickling it could run code ({what})",
+            file=file,
+            expected="tensors, numbers and words alone",
+            fix="where the file was made, save the weights alone: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    reason = "no pickle of torch's" if "weights_only" in said or not said else said.splitlines()[0]
     raise ComposirError(
         f"cannot be read as a file of weights ({reason})",
         file=file,
         expected=f"{FORMS[LAVIS]}, or {FORMS[SPRC]}",
         fix=f"it may be cut off: {DOWNLOAD_AGAIN}",
-    )
-
-
-def _unwrap(file: Path, held: Any) -> tuple[str, Mapping[str, Tensor]]:
-    """Return the form and the state dict: under "model" (LAVIS), under the model's class name (SPRC), or bare ("")."""
-    if isinstance(held, Mapping):
-        if _is_state_dict(held):
-            return "", held
-        inside = {str(key): value for key, value in held.items() if _is_state_dict(value)}
-        if set(inside) == {"model"}:
-            return LAVIS, inside["model"]
-        if len(inside) == 1:
-            return SPRC, next(iter(inside.values()))
-    holds = f"the keys {', '.join(map(str, list(held)[:8]))}" if isinstance(held, Mapping) else type(held).__name__
-    raise ComposirError(
-        f"holds no weights where they are expected, but {holds}",
-        file=file,
-        expected=f"{FORMS[LAVIS]}: under 'model'; or {FORMS[SPRC]}: under the name of the model's class",
-        fix="check that it is the right file",
-    )
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
     )

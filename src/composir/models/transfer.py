@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, listed
 from composir.files import replacing
 from composir.models.blip2 import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
 from composir.models.checkpoint import model_card, write_folder
@@ -19,7 +20,7 @@ from composir.models.composer import Composer, ComposerConfig
 from composir.models.convert import to_lavis
 from composir.models.fusion import GATE, NONE
 from composir.models.presets import blip2_tokenizer
-from composir.models.sources import FORMS, OWN, TOKENIZER, open_source
+from composir.models.sources import FORMS, LN_VISION, OWN, TOKENIZER, Layout, open_source
 from composir.models.tensors import LazyTensors
 from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
@@ -49,6 +50,8 @@ class Conversion:
     tower: str
     """``embedded``, ``referenced`` or ``none``."""
     has_tokenizer: bool
+    layout: Layout
+    """How the source held its weights."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``composir convert --json``."""
@@ -63,16 +66,38 @@ def convert(
     qformer_config: Path | None = None,
     gated_fusion: bool | None = None,
     embed_tower: bool = False,
+    vision_tower: str | None = None,
+    state: str = "",
     seed: int = 0,
 ) -> Conversion:
     """Return what became of the keys of ``source``, whose weights are then in the checkpoint folder ``out``.
 
-    ``gated_fusion`` on adds a fresh gate where the source has none, off leaves out the one it has. Weights are read
-    and written one at a time. Raises ``ComposirError``, and writes nothing, where the source is not of the ``form``,
-    lacks a weight or holds one without a place, or ``out`` is there already.
+    ``gated_fusion`` on adds a fresh gate where the source has none, off leaves out the one it has. ``vision_tower`` is
+    the file of a tower that the source, which may be a checkpoint of this project, has not. ``state`` chooses among
+    several sets of weights in one file. Weights are read and written one at a time.
+
+    The tower is stored where ``embed_tower`` asks for it, and where reading the source again would not bring it back:
+    it was joined from another file, its file holds several sets, or ``qformer_config`` told its sizes.
+
+    Raises ``ComposirError``, and writes nothing, where the source is not of the ``form``, lacks a weight, holds one
+    without a place or one that is no number, or ``out`` is there already.
     """
     _require_absent(out)
-    opened = open_source(source, form)
+    if form == OWN and vision_tower is None:
+        raise ComposirError(
+            "is a checkpoint of composir, which needs no conversion",
+            file=source,
+            fix="give --vision-tower to join a vision tower to one that has none",
+        )
+    opened = open_source(source, form, state=state)
+    if vision_tower is not None:
+        if opened.tower is not None:
+            raise ComposirError(
+                f"holds a vision tower of its own, {opened.tower.path.name}",
+                file=source,
+                fix="leave out --vision-tower, or give the file instead of the folder",
+            )
+        opened = replace(opened, tower=open_source(vision_tower))
     start = read_start(opened, qformer_sizes(qformer_config) if qformer_config else None)
     config = start.config
     if gated_fusion is not None:
@@ -85,9 +110,16 @@ def convert(
             if name.startswith("gated_fusion."):
                 del weights[name], mapped[key]
                 dropped[key] = "the gate is off"
-    tokenizer = _tokenizer(config.vocab_size, opened.path)
+    if form == OWN:
+        words = opened.path / TOKENIZER
+        tokenizer = Tokenizer.load(words) if words.is_file() else None
+    else:
+        tokenizer = _tokenizer(config.vocab_size, opened.path)
     tower = start.tower
-    if tower is not None:
+    embed_tower = embed_tower or vision_tower is not None or start.needs_sizes or bool(opened.layout.others)
+    if tower is not None and embed_tower:
+        tower = {**tower, "fingerprint": ""}  # of what is stored, which is hashed there
+    elif tower is not None:
         floats = LazyTensors({name: partial(read_float, start.tower_weights, name) for name in start.tower_weights})
         tower = {**tower, "fingerprint": hash_weights(floats)}
     write_folder(
@@ -98,6 +130,7 @@ def convert(
         tower_weights=start.tower_weights if tower is not None and embed_tower else None,
         tokenizer=tokenizer,
         card=model_card(config, f"Converted from {FORMS[form]}: `{opened.path.name}`."),
+        extra_files={LN_VISION: save_safetensors(dict(start.norm))} if tower is None and start.norm else None,
     )
     return Conversion(
         out=out,
@@ -106,6 +139,7 @@ def convert(
         fresh=tuple(fresh),
         tower="none" if tower is None else "embedded" if embed_tower else "referenced",
         has_tokenizer=tokenizer is not None,
+        layout=opened.layout,
     )
 
 
@@ -123,7 +157,7 @@ def export_sprc(source: str, out: Path) -> Conversion:
     renamed = to_lavis(own)
     if renamed.unknown:
         raise ComposirError(
-            f"has weights that SPRC's model has no place for: {', '.join(renamed.unknown)}",
+            f"has weights that SPRC's model has no place for: {listed(renamed.unknown)}",
             file=source,
             expected="a checkpoint on a BLIP-2 backbone: pretrain or pretrain_vitL",
         )
@@ -138,6 +172,7 @@ def export_sprc(source: str, out: Path) -> Conversion:
         fresh=(),
         tower="none" if start.make_tower is None else "embedded",
         has_tokenizer=False,
+        layout=Layout(),
     )
 
 

@@ -17,11 +17,23 @@ from composir.models.vision import Tower
 
 NUM_HEADS_BY_WIDTH = {1408: 16, 1024: 16}
 """EVA ViT-g and CLIP ViT-L: the number of heads does not show in weights."""
+NUM_BLOCKS_BY_WIDTH = {1408: 39, 1024: 23}
+"""Of EVA ViT-g's 40 and of CLIP ViT-L's 24 blocks: so many BLIP-2 has, whatever a file holds (LAVIS's models)."""
 EVA, CLIP = "eva-vit", "clip-vit"
 EVA_EPS, CLIP_EPS = 1e-6, 1e-5
 LN_VISION_EPS = 1e-5
 """Of the LayerNorm behind the tower (``ln_vision``) in LAVIS: torch's default, unlike the tower's own in EVA."""
 _LAYER = re.compile(r"network\.transformer\.encoder\.layers\.(\d+)\.")
+
+
+def known_heads(width: int) -> int | None:
+    """Return the number of heads of a published tower, ``None`` for any other width."""
+    return NUM_HEADS_BY_WIDTH.get(width)
+
+
+def known_blocks(width: int) -> int | None:
+    """Return how many blocks of a published tower BLIP-2 has, ``None`` for any other width."""
+    return NUM_BLOCKS_BY_WIDTH.get(width)
 
 
 class LastHidden(nn.Module):
@@ -54,7 +66,7 @@ def vit_network(
     is_clip = f"{embeddings}position_embedding.weight" in weights
     positions = weights[f"{embeddings}position_embedding{'.weight' if is_clip else ''}"]
     width, num_tokens, patch = patches.shape[0], positions.shape[-2], patches.shape[-1]
-    num_heads = num_heads or NUM_HEADS_BY_WIDTH.get(width)
+    num_heads = num_heads or known_heads(width)
     if num_heads is None:
         raise ComposirError(
             f"the vision tower is {width} wide, and weights do not show its number of heads",
