@@ -1,6 +1,7 @@
 """BLIP-2 at its real size on this machine: convert, load, tokens, a training step, a gallery; seconds and memory.
 
-The weights are random, in the layout of LAVIS's ``blip2_pretrained.pth``: EVA ViT-g and the 12-layer Q-Former.
+The weights are random, in the two files that LAVIS publishes: ``blip2_pretrained.pth`` with the 12-layer Q-Former, and
+``eva_vit_g.pth`` in fp16, with one block more than BLIP-2 takes of it.
 ``make real-size`` runs it; it needs 10 GB of disk and about as much memory, and minutes on a CPU.
 """
 
@@ -37,7 +38,7 @@ STD = 0.02
 def main() -> None:
     """Run every stage and print one JSON document; progress goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=39, help="blocks of the tower; fewer is a quick try")
+    parser.add_argument("--layers", type=int, default=40, help="blocks in the tower's file; fewer is a quick try")
     parser.add_argument("--dir", type=Path, default=None, help="where the 10 GB go; the system's temporary folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
@@ -57,12 +58,16 @@ def main() -> None:
 def run(folder: Path, layers: int, device: str) -> dict[str, dict[str, float]]:
     """Return seconds and peak memory of every stage."""
     stages: dict[str, dict[str, float]] = {}
-    file, out = folder / "blip2_pretrained.pth", folder / "model"
+    file, eyes, out = folder / "blip2_pretrained.pth", folder / "eva_vit_g.pth", folder / "model"
     with measured("write random weights", stages):
-        torch.save({"model": random_weights(layers)}, file)
-    stages["write random weights"]["file_gb"] = file.stat().st_size / 1e9
+        weights, start = random_weights(layers), "visual_encoder."
+        tower = {key.removeprefix(start): weights.pop(key).half() for key in list(weights) if key.startswith(start)}
+        torch.save({"model": weights}, file)
+        torch.save(tower, eyes)
+        del weights, tower
+    stages["write random weights"]["file_gb"] = (file.stat().st_size + eyes.stat().st_size) / 1e9
     with measured("convert", stages):
-        convert(str(file), "lavis", out, gated_fusion=True)
+        convert(str(file), "lavis", out, vision_tower=str(eyes), gated_fusion=True)
     with measured("load", stages):
         model = composir.load(out, device=device)
     pictures = [folder / f"{number}.png" for number in range(NUM_GALLERY)]

@@ -23,7 +23,7 @@ from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import size_text
 from composir.machine import available_memory
-from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import GLOBAL, SCORINGS, Composer
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 from composir.models.vision import Tower
@@ -236,16 +236,10 @@ def open_embedder(
         sentence_embedder = load_sentence_embedder(str(model))
         return sentence_embedder, sentence_embedder.weights_hash()
     composer = from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    if composer.tower is None or composer.tokenizer is None:
-        lacking = "vision tower" if composer.tower is None else "tokenizer"
-        raise ComposirError(
-            f"has no {lacking} and cannot embed pictures and sentences",
-            file=model,
-            fix="give a checkpoint of a whole model",
-        )
+    tower = require_whole(composer, model)
     if rerank:
         require_matching_head(composer)
-    tokens = make_cache(composer.tower, cache, cache_dir, num_workers=num_workers)
+    tokens = make_cache(tower, cache, cache_dir, num_workers=num_workers)
     fill_splits(tokens, splits, progress)
     name = weights_hash(composer) if scoring == GLOBAL else f"{weights_hash(composer)}-{scoring}"
     return CachedEmbedder(composer, tokens, scoring=scoring), name

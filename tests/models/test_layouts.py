@@ -514,6 +514,23 @@ def test_a_file_given_as_a_model_is_answered_with_the_command_that_converts_it(r
     assert weights_hash(from_pretrained(out)) == expected
 
 
+def test_a_model_on_tokens_says_how_it_gets_its_tower(run, control, shapes_root, tmp_path):
+    file = save(tmp_path / "q.pth", {"model": split(control(vocabulary=VOCABULARY)[0])[0]})
+    model = tmp_path / "on tokens"
+    convert(str(file), "lavis", model)
+    picture = next((shapes_root / "dev").glob("*.png"))
+    for command in (
+        ["evaluate", "--dataset", "CIRR", "--data-root", shapes_root],
+        ["index", shapes_root / "dev", "--out", tmp_path / "index"],
+        ["visualize", "--image", picture, "--text", "red", "--out", tmp_path / "map.png"],
+    ):
+        code, out, err = run(*command, "--model", model)
+        assert (code, out) == (2, ""), err
+        assert "has no vision tower and cannot embed pictures; fix: join one: composir convert --from composir" in err
+        words = shlex.split(err.partition("join one: ")[2])
+    assert words[-5:] == [str(model), "--out", f"{model}-composir", "--vision-tower", "eva_vit_g.pth"]
+
+
 def test_other_things_given_as_a_model_are_answered_as_well(control, tmp_path):
     start, alone = split(control()[0])
     with pytest.raises(ComposirError, match="is the vision tower alone"):

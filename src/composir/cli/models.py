@@ -122,7 +122,7 @@ def visualize(
 
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
-    from composir.models.checkpoint import from_pretrained
+    from composir.models.checkpoint import from_pretrained, require_whole
     from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
 
     ranked = None
@@ -134,6 +134,7 @@ def visualize(
             else gallery_of_folder(gallery or Path())
         )
     loaded = from_pretrained(model)
+    require_whole(loaded, model)
     with Bars() as bars:
         answers = answer(
             loaded,

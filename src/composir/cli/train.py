@@ -53,7 +53,10 @@ def train(
         str | None,
         typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests)."),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="The backbone's pretrained weights: a file, or a folder, with the vision tower's file in it."),
+    ] = None,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
     batch_size: Annotated[
         Any,

@@ -157,6 +157,26 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     return model.to(device).eval()
 
 
+def require_whole(model: Composer, source: Path | str) -> Tower:
+    """Return the vision tower of a model that was read from ``source``.
+
+    Raises ``ComposirError`` where it has none, and so cannot see, or no tokenizer, and so cannot read.
+    """
+    if model.tower is None:
+        raise ComposirError(
+            "has no vision tower and cannot embed pictures",
+            file=source,
+            fix=f"join one: {convert_command(open_source(str(source)))}",
+        )
+    if model.tokenizer is None:
+        raise ComposirError(
+            "has no tokenizer and cannot embed sentences",
+            file=source,
+            expected="a model of BLIP-2's vocabulary, or one with its tokenizer.json",
+        )
+    return model.tower
+
+
 def _require_checkpoint(path: Path) -> None:
     """Raise ``ComposirError`` for anything but a checkpoint folder; for weights of other layouts, how to make one."""
     has_config = (path / CONFIG).is_file()

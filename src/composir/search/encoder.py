@@ -12,9 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from composir.errors import ComposirError
 from composir.features import TOWER_BATCH
-from composir.models.checkpoint import from_pretrained, weights_hash
+from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 
@@ -158,12 +157,7 @@ def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEn
     if str(model).startswith(PREFIX):
         return SentenceEncoder(load_sentence_embedder(str(model), device=device))
     composer = from_pretrained(model, device=device)
-    if composer.tower is None or composer.tokenizer is None:
-        raise ComposirError(
-            "has no vision tower or no tokenizer and cannot embed pictures",
-            file=model,
-            fix="give a checkpoint of a whole model",
-        )
+    require_whole(composer, model)
     return ComposerEncoder(composer)
 
 
