@@ -180,6 +180,10 @@ def test_a_stored_tower_that_is_changed_or_unknown_is_refused(tmp_path):
     save_file(weights, file, metadata={"name": "tiny"})
     with pytest.raises(ComposirError, match="was made with tower weights"):
         from_pretrained(tmp_path / "model")
+    del weights["network.convolution.bias"]
+    save_file(weights, file, metadata={"name": "tiny"})
+    with pytest.raises(ComposirError, match=r"tower\.safetensors: does not hold the weights of a tower 'tiny'"):
+        from_pretrained(tmp_path / "model")
     file.unlink()
     with pytest.raises(ComposirError, match=r"tower\.safetensors: is missing"):
         from_pretrained(tmp_path / "model")

@@ -55,7 +55,7 @@ def train(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="The backbone's pretrained weights: a file, or a folder, with the vision tower's file in it."),
+        typer.Option(help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file)."),
     ] = None,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
     batch_size: Annotated[

@@ -246,7 +246,14 @@ def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) 
                 expected=f"one of {', '.join(TOWERS)}",
                 fix="a newer composir may know it: pip install -U composir",
             )
-        tower = TOWERS[details["name"]](weights, details)
+        try:
+            tower = TOWERS[details["name"]](weights, details)
+        except (KeyError, ValueError, RuntimeError):  # a name or a shape that the network has not
+            raise ComposirError(
+                f"does not hold the weights of a tower {details['name']!r}",
+                file=folder / source,
+                fix="copy the tower.safetensors of the same checkpoint",
+            ) from None
         tower.weights = str((folder / source).resolve())
     else:
         try:
