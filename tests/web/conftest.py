@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -75,3 +76,17 @@ def running() -> Callable[..., AbstractContextManager[Server]]:
             thread.join()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Return the waiter for what another thread does; it raises where that does not happen."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        for _ in range(6000):
+            if condition():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not happen within a minute")
+
+    return wait

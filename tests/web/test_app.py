@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,15 +32,6 @@ def expected(hits, root):
         }
         for one in hits
     ]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; raise where it does not."""
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_an_upload_finds_what_the_retriever_finds(client, retriever):
@@ -238,7 +228,7 @@ def test_health_metrics_documentation_and_page(client):
         assert client.get(f"/{asset}").status_code == 200
 
 
-def test_questions_asked_at_once_are_answered_together_and_each_its_own(retriever, serving):
+def test_questions_asked_at_once_are_answered_together_and_each_its_own(retriever, serving, until):
     """The model is held until all are waiting, so they make one batch."""
     texts = [f"number {number}" for number in range(6)]
     answers = {}
@@ -260,7 +250,7 @@ def test_questions_asked_at_once_are_answered_together_and_each_its_own(retrieve
         assert answers[text] == expected(retriever.search(text=text), retriever.images.root)
 
 
-def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving):
+def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving, until):
     with serving(retriever, max_waiting=1) as client:
         first = []
         with retriever._lock:
@@ -283,7 +273,7 @@ def test_who_waits_too_long_is_told_when_to_come_back(retriever, serving):
         assert "composir_waiting 0.0" in client.get("/metrics").text
 
 
-def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving):
+def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving, until):
     shutil.copytree(shapes_index.parent, tmp_path / "all")
     with (
         Retriever(tmp_path / "all/index") as retriever,
@@ -298,7 +288,7 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
 
 
 def test_an_index_that_cannot_be_read_again_is_said_once_and_the_old_one_answers(
-    shapes_index, tmp_path, serving, caplog
+    shapes_index, tmp_path, serving, caplog, until
 ):
     shutil.copytree(shapes_index.parent, tmp_path / "all")
     manifest = tmp_path / "all/index/index.json"

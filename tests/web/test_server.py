@@ -6,13 +6,17 @@ import http.client
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from composir.errors import ComposirError
@@ -56,7 +60,7 @@ def names(monkeypatch) -> None:
     known = {"far.example": "203.0.113.5", "mine.example": "127.0.0.1", "LocalHost": "127.0.0.1"}
 
     def answer(host, *more, **options):
-        if host.endswith("nowhere.example"):
+        if host in ("nowhere.example", "http://localhost"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return ask(known.get(host, host), *more, **options)
 
@@ -218,3 +222,103 @@ def test_a_stop_answers_who_is_waiting(shapes_index):
     (asked,) = [one for one in map(json.loads, log.splitlines()) if one.get("path") == "/api/search"]
     assert asked["status"] == 200
     assert KEY not in line + log
+
+
+def send(address: str, request: bytes) -> socket.socket:
+    """Return the connection on which a request, or its beginning, was sent."""
+    place = urlsplit(address)
+    connection = socket.create_connection((place.hostname or "", place.port or 0), timeout=60)
+    connection.sendall(request.replace(b"\n", b"\r\n"))
+    return connection
+
+
+def search_of(text: bytes) -> bytes:
+    head = b"POST /api/search HTTP/1.1\nHost: localhost\nContent-Type: application/x-www-form-urlencoded\n"
+    return head + b"Content-Length: %d\n\ntext=%b" % (len(text) + 5, text)
+
+
+def failures(caplog) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def count_of(metrics: str, status: int) -> float:
+    return sum(float(one) for one in re.findall(rf'requests_total\{{.*status="{status}"\}} (\S+)', metrics))
+
+
+def test_a_search_that_nobody_waits_for_is_not_computed(shapes_index, running, caplog, until):
+    caplog.set_level(logging.INFO)
+    seen: list[str] = []
+
+    def remember(server) -> None:
+        ask = server.retriever.search_many
+        server.retriever.search_many = lambda queries: [seen.extend(one.text for one in queries), ask(queries)][1]
+
+    with running(shapes_index, remember) as server, httpx2.Client(base_url=server.address, trust_env=False) as client:
+        metrics = lambda: client.get("/metrics").text  # noqa: E731
+        with server.retriever._lock:  # the model is busy with the first
+            first = send(server.address, search_of(b"first"))
+            until(lambda: seen == ["first"])
+            gone = send(server.address, search_of(b"gone"))
+            last = send(server.address, search_of(b"last"))
+            until(lambda: "composir_waiting 3.0" in metrics())
+            gone.close()
+            until(lambda: "composir_waiting 2.0" in metrics())  # its place is free at once
+        for connection in (first, last):
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+            connection.close()
+        assert seen == ["first", "last"]
+        assert count_of(metrics(), 499) == 1
+        assert count_of(metrics(), 500) == 0
+    assert failures(caplog) == []
+    logged = [one.fields for one in caplog.records if one.name == "composir.web.access"]
+    assert [one["path"] for one in logged if one["status"] == 499] == ["/api/search"]
+
+
+def test_a_picture_that_nobody_waits_for_is_not_made(shapes_index, running, monkeypatch, caplog, until):
+    held, made = threading.Event(), []
+    monkeypatch.setattr("composir.web.app.NUM_DECODERS", 1)
+    monkeypatch.setattr("composir.web.app.encode", lambda *_: [made.append(1), held.wait(60), b"picture"][2])
+
+    def get(image_id: str, method: str = "GET") -> bytes:
+        return f"{method} /api/images/{image_id} HTTP/1.1\nHost: localhost\n\n".encode()
+
+    with running(shapes_index) as server, httpx2.Client(base_url=server.address, trust_env=False) as client:
+        first, gone, last = list(server.retriever.images)[:3]
+        waiting = [send(server.address, get(first))]
+        until(lambda: made == [1])
+        going = [send(server.address, get(gone)), send(server.address, get(gone, "HEAD"))]
+        waiting.append(send(server.address, get(last)))
+        for connection in going:
+            connection.close()
+        until(lambda: count_of(client.get("/metrics").text, 499) == 2)
+        held.set()
+        for connection in waiting:
+            answer = b""
+            while not answer.endswith(b"picture"):
+                answer += connection.recv(2**16)
+            connection.close()
+    assert made == [1, 1]
+    assert failures(caplog) == []
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json", "image/png"])
+def test_who_goes_away_while_sending_is_no_error(shapes_index, running, caplog, kind, until):
+    head = f"POST /api/search HTTP/1.1\nHost: localhost\nContent-Type: {kind}\nContent-Length: 900\n\n"
+    with running(shapes_index) as server, httpx2.Client(base_url=server.address, trust_env=False) as client:
+        for body in ("", '--x\nContent-Disposition: form-data; name="image"; filename="a.png"\n\nhalf'):
+            send(server.address, (head + body).encode()).close()
+        until(lambda: count_of(client.get("/metrics").text, 499) == 2)
+        assert count_of(client.get("/metrics").text, 500) == 0
+        assert client.post("/api/search", json={"text": "x"}).status_code == 200
+    assert failures(caplog) == []
+
+
+def test_who_goes_away_with_the_answer_in_hand_is_counted_as_answered(shapes_index, running, caplog):
+    with running(shapes_index) as server, httpx2.Client(base_url=server.address, trust_env=False) as client:
+        for _ in range(20):
+            connection = send(server.address, search_of(b"x"))
+            assert connection.recv(1).startswith(b"H")
+            connection.close()
+        metrics = client.get("/metrics").text
+        assert (count_of(metrics, 200), count_of(metrics, 499)) == (20, 0)
+    assert failures(caplog) == []
