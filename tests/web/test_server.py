@@ -50,6 +50,9 @@ MISTAKES = [
     (["--root-path", "/\u00e9"], "is not the beginning of a path"),
     (["--root-path", "/[b]a"], "--root-path '/[b]a' is not the beginning of a path"),
     (["--root-path", "/api/x"], "--root-path '/api/x' begins with a name that this server uses itself; fix: let the"),
+    (["--device", "foo"], "--device 'foo' is none that torch can use here; expected cpu"),
+    (["--device", "meta"], "--device 'meta' is none that torch can use here; expected cpu"),
+    (["--device", ""], "--device '' is none that torch can use here; expected cpu"),
 ]  # fmt: skip
 
 
