@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
 
 from composir.search import Retriever
+from composir.web import open_server
 from composir.web.app import create_app
 from composir.web.limits import Limits
+from composir.web.server import Server
 
 LOCAL = "http://localhost:8000"
 
@@ -52,3 +57,36 @@ def guarded(retriever, limits, key) -> Iterator[TestClient]:
 @pytest.fixture
 def id_by_name(retriever) -> dict[str, str]:
     return {path.name: image_id for image_id, path in retriever.images.items()}
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[..., AbstractContextManager[Server]]:
+    """Return the starter of a real server on a port of its own, to be used with ``with``."""
+
+    @contextmanager
+    def start(index, prepare: Callable[[Server], object] = lambda server: None, **options) -> Iterator[Server]:
+        server = open_server(index, port=0, **options)
+        prepare(server)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Return the waiter for what another thread does; it raises where that does not happen."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        for _ in range(6000):
+            if condition():
+                return
+            time.sleep(0.01)
+        raise AssertionError("it did not happen within a minute")
+
+    return wait

@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,15 +32,6 @@ def expected(hits, root):
         }
         for one in hits
     ]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; raise where it does not."""
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within a minute")
 
 
 def test_an_upload_finds_what_the_retriever_finds(client, retriever):
@@ -81,6 +71,50 @@ def test_more_can_be_asked_for(client, retriever, id_by_name):
     only = client.post("/api/search", data={**asked, "where": "*rectangle*"}).json()["results"]
     assert len(only) == 6
     assert all("rectangle" in one["path"] for one in only)
+
+
+def test_json_asks_what_a_form_asks(client, id_by_name):
+    red = id_by_name["val-red-ellipse.png"]
+    asked = {"image_id": red, "text": "bigger", "negative_text": "red", "top_k": 3, "where": "*e*"}
+    asked["keep_reference"] = True
+    by_form, by_json = client.post("/api/search", data=asked), client.post("/api/search", json=asked)
+    assert by_json.json()["results"] == by_form.json()["results"]
+    assert len(by_json.json()["results"]) == 3
+    few = client.post("/api/search", json={"image_id": None, "text": "x", "where": None})
+    assert len(few.json()["results"]) == 10
+    typed = client.post(
+        "/api/search", content=b'{"text": "x"}', headers={"Content-Type": "Application/JSON; charset=utf-8"}
+    )
+    assert typed.json()["results"] == few.json()["results"]
+    heat = {"image_id": red, "text": "make it blue"}
+    assert client.post("/api/heat", json=heat).json() == client.post("/api/heat", data=heat).json()
+
+
+def test_what_a_browser_leaves_empty_is_not_given(client):
+    empty = {"image_id": "", "text": "x", "negative_text": "", "top_k": "", "where": "", "keep_reference": ""}
+    for files in ({}, {"image": ("", b"", "application/octet-stream")}):
+        assert len(client.post("/api/search", data=empty, files=files).json()["results"]) == 10
+    assert len(client.post("/api/search", data={**empty, "image": ""}).json()["results"]) == 10
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/api/health",
+                                  "/api/images?count=3", "/api/images/{id}?size=thumbnail", "/metrics", "/no",
+                                  "/api/images?count=0", "/api/search", "/docs/"])  # fmt: skip
+def test_head_is_answered_as_get_is_without_the_body(client, id_by_name, path):
+    path = path.format(id=id_by_name["val-red-ellipse.png"])
+    get, head = (client.request(method, path, follow_redirects=False) for method in ("GET", "HEAD"))
+    assert head.content == b""
+    assert head.status_code == get.status_code
+    changing = {"x-request-id"} | ({"content-length"} if path == "/metrics" or get.status_code >= 400 else set())
+    headers = [{name: value for name, value in one.headers.items() if name not in changing} for one in (get, head)]
+    assert headers[0] == headers[1]
+    assert "content-length" in head.headers
+
+
+def test_other_methods_are_told_which_there_are(client):
+    assert client.delete("/api/health").headers["allow"] == "GET, HEAD"
+    assert client.get("/api/search").headers["allow"] == "POST"
+    assert client.head("/api/search").status_code == 405
 
 
 @pytest.mark.parametrize("size", [(640, 200), (90, 300), (224, 224), (300, 301)])
@@ -130,8 +164,41 @@ def test_pictures_come_small_and_whole_and_are_kept_by_the_browser(client, id_by
     again = client.get(url, headers={"If-None-Match": whole.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     small = client.get(url, params={"size": "thumbnail"})
+    assert client.get(url, headers={"If-None-Match": small.headers["etag"]}).status_code == 200
     assert small.headers["etag"] != whole.headers["etag"]
     assert client.get(url, params={"size": "huge"}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ([b"{tag}"], 304),
+        ([b"W/{tag}"], 304),
+        ([b'"another", W/{tag}'], 304),
+        ([b'W/"a, b",{tag} , "c"'], 304),
+        ([b'"another"', b"{tag}"], 304),  # a header may come in several lines
+        ([b"*"], 304),
+        ([b" * "], 304),
+        ([b'"another"'], 200),
+        ([b'W/"another", "one more"'], 200),
+        ([b'"*"'], 200),
+        ([b"bare"], 200),
+        ([b""], 200),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/docs/swagger-ui.css", "/api/images/{id}"])
+def test_what_is_there_already_is_not_sent_again(client, id_by_name, path, given, status):
+    path = path.format(id=id_by_name["val-red-ellipse.png"])
+    tag = client.get(path).headers["etag"]
+    headers = [
+        (b"If-None-Match", one.replace(b"{tag}", tag.encode()).replace(b"bare", tag.strip('"').encode()))
+        for one in given
+    ]
+    answer = client.get(path, headers=headers)
+    assert (answer.status_code, answer.headers["etag"]) == (status, tag)
+    assert (answer.content == b"") == (status == 304)
+    if path.startswith("/api"):
+        assert client.get(f"/api/images/{'0' * 32}", headers={"If-None-Match": "*"}).status_code == 404
 
 
 def test_the_listing_comes_in_pages_of_all_images(client, retriever):
@@ -161,7 +228,7 @@ def test_health_metrics_documentation_and_page(client):
         assert client.get(f"/{asset}").status_code == 200
 
 
-def test_questions_asked_at_once_are_answered_together_and_each_its_own(retriever, serving):
+def test_questions_asked_at_once_are_answered_together_and_each_its_own(retriever, serving, until):
     """The model is held until all are waiting, so they make one batch."""
     texts = [f"number {number}" for number in range(6)]
     answers = {}
@@ -183,7 +250,7 @@ def test_questions_asked_at_once_are_answered_together_and_each_its_own(retrieve
         assert answers[text] == expected(retriever.search(text=text), retriever.images.root)
 
 
-def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving):
+def test_who_finds_the_queue_full_is_told_when_to_come_back(retriever, serving, until):
     with serving(retriever, max_waiting=1) as client:
         first = []
         with retriever._lock:
@@ -206,7 +273,7 @@ def test_who_waits_too_long_is_told_when_to_come_back(retriever, serving):
         assert "composir_waiting 0.0" in client.get("/metrics").text
 
 
-def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving):
+def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving, until):
     shutil.copytree(shapes_index.parent, tmp_path / "all")
     with (
         Retriever(tmp_path / "all/index") as retriever,
@@ -221,7 +288,7 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
 
 
 def test_an_index_that_cannot_be_read_again_is_said_once_and_the_old_one_answers(
-    shapes_index, tmp_path, serving, caplog
+    shapes_index, tmp_path, serving, caplog, until
 ):
     shutil.copytree(shapes_index.parent, tmp_path / "all")
     manifest = tmp_path / "all/index/index.json"
@@ -256,9 +323,12 @@ def test_a_failure_shows_nothing_of_the_inside_and_the_log_says_all(retriever, m
 def test_every_request_is_one_line_of_json_without_what_was_asked(guarded, key, caplog):
     caplog.set_level(logging.INFO, "composir.web.access")
     headers = {"Authorization": f"Bearer {key}"}
-    guarded.post("/api/search", params={"q": "secret"}, data={"text": "a private sentence"}, headers=headers)
-    guarded.get("/no%0Awhere", headers=headers)
+    guarded.post("/api/search", data={"text": "a private sentence"}, headers=headers)
+    guarded.get("/no%0Awhere", params={"q": "secret"}, headers=headers)
+    guarded.head("/api/health")
     lines = [record.getMessage() for record in caplog.records if record.name == "composir.web.access"]
-    assert [json.loads(line)["status"] for line in lines] == [200, 404]
+    assert [json.loads(line)["status"] for line in lines] == [200, 404, 200]
+    assert [json.loads(line)["method"] for line in lines] == ["POST", "GET", "HEAD"]
+    assert json.loads(lines[2])["bytes"] == 0
     assert set(json.loads(lines[0])) == {"client", "method", "path", "status", "bytes", "milliseconds", "request"}
     assert not [word for word in ("private", "secret", key, "\n") if word in "".join(lines)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,8 +10,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.schemas import BaseSchema
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-
-from composir.web import open_server
 
 NUM_EXAMPLES = 15
 """Of each operation and kind: the hostile requests that matter most are in test_safety.py."""
@@ -27,13 +24,24 @@ OPERATIONS = (
 
 
 @pytest.fixture(scope="module")
-def document(shapes_index) -> Iterator[BaseSchema]:
-    server = open_server(shapes_index, port=0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield schemathesis.openapi.from_url(f"{server.address}/openapi.json")
-    server.stop()
-    thread.join()
+def document(shapes_index, running) -> Iterator[BaseSchema]:
+    with running(shapes_index) as server:
+        yield schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+
+
+def test_a_body_is_described_in_each_of_its_kinds(document):
+    for path, more in (("/api/search", {"negative_text", "top_k", "where", "keep_reference"}), ("/api/heat", set())):
+        content = document.raw_schema["paths"][path]["post"]["requestBody"]["content"]
+        fields = {kind: set(one["schema"]["properties"]) for kind, one in content.items()}
+        plain = {"image_id", "text"} | more
+        assert fields == {
+            "multipart/form-data": plain | {"image"},
+            "application/x-www-form-urlencoded": plain,
+            "application/json": plain,
+        }
+        for one in content.values():
+            assert one["schema"]["additionalProperties"] is False
+            assert all("description" in field for field in one["schema"]["properties"].values())
 
 
 def test_these_are_all_operations(document):

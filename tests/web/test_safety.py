@@ -178,6 +178,106 @@ def test_what_does_not_go_together_is_refused(client, id_by_name):
     assert is_problem(client.post("/api/search", files=two), 400)
 
 
+FIELDS = "image_id, text, negative_text, top_k, where, keep_reference"
+UNKNOWN = f"is no field of this request; one of: {', '.join(sorted(['image', *FIELDS.split(', ')]))}"
+
+
+@pytest.mark.parametrize("kind", ["image/png", "text/plain", "application/octet-stream", "application/xml", None])
+def test_another_kind_of_body_is_told_what_to_send(client, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.post("/api/search", content=encoded(PHOTO), headers=headers)
+    assert is_problem(answer, 415, "no-form")
+    detail = answer.json()["detail"]
+    assert f"the fields image (a picture's file), {FIELDS}, or application/json with the same" in detail
+    assert f"the body is of type {kind!r}; send a form" in detail or (kind is None and "is not said" in detail)
+    heat = client.post("/api/heat", content=b"x", headers=headers).json()["detail"]
+    assert "image (a picture's file), image_id, text, or" in heat
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ({"txt": "x"}, ["txt: is no field of this request; did you mean 'text'?"]),
+        ({"imageid": "x", "topk": 3},
+         ["imageid: is no field of this request; did you mean 'image_id'?",
+          "topk: is no field of this request; did you mean 'top_k'?"]),
+        ({"q": "x"}, [f"q: {UNKNOWN}"]),
+        ({"text": "x", "top_k": 0, "colour": "red"},
+         ["top_k: Input should be greater than or equal to 1",
+          f"colour: {UNKNOWN}"]),
+        ({"a" * 900: "x"}, ["a" * 60 + f": {UNKNOWN}"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["data", "json", "files"])
+def test_every_field_that_is_wrong_is_named_with_the_nearest(client, body, errors, encoding):
+    if encoding == "files":
+        answer = client.post("/api/search", data=body, files={"image": encoded(PHOTO)})
+    else:
+        answer = client.post("/api/search", **{encoding: body})
+    assert is_problem(answer, 422, "invalid-request")
+    assert answer.json()["errors"] == errors
+
+
+def test_a_file_and_a_text_in_each_others_place_are_told_so(client):
+    path = client.post("/api/search", data={"image": "photo.jpg", "text": "x"})
+    assert path.json()["errors"] == ["image: is no file; send its content, as curl -F image=@FILE does"]
+    inside = client.post("/api/search", json={"image": "iVBORw0KGgo=", "text": "x"})
+    assert inside.json()["errors"] == ["image: JSON takes no file: send it as multipart/form-data"]
+    wrong = client.post("/api/search", files={"text": ("a.txt", b"x")})
+    assert wrong.json()["errors"] == ["text: is a file; a picture's is called image, all else is text"]
+    twice = client.post(
+        "/api/search", content=b"text=a&text=b", headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    assert twice.json()["errors"] == ["text: is given more than once"]
+    for answer in (path, inside, wrong, twice):
+        assert is_problem(answer, 422, "invalid-request")
+
+
+def test_what_stands_in_the_address_and_nobody_reads_is_named(client, id_by_name):
+    answer = client.post("/api/search", params={"top_k": 3}, data={"text": "x"})
+    assert answer.json()["errors"] == ["top_k: stands in the address; send it in the body"]
+    listing = client.get("/api/images", params={"cout": 3})
+    assert listing.json()["errors"] == ["cout: is no parameter of this address; did you mean 'count'?"]
+    picture = client.get(f"/api/images/{id_by_name['val-red-ellipse.png']}", params={"sise": "full"})
+    assert picture.json()["errors"] == ["sise: is no parameter of this address; did you mean 'size'?"]
+    for one in (answer, listing, picture):
+        assert is_problem(one, 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "name"),
+    [
+        (b"", 422, "invalid-request"),
+        (b"{", 422, "invalid-request"),
+        (b"[]", 422, "invalid-request"),
+        (b'"text"', 422, "invalid-request"),
+        (b"\xff\xfe", 422, "invalid-request"),
+        (b'{"text": "\\ud800"}', 422, "invalid-request"),
+        (b'{"text": ["x"]}', 422, "invalid-request"),
+        (b'{"text": "x", "top_k": "3"}', 422, "invalid-request"),
+        (b'{"text": "x", "top_k": 1e99}', 422, "invalid-request"),
+        (b"[" * 60_000, 422, "invalid-request"),
+        (b"{" + b",".join(b'"%d": 1' % number for number in range(5_000)) + b"}", 422, "invalid-request"),
+        (b'{"text": "' + bytes(2**16) + b'"}', 413, "too-large"),
+        (b"{}", 422, "nothing-asked"),
+    ],
+    ids=str,
+)
+def test_json_that_is_none_or_too_much_is_refused(client, content, status, name):
+    answer = client.post("/api/search", content=content, headers={"Content-Type": "application/json"})
+    assert is_problem(answer, status, name)
+    assert len(answer.json()["errors"]) <= 16
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "nothing", "zip", "utf-7", "\xff"])
+@pytest.mark.parametrize("name", [b"text", b"te\xffxt"])
+def test_a_form_in_an_odd_encoding_is_no_failure(client, charset, name):
+    body = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\na\xff+2AA-\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")
+    answer = client.post("/api/search", content=body, headers={b"Content-Type": kind})
+    assert answer.status_code in (200, 400, 422)
+
+
 @pytest.mark.parametrize("text", ["\x00", "\ud7ff\U0010ffff", "'; DROP TABLE images; --", "[" * 500, "👩🏿‍🎨" * 99])
 def test_any_text_is_only_text(client, text):
     answer = client.post("/api/search", data={"text": text, "where": text[:150]})
@@ -293,9 +393,20 @@ def test_a_browser_gets_a_cookie_for_the_key_that_is_not_the_key(guarded, key):
 
 
 def test_another_sites_page_may_not_ask(client, guarded):
-    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+    hosts = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+    for host in [
+        *hosts,
+        "128.0.0.1",
+        "10.0.0.1",
+        "[::2]",
+        "0.0.0.0",
+        "127.0.0.01",
+        "[127.0.0.1]x",
+        "[::ffff:10.0.0.1]",
+    ]:
         assert is_problem(client.get("/api/images", headers={"Host": host}), 421, "not-this-host")
-    for host in ("localhost:1", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST", "[::1]"):
+    hosts = ["localhost:1", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST", "LocalHost.:8000", "[::1]", "127.0.0.2"]
+    for host in [*hosts, "127.255.255.254:80", "[0:0:0:0:0:0:0:1]:80", "[::ffff:127.0.0.1]", "[::FFFF:7f00:1]:8000"]:
         assert client.get("/api/health", headers={"Host": host}).status_code == 200
     assert guarded.get("/api/health", headers={"Host": "anything.example"}).status_code == 200
     for site in ("cross-site", "same-site"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from dataclasses import asdict
@@ -175,6 +176,9 @@ def serve(
         int, typer.Option(min=1, help="Searches under way at one time; more are told to come back (503).")
     ] = 64,
     max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded picture.")] = 20,
+    root_path: Annotated[
+        str, typer.Option(help="What a proxy puts before all paths, such as /pictures; it may cut it off or not.")
+    ] = "",
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
 ) -> int:
@@ -186,7 +190,20 @@ def serve(
     from composir.web.log import log_as_json
 
     limits = Limits(max_waiting=queue, max_upload_bytes=max_upload * 2**20)
-    server = open_server(index_, host=host, port=port, api_key=api_key, limits=limits, model=model, device=device)
+    if api_key is None and "COMPOSIR_API_KEY" in os.environ:  # typer takes an empty one for none
+        raise ComposirError(
+            "COMPOSIR_API_KEY is empty", fix="unset it to serve this machine alone without a key, or put a key into it"
+        )
+    server = open_server(
+        index_,
+        host=host,
+        port=port,
+        api_key=api_key,
+        limits=limits,
+        model=model,
+        device=device,
+        root_path=root_path,
+    )
     _note_if_incomplete(server.retriever)
     out.print(
         f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "

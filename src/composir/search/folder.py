@@ -46,9 +46,24 @@ class IndexReport:
     skipped: tuple[Skipped, ...]
 
 
-def default_device() -> str:
-    """Return ``cuda`` where there is one, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def usable_device(device: str | None) -> str:
+    """Return the device that was asked for; without one ``cuda`` where there is one, else ``cpu``.
+
+    Raises ``ComposirError`` for a device that torch does not have here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each is what torch raises for one of its devices
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise ComposirError(
+            f"--device {device!r} is none that torch can use here",
+            expected=" or ".join(there),
+            fix="leave out --device",
+        ) from error
+    return device
 
 
 def index_folder(
@@ -113,7 +128,7 @@ def index_folder(
                     root=root.resolve(),
                     num_vectors=manifest.vectors_per_image,
                     batch_size=encoder.batch_size,
-                    device=device or default_device(),
+                    device=usable_device(device),
                     num_threads=num_workers,
                 )
                 embed = _engine(engine, encoder, table, work=work, address=address)
@@ -168,7 +183,7 @@ def _agree(
     folder = model or (old.model.find(out) if old else None)
     if folder is None:
         raise ComposirError("a new index needs a model", file=out, fix="--model models/RUN/best")
-    encoder = open_encoder(folder, device or default_device())
+    encoder = open_encoder(folder, usable_device(device))
     identity, most = encoder.identity, encoder.num_vectors
     wanted = vectors_per_image or (old.vectors_per_image if old and not rebuild else most)
     command = rebuild_command(out, root=root, model=folder, vectors_per_image=min(wanted, most))

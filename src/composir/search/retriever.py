@@ -22,7 +22,7 @@ from composir.models.composer import Composer
 from composir.models.trace import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
 from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
-from composir.search.folder import default_device
+from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table
@@ -94,7 +94,7 @@ class Retriever:
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
         self.folder = Path(index)
         self._model_folder = None if model is None else Path(model)
-        self._device = device or default_device()
+        self._device = usable_device(device)
         self._lock = RLock()
         self._left: Table | None = None
         manifest = read_manifest(self.folder)

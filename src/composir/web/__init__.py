@@ -27,11 +27,13 @@ def open_server(
     limits: Limits | None = None,
     model: Path | None = None,
     device: str | None = None,
+    root_path: str = "",
 ) -> Server:
     """Return a server that is bound to its address, with model and index open; ``run`` answers till it is stopped.
 
-    Raises ``ComposirError`` where the extra ``web`` is not installed, for an address that is not this machine alone
-    without a key, a key that is too short, an address that is taken, and whatever ``Retriever`` raises.
+    ``root_path`` is the prefix (``/pictures``) that a proxy puts before all paths. Raises ``ComposirError`` where the
+    extra ``web`` is not installed, for an address that is not this machine alone without a key, a key that is too
+    short, an address that is taken or not this machine's, a prefix that is none, and whatever ``Retriever`` raises.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -40,4 +42,13 @@ def open_server(
         )
     from composir.web.server import Server  # noqa: PLC0415 (an extra)
 
-    return Server(index, host=host, port=port, api_key=api_key, limits=limits or Limits(), model=model, device=device)
+    return Server(
+        index,
+        host=host,
+        port=port,
+        api_key=api_key,
+        limits=limits or Limits(),
+        model=model,
+        device=device,
+        root_path=root_path,
+    )

@@ -7,8 +7,10 @@ import base64
 import hashlib
 import importlib.resources
 import logging
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,29 +19,23 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 import numpy as np
-from fastapi import Depends, FastAPI, File, Form, Header, Path, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
-from starlette.staticfiles import StaticFiles
+from starlette.datastructures import UploadFile
 from starlette.types import ASGIApp
 
 from composir.errors import ComposirError
 from composir.search import Hit, Retriever, SearchQuery, content_id
 from composir.web import problems
+from composir.web.asked import Asked, HeatFields, SearchFields, described, no_parameters_but, reader
 from composir.web.batcher import Batcher
 from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
-from composir.web.limits import (
-    MAX_PAGE,
-    MAX_PATTERN,
-    MAX_TEXT,
-    MAX_TOP_K,
-    RETRY_SECONDS,
-    Limits,
-)
+from composir.web.limits import MAX_PAGE, RETRY_SECONDS, Limits
 from composir.web.pictures import (
     HEAT_SIDE,
     SIDE_BY_SIZE,
@@ -58,14 +54,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NUM_DECODERS = 2
 """Threads that decode pictures: each may need some 100 MB for a large one."""
-MAX_FIELD_BYTES = 16 * 1024
 PICTURE_AGE = "private, max-age=31536000, immutable"
 """An id is the hash of a content, so what it shows never changes."""
 
 ImageId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="An image's id, as a search or the listing gives.")]
-Upload = Annotated[UploadFile | None, File(description="The reference, a picture file.")]
-FormId = Annotated[str | None, Form(pattern="^[0-9a-f]{32}$", description="The reference, an image of the index.")]
-Text = Annotated[str, Form(max_length=MAX_TEXT, description="What should differ; without a picture, what to find.")]
+Tags = Annotated[list[str] | None, Header(alias="If-None-Match", description="ETags of what is already there, or `*`.")]
 
 
 class Result(BaseModel):
@@ -129,8 +122,18 @@ class Health(BaseModel):
     num_images: int
 
 
-def create_app(retriever: Retriever, *, api_key: str | None = None, limits: Limits | None = None) -> ASGIApp:
-    """Return the application over an open retriever, which stays the caller's to close."""
+def create_app(
+    retriever: Retriever,
+    *,
+    api_key: str | None = None,
+    limits: Limits | None = None,
+    host: str = "localhost",
+    root_path: str = "",
+) -> ASGIApp:
+    """Return the application over an open retriever, which stays the caller's to close.
+
+    ``host`` is the name that it listens under, ``root_path`` the prefix (``/pictures``) that a proxy puts before it.
+    """
     limits = limits or Limits()
     registry = CollectorRegistry()
     service = _Service(retriever, limits, registry)
@@ -139,18 +142,18 @@ def create_app(retriever: Retriever, *, api_key: str | None = None, limits: Limi
         version=version("composir"),
         description="Find pictures by a picture and a sentence that says what should differ.",
         servers=[{"url": "."}],  # beside the document, whatever prefix a proxy puts before both
+        root_path_in_servers=False,
         docs_url=None,
         redoc_url=None,
         lifespan=service.lifespan,
         max_body_size=limits.max_upload_bytes,
-        form_limits={"max_files": 1, "max_fields": 16, "max_part_size": MAX_FIELD_BYTES},
         dependencies=[] if api_key is None else [Depends(HTTPBearer(auto_error=False))],
         responses=responses(422, 401 if api_key else 421),
     )
     problems.install(app)
     _add_search(app, service)
     _add_images(app, service)
-    _add_session(app, api_key)
+    _add_session(app, api_key, root_path)
     _add_pages(app)
 
     @app.get("/api/health", tags=["server"])
@@ -164,7 +167,14 @@ def create_app(retriever: Retriever, *, api_key: str | None = None, limits: Limi
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     _describe_problems(app)
-    return Guard(app, api_key=api_key, max_upload_bytes=limits.max_upload_bytes, registry=registry)
+    return Guard(
+        app,
+        api_key=api_key,
+        max_upload_bytes=limits.max_upload_bytes,
+        registry=registry,
+        host=host,
+        root_path=root_path,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +212,7 @@ class _Service:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start what runs beside the requests; at the end answer who still waits, then stop it."""
-        self._decoders = anyio.CapacityLimiter(NUM_DECODERS)
+        self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="decoder")
         self._searches = Batcher(
             self.retriever.search_many, max_batch=self.limits.max_batch, on_batch=self._batches.observe
         )
@@ -214,6 +224,7 @@ class _Service:
         stop.set()
         for part in (self._searches, self._readings):
             await anyio.to_thread.run_sync(part.close)
+        await anyio.to_thread.run_sync(self._decoders.shutdown)
         await anyio.to_thread.run_sync(watcher.join)
 
     def _watch(self, stop: Event) -> None:
@@ -241,8 +252,11 @@ class _Service:
             self._num_waiting -= 1
 
     async def decode(self, work: Callable[[], T]) -> T:
-        """Return the result of work on pictures, of which only a few run at a time."""
-        return await anyio.to_thread.run_sync(work, limiter=self._decoders)
+        """Return the result of work on pictures, of which only a few run at a time.
+
+        Who is cancelled takes back work that has not begun; what has begun keeps its place till it ends.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     async def reference(self, upload: UploadFile | None, image_id: str | None) -> _Reference | None:
         """Return the picture that a request gives, if any."""
@@ -296,32 +310,25 @@ def _busy() -> Problem:
 def _add_search(app: FastAPI, service: _Service) -> None:
     refusals = responses(400, 403, 404, 413, 415, 503)
 
-    @app.post("/api/search", tags=["search"], responses=refusals)
-    async def search(
-        *,
-        image: Upload = None,
-        image_id: FormId = None,
-        text: Text = "",
-        negative_text: Annotated[str, Form(max_length=MAX_TEXT, description="What there should be less of.")] = "",
-        top_k: Annotated[int, Form(ge=1, le=MAX_TOP_K, description="How many images are wanted.")] = 10,
-        where: Annotated[
-            str, Form(max_length=MAX_PATTERN, description="Pattern for the path, such as `holidays/*`.")
-        ] = "",
-        keep_reference: Annotated[bool, Form(description="Whether the reference may be an answer.")] = False,
-    ) -> Found:
+    # What comes in the address of these is refused rather than passed over: it belongs in the body.
+    options: dict[str, Any] = {"tags": ["search"], "responses": refusals, "dependencies": [no_parameters_but()]}
+
+    @app.post("/api/search", **options, openapi_extra=described(SearchFields))
+    async def search(asked: Annotated[Asked[SearchFields], Depends(reader(SearchFields))]) -> Found:
         """Find images by a picture, a sentence that says what should differ, or both."""
         start = asyncio.get_running_loop().time()
+        fields = asked.fields
         with service.admitted():
-            reference = await service.reference(image, image_id)
-            if reference is None and not text.strip():
+            reference = await service.reference(asked.image, fields.image_id)
+            if reference is None and not fields.text.strip():
                 raise Problem(422, "nothing-asked", "give a picture, a sentence, or both")
             query = SearchQuery(
                 images=() if reference is None else (reference.prepared,),
-                text=text,
-                negative_text=negative_text,
-                top_k=top_k,
-                where=where or None,
-                exclude=() if keep_reference or reference is None else (reference.id,),
+                text=fields.text,
+                negative_text=fields.negative_text,
+                top_k=fields.top_k,
+                where=fields.where or None,
+                exclude=() if fields.keep_reference or reference is None else (reference.id,),
             )
             hits = await service.search(query)
         known = reference.id if reference and reference.id in service.retriever.images else None
@@ -333,14 +340,14 @@ def _add_search(app: FastAPI, service: _Service) -> None:
         milliseconds = 1000 * (asyncio.get_running_loop().time() - start)
         return Found(results=results, reference=known, milliseconds=round(milliseconds, 1))
 
-    @app.post("/api/heat", tags=["search"], responses=refusals)
-    async def heat(image: Upload = None, image_id: FormId = None, text: Text = "") -> Heat:
+    @app.post("/api/heat", **options, openapi_extra=described(HeatFields))
+    async def heat(asked: Annotated[Asked[HeatFields], Depends(reader(HeatFields))]) -> Heat:
         """Show where the model looks in a reference picture, for a sentence."""
         with service.admitted():
-            reference = await service.reference(image, image_id)
+            reference = await service.reference(asked.image, asked.fields.image_id)
             if reference is None:
                 raise Problem(422, "nothing-asked", "give a picture")
-            name, values = await service.read(reference.prepared, text)
+            name, values = await service.read(reference.prepared, asked.fields.text)
             span = heat_limits(name, values)
             drawn = await service.decode(lambda: draw_heat(reference.small, values, reference.box, span))
         return Heat(
@@ -354,7 +361,7 @@ def _add_search(app: FastAPI, service: _Service) -> None:
 
 
 def _add_images(app: FastAPI, service: _Service) -> None:
-    @app.get("/api/images", tags=["images"])
+    @app.get("/api/images", tags=["images"], dependencies=[no_parameters_but("start", "count")])
     def images(
         start: Annotated[int, Query(ge=0, le=2**31, description="How many to pass over.")] = 0,
         count: Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many to list.")] = 60,
@@ -373,13 +380,14 @@ def _add_images(app: FastAPI, service: _Service) -> None:
     @app.get(
         "/api/images/{image_id}",
         tags=["images"],
+        dependencies=[no_parameters_but("size")],
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not Modified"}, **responses(404)},
     )
     async def image(
         image_id: ImageId,
         size: Annotated[Size, Query(description="Longer side at most 320, 1,024 or 4,096 pixels.")] = "full",
-        if_none_match: Annotated[str | None, Header()] = None,
+        if_none_match: Tags = None,
     ) -> Response:
         """Give an image as a JPEG, encoded anew, without what the file says beside its pixels (EXIF)."""
         headers = {"ETag": f'"{image_id}-{size}"', "Cache-Control": PICTURE_AGE}
@@ -387,7 +395,7 @@ def _add_images(app: FastAPI, service: _Service) -> None:
         def make() -> bytes:
             return encode(service.indexed(image_id), SIDE_BY_SIZE[size])
 
-        if if_none_match == headers["ETag"] and image_id in service.retriever.images:
+        if _is_there(headers["ETag"], if_none_match) and image_id in service.retriever.images:
             return Response(status_code=304, headers=headers)
         content = service.cache.get((image_id, size)) if image_id in service.retriever.images else None
         if content is None:
@@ -396,7 +404,13 @@ def _add_images(app: FastAPI, service: _Service) -> None:
         return Response(content, media_type="image/jpeg", headers=headers)
 
 
-def _add_session(app: FastAPI, api_key: str | None) -> None:
+def _is_there(etag: str, if_none_match: Sequence[str] | None) -> bool:
+    """Return whether who asks has it already: under one of these tags, weak or not, or ``*`` (RFC 9110, 13.1.2)."""
+    tags = ",".join(if_none_match or ())
+    return tags.strip() == "*" or etag in re.findall('"[^"]*"', tags)
+
+
+def _add_session(app: FastAPI, api_key: str | None, root_path: str) -> None:
     if api_key is None:
         return
 
@@ -405,7 +419,12 @@ def _add_session(app: FastAPI, api_key: str | None) -> None:
         """Give the browser that shows the key a cookie to show instead, which the page's pictures need."""
         response = Response(status_code=204)
         response.set_cookie(
-            COOKIE, session_of(api_key), httponly=True, samesite="strict", secure=request.url.scheme == "https"
+            COOKIE,
+            session_of(api_key),
+            path=root_path or "/",
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
         )
         return response
 
@@ -420,8 +439,8 @@ def _add_pages(app: FastAPI) -> None:
             "Content-Security-Policy": policy,
         }
 
-        async def give(if_none_match: Annotated[str | None, Header()] = None) -> Response:
-            if if_none_match == headers["ETag"]:
+        async def give(if_none_match: Tags = None) -> Response:
+            if _is_there(headers["ETag"], if_none_match):
                 return Response(status_code=304, headers=headers)
             return Response(content, media_type=media_type, headers=headers)
 
@@ -444,7 +463,12 @@ def _add_pages(app: FastAPI) -> None:
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     add("/docs", docs, "text/html", PAGE_POLICY.replace("'self'", f"'self' 'sha256-{digest}'", 1))
     static = importlib.resources.files("fastapi_offline") / "static"
-    app.mount("/docs", StaticFiles(directory=str(static)))
+    for name, media_type in (
+        ("swagger-ui-bundle.js", "text/javascript"),
+        ("swagger-ui.css", "text/css"),
+        ("favicon.png", "image/png"),
+    ):
+        add(f"/docs/{name}", (static / name).read_bytes(), media_type)
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
+import errno
+import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from composir.errors import ComposirError
 from composir.search import Retriever
 from composir.web.app import create_app
+from composir.web.guard import is_loopback
 from composir.web.limits import MIN_KEY, Limits
 
 SECONDS_TO_STOP = 30
@@ -19,6 +22,8 @@ SECONDS_TO_STOP = 30
 SECONDS_KEPT_OPEN = 75
 """A connection that nobody uses; more than the 60 of proxies, which else send into one that is just being closed."""
 BACKLOG = 512
+OWN_NAMES = ("api", "docs", "metrics", "openapi.json", "page.css", "page.js")
+"""What paths begin with here; below a prefix of that name it would not be known whether it was cut off already."""
 
 
 class Server:
@@ -34,16 +39,17 @@ class Server:
         limits: Limits,
         model: Path | None,
         device: str | None,
+        root_path: str,
     ) -> None:
-        _check_key(host, api_key)
-        self._socket = _bind(host, port)
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
+        root_path = _checked_prefix(root_path)
+        self._socket = _bind(host, port, api_key)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}{root_path}"
         try:
             self.retriever = Retriever(index, model=model, device=device)
         except BaseException:
             self._socket.close()
             raise
-        app = create_app(self.retriever, api_key=api_key, limits=limits)
+        app = create_app(self.retriever, api_key=api_key, limits=limits, host=host, root_path=root_path)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -70,42 +76,65 @@ class Server:
         self._server.should_exit = True
 
 
-def _check_key(host: str, api_key: str | None) -> None:
-    if api_key is None:
-        if not _is_loopback(host):
-            raise ComposirError(
-                f"--host {host} lets other machines ask, and there is no key",
-                fix="give --api-key, or COMPOSIR_API_KEY in the environment, or leave out --host",
-            )
-    elif len(api_key) < MIN_KEY or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+def _checked_prefix(root_path: str) -> str:
+    """Return the prefix without a slash at its end; raise ``ComposirError`` for what is none."""
+    prefix = root_path.rstrip("/")
+    names = prefix.split("/")[1:]
+    if not re.fullmatch(r"(/[\w.~-]+)*", prefix, re.ASCII) or {".", ".."} & set(names):
         raise ComposirError(
-            "the key is too short or holds a character that headers do not",
+            f"--root-path {root_path!r} is not the beginning of a path",
+            expected="a slash and names of letters, digits, '-', '.', '_' and '~'",
+            fix="give what the proxy puts before the paths of this server, such as --root-path /pictures",
+        )
+    if names and names[0] in OWN_NAMES:
+        raise ComposirError(
+            f"--root-path {root_path!r} begins with a name that this server uses itself",
+            fix=f"let the proxy use another than {', '.join(OWN_NAMES)}, such as --root-path /pictures",
+        )
+    return prefix
+
+
+def _bind(host: str, port: int, api_key: str | None) -> socket.socket:
+    """Return a socket that listens; raise ``ComposirError`` if it cannot, or others could ask without a key."""
+    if api_key is not None and (
+        len(api_key) < MIN_KEY or not api_key.isascii() or not api_key.isprintable() or " " in api_key
+    ):
+        raise ComposirError(
+            "the key is empty" if not api_key else "the key is too short or holds a character that headers do not",
             expected=f"at least {MIN_KEY} ASCII letters and digits",
             fix="python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one",
         )
-
-
-def _is_loopback(host: str) -> bool:
+    family, kind, protocol, _, address = _resolved(host, port)
+    if api_key is None and not is_loopback(str(address[0])):
+        raise ComposirError(
+            f"--host {host} lets other machines ask, and there is no key",
+            fix="give --api-key, or COMPOSIR_API_KEY in the environment, or leave out --host",
+        )
+    listening = socket.socket(family, kind, protocol)
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(BACKLOG)  # who asks from here on waits for the start
-        except OSError:
-            listening.close()
-            raise
+        listening.bind(address)
+        listening.listen(BACKLOG)  # who asks from here on waits for the start
     except OSError as error:
-        raise ComposirError(
-            f"{host}:{port} cannot be listened on ({error.strerror})", fix="give another --port or --host"
-        ) from None
+        listening.close()
+        fix = {
+            errno.EADDRINUSE: "give another --port (0: any that is free), or stop what listens there",
+            errno.EADDRNOTAVAIL: "leave out --host for this machine alone, or give one of its own addresses",
+            errno.EACCES: "give a --port from 1024 on; those below are for the system",
+        }.get(error.errno or 0, "give another --port or --host")
+        raise ComposirError(f"{host}:{port} cannot be listened on ({error.strerror})", fix=fix) from None
     return listening
+
+
+def _resolved(host: str, port: int) -> tuple[int, int, int, str, Any]:
+    """Return the first of what ``socket.getaddrinfo`` says; raise ``ComposirError`` where it says none."""
+    try:
+        if host:  # an empty name would mean all addresses
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, ValueError):  # ValueError: what cannot be a name, such as 70 letters without a dot
+        pass
+    raise ComposirError(
+        f"--host {host!r} is no address and no name of one",
+        fix="leave out --host for this machine alone, or give one of its addresses (0.0.0.0: all, with --api-key)",
+    )
