@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
+import typer
+from rich.table import Table
+from rich.text import Text
 
 from composir.cli import main
+from composir.cli.common import Bars, app, out
 from composir.errors import ComposirError
 
 
@@ -177,6 +182,84 @@ def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(run, monkeypatch, tm
     assert err.startswith("error: ")
     assert all(word in err for word in words), err
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_NAME = """a  [lr=1] [/b] [bold] :star: it's "x" {task}"""
+
+
+def next_command(printed):
+    """Return the words of the command that a line offers, as a shell reads them."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert words[0] == "composir"
+    return words[1:]
+
+
+def test_paths_print_as_they_are_and_commands_can_be_pasted(run, shapes_root, tmp_path):
+    odd = tmp_path / ODD_NAME
+    root = odd / "root"
+    shutil.copytree(shapes_root, root)
+    training = ("train", "--data-root", root, "--backbone", "tiny", "--max-steps", 1, "--output-dir", odd / "models")
+    code, printed, err = run(*training)
+    assert code == 0, err
+    (folder,) = (odd / "models").iterdir()
+    assert printed.startswith(f"run: {folder}\nbest: {folder / 'best'}\n")
+    assert f"run folder: {folder}\n" in err
+    evaluation = next_command(printed)
+    assert evaluation == [
+        "evaluate", "--model", str(folder / "best"), "--dataset", "CIRR", "--data-root", str(root)
+    ]  # fmt: skip
+    code, printed, err = run(*evaluation, "--contact-sheet", odd / "sheet.png")
+    assert code == 0, err
+    assert f"contact sheet: {odd / 'sheet.png'}\n" in printed
+
+    code, printed, err = run("index", root / "dev", "--model", folder / "best", "--out", odd / "index")
+    assert code == 0, err
+    assert f"12 pictures in {odd / 'index'} (" in printed
+    assert next_command(printed)[:2] == ["search", str(odd / "index")]
+    code, printed, err = run("search", odd / "index", "--text", "red", "--top-k", 1)
+    assert code == 0, err
+    assert str(root / "dev") in printed
+
+    table = tmp_path / "t.csv"
+    table.write_text("reference,text,target\nval-red-ellipse.png,blue,val-blue-ellipse.png\n")
+    code, printed, err = run("data", "import", table, "--images", root / "dev", "--out", odd / "own")
+    assert code == 0, err
+    code, printed, err = run(*next_command(printed))
+    assert code == 0, err
+    (root / "dev/val-red-ellipse.png").unlink()
+    code, printed, err = run("data", "check", "--dataset", "own", "--data-root", odd / "own")
+    assert code == 2
+    assert printed.startswith(f"{root / 'dev/val-red-ellipse.png'} (")
+
+    code, printed, err = run("train", "--resume", odd / "none")
+    assert (code, printed) == (2, "")
+    assert err.startswith(f"error: {odd / 'none'}: holds no state to resume from; ")
+    code, _, err = run("train", "--resume", folder, "--seed", 1)
+    assert code == 2
+    assert shlex.split(err.split("fix: ")[1]) == ["composir", "train", "--resume", str(folder)]
+
+
+def test_bars_and_tables_show_names_as_they_are(capsys):
+    view = Table("name", title=ODD_NAME)
+    view.add_row(ODD_NAME)
+    out.print(view)
+    with Bars() as bars:
+        bars.tell(ODD_NAME, 1, 2, note=ODD_NAME)
+    printed = capsys.readouterr()
+    assert printed.out.count(ODD_NAME) == 2
+    assert printed.err.count(ODD_NAME[:25]) >= 2  # where the terminal is narrow their ends are cut off
+
+
+def test_help_prints_its_brackets():
+    """Help is the one text in which markup is read; what a command explains must not be taken for it."""
+    commands, texts = [typer.main.get_command(app)], []
+    while commands:
+        one = commands.pop()
+        commands += getattr(one, "commands", {}).values()
+        texts += [one.help or "", *(getattr(parameter, "help", None) or "" for parameter in one.params)]
+    assert len(texts) > 100
+    assert [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
 
 
 @pytest.mark.parametrize("backbone", ["pretrain", "pretrain_vitL"])

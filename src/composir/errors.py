@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,11 @@ class ProblemsError(ComposirError):
         more = f" | and {rest} more (composir data check lists them all)" if rest > 0 else ""
         noun = "problem" if len(self.problems) == 1 else "problems"
         super().__init__(f"{len(self.problems)} {noun}: {shown}{more}")
+
+
+def command(*words: object) -> str:
+    """Return a command of composir as it can be pasted into a shell, whatever stands in its paths."""
+    return shlex.join(["composir", *map(str, words)])
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

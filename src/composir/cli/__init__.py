@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import INTERRUPTED, USER_ERROR, app, count_problems, err, one_line
 from composir.errors import ComposirError, ProblemsError, nearest
@@ -81,7 +80,7 @@ def _meet_other_processes(arguments: Sequence[str]) -> None:
 
 def _usage_error(error: Any, arguments: list[str]) -> str:
     """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
-    message = " ".join(str(error.format_message()).split())
+    message = str(error.format_message())
     flag = next((flag for flag in getattr(getattr(error, "param", None), "opts", []) if flag in arguments[:-1]), None)
     if flag:
         message += f" (got {arguments[arguments.index(flag) + 1]!r})"
@@ -94,7 +93,8 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
 
 
 def _print_error(message: str) -> None:
-    err.print(Text(f"error: {' '.join(message.split())}", style="red"), soft_wrap=True)
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    err.print(f"error: {line}", style="red", soft_wrap=True)
 
 
 def _summary(error: ComposirError) -> str:
@@ -102,7 +102,7 @@ def _summary(error: ComposirError) -> str:
     if not isinstance(error, ProblemsError) or len(error.problems) == 1:
         return str(error)
     for problem in error.problems[:MAX_PROBLEMS_PRINTED]:
-        err.print(Text(one_line(problem)), soft_wrap=True)
+        err.print(one_line(problem), soft_wrap=True)
     rest = len(error.problems) - MAX_PROBLEMS_PRINTED
     if rest > 0:
         err.print(f"... and {rest:,} more")

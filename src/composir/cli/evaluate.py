@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import (
     USER_ERROR,
@@ -22,6 +21,7 @@ from composir.cli.common import (
     NumWorkers,
     app,
     err,
+    one_line,
     out,
     print_json,
 )
@@ -297,7 +297,7 @@ def submit(
         for file in files:
             out.print(f"{file}: {file.stat().st_size:,} bytes, valid", soft_wrap=True)
         for problem in problems:
-            out.print(Text(str(problem)), soft_wrap=True)
+            out.print(one_line(problem), soft_wrap=True)
         if validate:
             out.print(f"{len(problems)} problems in {len(validate)} {'file' if len(validate) == 1 else 'files'}")
     return USER_ERROR if problems else 0

@@ -63,14 +63,14 @@ def convert(
     reasons = dict.fromkeys(one.reason for one in done.dropped)
     for reason in reasons:
         keys = [one.key for one in done.dropped if one.reason == reason]
-        out.print(f"dropped {len(keys)} ({reason}): {', '.join(keys)}", soft_wrap=True, markup=False)
+        out.print(f"dropped {len(keys)} ({reason}): {', '.join(keys)}", soft_wrap=True)
     if done.fresh:
-        out.print(f"not there, start fresh: {', '.join(done.fresh)}", soft_wrap=True, markup=False)
+        out.print(f"not there, start fresh: {', '.join(done.fresh)}", soft_wrap=True)
     if to is None and done.tower == "none":
         out.print("no vision tower in it: the model works on image tokens", soft_wrap=True)
     if to is None and not done.has_tokenizer:
         out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
-    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True, markup=False)
+    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True)
     return 0
 
 
@@ -128,5 +128,5 @@ def visualize(
         print_json({"files": [str(file) for file in files]})
     else:
         for file in files:
-            out.print(str(file), soft_wrap=True, markup=False)
+            out.print(str(file), soft_wrap=True)
     return 0

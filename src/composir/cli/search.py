@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import Bars, Json, NumWorkers, app, err, out, print_json, printable
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
     from composir.search import Retriever
@@ -80,15 +79,14 @@ def index(
         print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})
         return 0
     for one in report.skipped:
-        out.print(Text(f"skipped {printable(one.file)}: {one.reason}"), soft_wrap=True)
+        out.print(f"skipped {printable(one.file)}: {one.reason}", soft_wrap=True)
     out.print(
         f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
         soft_wrap=True,
-        markup=False,
     )
-    out.print(f"next: composir search {out_} --image PICTURE --text SENTENCE", soft_wrap=True, markup=False)
-    out.print(f"      composir serve {out_}", soft_wrap=True, markup=False)
+    out.print(f"next: {command('search', out_, '--image', 'PICTURE', '--text', 'SENTENCE')}", soft_wrap=True)
+    out.print(f"      {command('serve', out_)}", soft_wrap=True)
     return 0
 
 
@@ -131,7 +129,10 @@ def search(
         )
         milliseconds = 1000 * (time.perf_counter() - start)
     if where is not None and not hits:
-        err.print(f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'")
+        err.print(
+            f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'",
+            soft_wrap=True,
+        )
     if contact_sheet:
         from composir.evaluation import Cell, Row, grid
 
@@ -144,17 +145,17 @@ def search(
         print_json({"results": results, "milliseconds": round(milliseconds, 1)})
         return 0
     for hit in hits:
-        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True, markup=False)
+        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True)
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
     if contact_sheet:
-        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)
+        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     return 0
 
 
 def _note_if_incomplete(retriever: Retriever) -> None:
     if not retriever.complete:
-        goes_on = f"composir index {retriever.images.root} --out {retriever.folder}"
-        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True, markup=False)
+        goes_on = command("index", retriever.images.root, "--out", retriever.folder)
+        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Your own pictures")
@@ -192,7 +193,6 @@ def serve(
         f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
         "Ctrl-C stops",
         soft_wrap=True,
-        markup=False,
     )
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.

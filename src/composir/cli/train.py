@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from composir.cli.common import (
     out,
     print_json,
 )
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
     from composir.evaluation import Result
@@ -76,7 +75,7 @@ def train(
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made \\[models].")] = None,
     fusion: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +116,7 @@ def train(
         if given or config:
             raise ComposirError(
                 f"--resume goes on by the run's own recipe; {', '.join(sorted(given)) or '--config'} cannot change it",
-                fix=f"composir train --resume {resume}",
+                fix=command("train", "--resume", resume),
             )
         recipe = resume_recipe(resume)
     else:
@@ -135,7 +134,7 @@ def train(
             largest_batch=largest_batch,
         )
     if result.interrupted:
-        err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
+        err.print(f"stopped and saved; go on with: {command('train', '--resume', result.run)}", soft_wrap=True)
         return INTERRUPTED
     document = {
         "run": str(result.run),
@@ -149,11 +148,8 @@ def train(
     else:
         out.print(f"run: {result.run}", soft_wrap=True)
         if result.best:
-            out.print(
-                f"best: {result.best}\nnext: composir evaluate --model {result.best} --dataset {recipe.dataset} "
-                f"--data-root {recipe.data_root}",
-                soft_wrap=True,
-            )
+            words = ("--model", result.best, "--dataset", recipe.dataset, "--data-root", recipe.data_root)
+            out.print(f"best: {result.best}\nnext: {command('evaluate', *words)}", soft_wrap=True)
     return 0
 
 
@@ -252,7 +248,7 @@ def ablate(
         "ablation"
     ),
     metric: Annotated[
-        list[str] | None, typer.Option(help="Differences of this figure [the data set's primary one]; repeatable.")
+        list[str] | None, typer.Option(help="Differences of this figure \\[the data set's primary one]; repeatable.")
     ] = None,
     json_: Json = False,
 ) -> int:
@@ -286,11 +282,11 @@ def ablate(
             cache_dir=parameters["cache_dir"],
             tell=bars.tell,
         )
-    command = shlex.join(["composir", "ablate", *sys.argv[2:]])
+    again = command("ablate", *sys.argv[2:])
     if ablation is None:
-        err.print(f"stopped and saved; go on with: {command}", soft_wrap=True)
+        err.print(f"stopped and saved; go on with: {again}", soft_wrap=True)
         return INTERRUPTED
-    files = write_report(ablation, out_, command=command)
+    files = write_report(ablation, out_, command=again)
     if json_:
         print_json({**ablation.to_json(), "files": {name: str(file) for name, file in files.items()}})
         return 0
