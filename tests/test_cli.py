@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shlex
@@ -260,6 +261,31 @@ def test_help_prints_its_brackets():
         texts += [one.help or "", *(getattr(parameter, "help", None) or "" for parameter in one.params)]
     assert len(texts) > 100
     assert [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
+
+
+def test_without_file_locks_every_command_says_which_folder_to_move(run, trained, shapes_root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    data, tiny = ("--data-root", shapes_root), ("--backbone", "tiny")
+    index, cache, models = tmp_path / "index", tmp_path / "cache", tmp_path / "more"
+    run("index", shapes_root / "dev", "--model", trained["best"], "--out", index)
+    monkeypatch.setattr("composir.files.fcntl.lockf", refuse)
+    for command, place, fix in (
+        (("evaluate", "--model", trained["best"], *data, "--cache-dir", cache), cache, "--cache-dir"),
+        (("features", *tiny, *data, "--cache-dir", cache), cache, "--cache-dir"),
+        (("train", *tiny, *data, "--output-dir", models), models, "--output-dir"),
+        (("train", "--resume", trained["run"]), trained["run"], "copy its folder there"),
+        (("index", shapes_root / "dev", "--out", index), index, "--out FOLDER"),
+        (("search", index, "--text", "red"), index, "--out FOLDER"),
+    ):
+        code, _, err = run(*command)
+        assert code == 2, command
+        assert f"error: {place}" in err
+        assert "this disk grants no file locks (No locks available)" in err
+        assert fix in err.split("fix: ")[1]
+        assert len(err.splitlines()) == 1
+    assert not models.exists() or not list(models.iterdir())
 
 
 @pytest.mark.parametrize("backbone", ["pretrain", "pretrain_vitL"])

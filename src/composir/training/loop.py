@@ -38,7 +38,16 @@ from composir.errors import ComposirError
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import DISK, CachedEmbedder, TokenCache, fill_splits, make_cache
-from composir.files import locked, read_toml, recover_folder, replacing_folder, require_space, size_text, write_text
+from composir.files import (
+    locked,
+    read_toml,
+    recover_folder,
+    replacing_folder,
+    require_locks,
+    require_space,
+    size_text,
+    write_text,
+)
 from composir.losses import LOSSES
 from composir.machine import available_memory
 from composir.models.checkpoint import (
@@ -57,6 +66,7 @@ from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
 LOG, STATE, LOCK = "training_log.csv", "training.pt", ".lock"
+NO_LOCKS_FIX = "give --output-dir a folder on a local disk; to go on with a run, copy its folder there"
 PATIENCE = datetime.timedelta(days=1)
 """How long processes wait for another one, such as for validation; the launcher ends them when one of them dies."""
 PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -157,6 +167,7 @@ def train(
             require_images([*train_splits, *val_splits])
             if resume is None:
                 _require_writable(Path(recipe.output_dir))
+            require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
             run = _Run(
                 recipe,
                 accelerator,
@@ -571,7 +582,7 @@ class _Run:
             with parallel.together(self.accelerator.device):
                 if self.is_first:
                     self.run = resume or _new_run(recipe)
-                    held.enter_context(locked(self.run / LOCK, _in_use(self.run)))
+                    held.enter_context(locked(self.run / LOCK, _in_use(self.run), without_locks=NO_LOCKS_FIX))
                     if resume is None:
                         write_text(self.run / RECIPE, recipe.to_toml())
             self.run = parallel.from_first(self.run if self.is_first else Path())
