@@ -213,6 +213,10 @@ class TrainBars:
         if self.tells_batch:
             err.print(f"batch size: {recipe.batch_size}")
 
+    def on_note(self, note: str) -> None:
+        """Print it."""
+        err.print(f"note: {note}", soft_wrap=True)
+
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         """Show loss, alpha and images a second."""
         rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)

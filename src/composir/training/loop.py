@@ -34,7 +34,7 @@ from composir import parallel
 from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource, read_image
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import DISK, CachedEmbedder, TokenCache, fill_splits, make_cache
@@ -61,6 +61,7 @@ from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
 from composir.models.trace import Reading, patches, watch
 from composir.plots import GRADIENT_PREFIX, heat, plot_curves
+from composir.training.fingerprint import require_same_data, write_fingerprint
 from composir.training.memory import StepMemory, measure_step
 from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
@@ -102,6 +103,9 @@ class Observer(Protocol):
 
     def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
         """The first step comes next."""
+
+    def on_note(self, note: str) -> None:
+        """Something that is no error should be known, in a sentence."""
 
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         """A step is done; ``loss`` is the weighted total of its batch."""
@@ -154,7 +158,8 @@ def train(
     With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
     is what a query is compared with, so that another machine may train otherwise.
 
-    Before the first step all annotations and all images are checked. An interrupt (Ctrl-C, SIGTERM) finishes the
+    Before the first step all annotations and all images are checked, and with ``resume`` that the annotations are those
+    the run began with. An interrupt (Ctrl-C, SIGTERM) finishes the
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
@@ -168,12 +173,18 @@ def train(
             if resume is None:
                 _require_writable(Path(recipe.output_dir))
             require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
+            observer = observer or _Silent()
+            if resume is not None and not require_same_data(resume, [*train_splits, *val_splits]):
+                observer.on_note(
+                    f"{resume} does not say what it was trained on, being of an earlier version; "
+                    "whether the annotations have changed since cannot be told"
+                )
             run = _Run(
                 recipe,
                 accelerator,
                 train_splits=train_splits,
                 val_splits=val_splits,
-                observer=observer or _Silent(),
+                observer=observer,
                 cache=cache,
                 cache_dir=cache_dir,
             )
@@ -585,6 +596,7 @@ class _Run:
                     held.enter_context(locked(self.run / LOCK, _in_use(self.run), without_locks=NO_LOCKS_FIX))
                     if resume is None:
                         write_text(self.run / RECIPE, recipe.to_toml())
+                        write_fingerprint(self.run, [*self.train_splits, *self.val_splits])
             self.run = parallel.from_first(self.run if self.is_first else Path())
             with parallel.together(self.accelerator.device):
                 state = self.state = _State() if resume is None else self._load(optimizer, schedule)
@@ -876,6 +888,14 @@ class _Run:
             raise ComposirError(
                 f"cannot be read ({error})", file=last / STATE, fix="start anew without --resume"
             ) from None
+        planned, needed = (one["total_steps"] - 1 for one in (saved["schedule"], schedule.state_dict()))
+        if planned != needed:  # of a version that kept no fingerprint
+            raise ComposirError(
+                f"was planned for {planned:,} steps, and by its recipe {len(self.triplets):,} triplets are {needed:,}",
+                file=self.run,
+                expected="the annotations that the run began with",
+                fix=f"put them back, or start a new run: {command('train', '--config', self.run / RECIPE)}",
+            )
         load_weights(self.model, last / "model" / WEIGHTS)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
