@@ -185,5 +185,5 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ComposirError("recipe file not found", file=file, fix="see recipes/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise ComposirError(f"is not TOML: {error}", file=file, fix="see recipes/ for examples") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import typer
 from composir.cli.common import INTERRUPTED, USER_ERROR, app, count_problems, err, one_line
 from composir.errors import ComposirError, ProblemsError, nearest
 
+LONG_NUMBER = re.compile(r"\d{40,}")
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
@@ -81,7 +83,11 @@ def _meet_other_processes(arguments: Sequence[str]) -> None:
 def _usage_error(error: Any, arguments: list[str]) -> str:
     """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
     message = str(error.format_message())
-    flag = next((flag for flag in getattr(getattr(error, "param", None), "opts", []) if flag in arguments[:-1]), None)
+    parameter = getattr(error, "param", None)
+    low, high = (_limit(parameter, end) for end in ("min", "max"))
+    if low is not None and high is not None:
+        message = f"{parameter.opts[0]}: expected a number from {low:,} to {high:,}"
+    flag = next((flag for flag in getattr(parameter, "opts", []) if flag in arguments[:-1]), None)
     if flag:
         message += f" (got {arguments[arguments.index(flag) + 1]!r})"
     option = getattr(error, "option_name", None)
@@ -89,7 +95,13 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
     if option and command is not None and not getattr(error, "possibilities", None):
         known = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
         message += f" ({nearest(option, known)})"
-    return message
+    return LONG_NUMBER.sub(lambda digits: f"{digits[0][:20]}... ({len(digits[0]):,} digits)", message)
+
+
+def _limit(parameter: Any, end: str) -> float | None:
+    """Return an end of the range of a parameter, which Typer keeps in one of two places by its version."""
+    own = getattr(parameter, end, None)
+    return own if own is not None else getattr(getattr(parameter, "type", None), end, None)
 
 
 def _print_error(message: str) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from composir.errors import ComposirError, Problem, nearest
+from composir.limits import MAX_SEED, MAX_WORKERS
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -53,8 +54,11 @@ Categories = Annotated[
     list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
 ]
 
-BatchSize = Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.")]
+NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.")]
+
+
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
 
 
 def one_line(problem: Problem) -> str:

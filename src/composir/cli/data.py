@@ -17,6 +17,7 @@ from composir.cli.common import (
     DataRoot,
     Dataset,
     Json,
+    Seed,
     count_problems,
     data_app,
     key_and_value,
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 @data_app.command("scenes")
 def data_scenes(
     out_: Annotated[Path, typer.Option("--out", help="Folder to make, in CIRR's layout.")],
-    images: Annotated[int, typer.Option(min=1, help="Pictures, shared 4 : 1 : 1 by train, val and test1.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same files.")] = 0,
+    images: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Pictures, shared 4 : 1 : 1 by train, val and test1.")
+    ] = 3000,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> int:
     """Make the generated set: scenes of coloured shapes and sentences that edit them, free of any licence."""

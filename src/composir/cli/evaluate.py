@@ -67,7 +67,10 @@ def evaluate(
         str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
     ] = "global",
     rerank: Annotated[
-        int, typer.Option(min=0, help="Score so many of each query's best again with the matching head; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=10_000, help="Score so many of each query's best again with the matching head; 0: none."
+        ),
     ] = 0,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
@@ -80,7 +83,7 @@ def evaluate(
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
     ] = None,
-    num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
+    num_queries: Annotated[int, typer.Option(min=1, max=500, help="Rows of the contact sheet.")] = 8,
     json_: Json = False,
 ) -> int:
     """Measure a model, a file of predictions or saved rankings on a split.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from composir.cli.common import Bars, Categories, Dataset, Json, app, out, print_json, require_choice
+from composir.cli.common import Bars, Categories, Dataset, Json, Seed, app, out, print_json, require_choice
 from composir.cli.evaluate import require_one, splits_of_flags
 
 
@@ -31,7 +31,7 @@ def convert(
     embed_tower: Annotated[
         bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of what the source does not hold.")] = 0,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> int:
     """Turn weights of LAVIS, SPRC or the hub into a checkpoint folder, or a checkpoint into SPRC's file.

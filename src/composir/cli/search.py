@@ -32,10 +32,10 @@ def index(
     url: Annotated[
         str | None, typer.Option(help="qdrant: address of a server; without it, inside this process.")
     ] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="qdrant: shards of a new collection.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="qdrant: copies of each shard.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, max=1024, help="qdrant: shards of a new collection.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=1024, help="qdrant: copies of each shard.")] = None,
     vectors_per_image: Annotated[
-        int | None, typer.Option(min=1, help="Merge each picture's vectors to so many: smaller and faster.")
+        int | None, typer.Option(min=1, max=4096, help="Merge each picture's vectors to so many: smaller and faster.")
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start from nothing, as for another model.")] = False,
     engine: Annotated[str, typer.Option(help="Who embeds: local, or ray (all GPUs of this machine or a cluster).")] = (
@@ -96,13 +96,13 @@ def search(
     image: Annotated[list[Path] | None, typer.Option(help="The reference picture; repeatable.")] = None,
     text: Annotated[str, typer.Option(help="What should differ; without a picture, what to find.")] = "",
     negative_text: Annotated[str, typer.Option(help="What there should be less of.")] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="How many pictures are shown.")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures are shown.")] = 10,
     where: Annotated[str | None, typer.Option(help="Pattern for the path, such as 'holidays/*'.")] = None,
     exclude_reference: Annotated[
         bool, typer.Option("--exclude-reference/--keep-reference", help="Whether the reference may be an answer.")
     ] = True,
     rerank: Annotated[
-        int, typer.Option(min=0, help="Score so many of the best again with the matching head; 0: none.")
+        int, typer.Option(min=0, max=10_000, help="Score so many of the best again with the matching head; 0: none.")
     ] = 0,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
@@ -173,9 +173,9 @@ def serve(
         ),
     ] = None,
     queue: Annotated[
-        int, typer.Option(min=1, help="Searches under way at one time; more are told to come back (503).")
+        int, typer.Option(min=1, max=100_000, help="Searches under way at one time; more are told to come back (503).")
     ] = 64,
-    max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded picture.")] = 20,
+    max_upload: Annotated[int, typer.Option(min=1, max=10_000, help="MiB of an uploaded picture.")] = 20,
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
 ) -> int:

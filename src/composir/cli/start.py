@@ -18,7 +18,9 @@ def quickstart(
     out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
         "quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="About how long training takes on two cores.")
+    ] = 3.0,
     json_: Json = False,
 ) -> int:
     """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
@@ -54,7 +56,7 @@ def quickstart(
 
 @app.command(rich_help_panel="Start here")
 def selfcheck(
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768,
+    hidden_size: Annotated[int, typer.Option(min=1, max=16_384, help="Width of the image tokens.")] = 768,
     json_: Json = False,
 ) -> int:
     """Check the gated fusion module: parameters, shapes, gradients, and that the sentence drives the change."""

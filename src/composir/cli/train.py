@@ -25,7 +25,8 @@ from composir.cli.common import (
     out,
     print_json,
 )
-from composir.errors import ComposirError, command
+from composir.errors import ComposirError, command, short
+from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from composir.evaluation import Result
@@ -303,6 +304,7 @@ def ablate(
     return 0
 
 
+MAX_SEEDS = 1000
 GATE_ABLATION = "gated_fusion=false,true"
 
 
@@ -322,12 +324,13 @@ def _vary(pairs: list[str]) -> dict[str, list[str]]:
 
 
 def _seeds(text: str) -> list[int]:
+    expected = f"how many, from 1 to {MAX_SEEDS:,}, or which ones from 0 to {MAX_SEED:,}, as 0,3,7"
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ComposirError(f"--seeds {text!r} are no numbers", expected="5, or 0,3,7") from None
-    if min(numbers) < 0 or (len(numbers) == 1 and not numbers[0]):
-        raise ComposirError(f"--seeds {text!r} gives no seed", expected="how many, or which ones from 0 on")
+        raise ComposirError(f"--seeds {short(text)} are no numbers", expected=expected) from None
+    if not (0 < numbers[0] <= MAX_SEEDS if len(numbers) == 1 else 0 <= min(numbers) <= max(numbers) <= MAX_SEED):
+        raise ComposirError(f"--seeds {short(text)} is out of range", expected=expected)
     return list(range(numbers[0])) if len(numbers) == 1 else numbers
 
 
@@ -344,7 +347,7 @@ def features(
     ] = None,
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that decode images.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
 ) -> int:

@@ -393,7 +393,12 @@ class _Run:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps, the last of them of what is left."""
-        return math.ceil(math.ceil(len(self.triplets) / self.recipe.batch_size) / self.recipe.gradient_accumulation)
+        return math.ceil(math.ceil(len(self.triplets) / self.batch_size) / self.recipe.gradient_accumulation)
+
+    @property
+    def batch_size(self) -> int:
+        """Triplets in a batch: what the recipe says, or all there are."""
+        return min(self.recipe.batch_size, len(self.triplets))
 
     @property
     def num_steps(self) -> int:
@@ -409,6 +414,12 @@ class _Run:
     def take_largest_batch(self) -> None:
         """Let the batch be the largest power of two that fits; raise ``ComposirError`` where none can be told."""
         available = self._available_memory()
+        if len(self.triplets) < 2:
+            raise ComposirError(
+                "there is one triplet, and a batch takes two or more, each other's negatives",
+                file=self.train_splits[0].file,
+                fix="add triplets",
+            )
         if parallel.num_processes() > 1 or available is None:
             raise ComposirError(
                 "--batch-size auto measures one process on a machine that tells its memory",
@@ -426,7 +437,7 @@ class _Run:
     def require_room(self) -> None:
         """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
         own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
-        available, size = self._available_memory(), self.recipe.batch_size
+        available, size = self._available_memory(), self.batch_size
         trained = self._trained_bytes
         if available is not None and 3 * trained > available:
             raise ComposirError(
@@ -529,7 +540,7 @@ class _Run:
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[Split, Query]]]:
         """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone."""
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
-        size = self.recipe.batch_size
+        size = self.batch_size
         for start in range(first * size, len(order), size):
             yield [self.triplets[index] for index in order[start : start + size]]
 
@@ -604,7 +615,13 @@ class _Run:
             optimizer = self.accelerator.prepare(optimizer)
             if resume is None:
                 self._save(optimizer, schedule)
-            self.observer.on_start(self.run, recipe, state.step, self.num_steps)
+            if self.batch_size < recipe.batch_size:
+                there = f"{self.batch_size:,} {'triplet' if self.batch_size == 1 else 'triplets'}"
+                self.observer.on_note(
+                    f"batch size {recipe.batch_size:,}: there are {there}, and a batch is all of them"
+                )
+            as_trained = recipe.model_copy(update={"batch_size": self.batch_size})
+            self.observer.on_start(self.run, as_trained, state.step, self.num_steps)
             board = None
             if self.is_first:
                 board = held.enter_context(SummaryWriter(str(self.run), purge_step=state.step + 1))
@@ -732,7 +749,7 @@ class _Run:
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
-        is_last = self.state.batch * self.recipe.batch_size >= len(self.triplets)
+        is_last = self.state.batch * self.batch_size >= len(self.triplets)
         return is_last or self.state.batch % self.recipe.gradient_accumulation == 0
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
