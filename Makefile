@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test real-size lint format clean
+.PHONY: help install quickstart test fuzz real-size lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ quickstart: $(READY)  ## Generate data, train the mini model with the gate, meas
 
 test: $(READY)  ## Run the tests, on all cores.
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
+
+fuzz: $(READY)  ## Run the property tests on 20 times as many examples, new ones every time (about half an hour).
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
 	$(BIN)/python benchmarks/real_size.py

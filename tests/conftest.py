@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import lzma
-import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -33,6 +34,25 @@ SHAPES = ("ellipse", "rectangle")
 
 
 NUM_NOT_RUN = pytest.StashKey[int]()
+
+# `make test` tries the same examples every time, and so fails for what was changed alone; `make fuzz` tries new ones.
+hypothesis.settings.register_profile(
+    "repeatable",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "fuzz",
+    hypothesis.settings.get_profile("repeatable"),
+    max_examples=2000,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,23 +102,20 @@ def run(capsys):
 class Child:
     """A process of its own that runs Python ``code``; ``end`` waits for it."""
 
-    process: BaseProcess
+    process: subprocess.Popen[bytes]
     printed: Path
 
-    def end(self, seconds: float = 60) -> tuple[int, str]:
+    def end(self, seconds: float = 300) -> tuple[int, str]:
         """Return its exit code (minus the signal that ended it) and what it printed."""
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, f"still running: {self.printed.read_text()}"
-        return self.process.exitcode, self.printed.read_text()
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running: {self.printed.read_text()}")
+        return code, self.printed.read_text()
 
 
 PRELUDE = """
 import os, sys, torch
-os.environ.clear()
-os.environ.update({environment!r})
-printed = os.open({printed!r}, os.O_WRONLY | os.O_CREAT, 0o644)
-os.dup2(printed, 1)
-os.dup2(printed, 2)
 torch.set_num_threads(1)
 from composir.cli import main
 """
@@ -106,21 +123,26 @@ from composir.cli import main
 
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """Return the starter of a real process, forked from one that has imported everything: 0.1 s instead of 8."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "composir.training", "composir.visualize"])
+    """Return the starter of a real process; a fresh one, as a fork of one that has started torch may hang."""
     children: list[Child] = []
 
     def start(code: str, **environment: str) -> Child:
         printed = tmp_path / f"printed-{len(children)}.txt"
-        prelude = PRELUDE.format(environment={**os.environ, **environment}, printed=str(printed))
-        children.append(Child(context.Process(target=exec, args=(prelude + code, {})), printed))
-        children[-1].process.start()
+        with printed.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", PRELUDE + code],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        children.append(Child(process, printed))
         return children[-1]
 
     yield start
     for child in children:
         child.process.kill()
+        child.process.wait()
 
 
 @pytest.fixture

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 import re
+import shlex
 import shutil
+import typing
 
 import pytest
+import torch
+import typer
+from rich.table import Table
+from rich.text import Text
+from safetensors.torch import load_file
 
 from composir.cli import main
+from composir.cli.common import Bars, app, out
 from composir.errors import ComposirError
 
 
@@ -177,6 +187,213 @@ def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(run, monkeypatch, tm
     assert err.startswith("error: ")
     assert all(word in err for word in words), err
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_NAME = """a  [lr=1] [/b] [bold] :star: it's "x" {task}"""
+
+
+def next_command(printed):
+    """Return the words of the command that a line offers, as a shell reads them."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert words[0] == "composir"
+    return words[1:]
+
+
+def test_paths_print_as_they_are_and_commands_can_be_pasted(run, shapes_root, tmp_path):
+    odd = tmp_path / ODD_NAME
+    root = odd / "root"
+    shutil.copytree(shapes_root, root)
+    training = ("train", "--data-root", root, "--backbone", "tiny", "--max-steps", 1, "--output-dir", odd / "models")
+    code, printed, err = run(*training)
+    assert code == 0, err
+    (folder,) = (odd / "models").iterdir()
+    assert printed.startswith(f"run: {folder}\nbest: {folder / 'best'}\n")
+    assert f"run folder: {folder}\n" in err
+    evaluation = next_command(printed)
+    assert evaluation == [
+        "evaluate", "--model", str(folder / "best"), "--dataset", "CIRR", "--data-root", str(root)
+    ]  # fmt: skip
+    code, printed, err = run(*evaluation, "--contact-sheet", odd / "sheet.png")
+    assert code == 0, err
+    assert f"contact sheet: {odd / 'sheet.png'}\n" in printed
+
+    code, printed, err = run("index", root / "dev", "--model", folder / "best", "--out", odd / "index")
+    assert code == 0, err
+    assert f"12 pictures in {odd / 'index'} (" in printed
+    assert next_command(printed)[:2] == ["search", str(odd / "index")]
+    code, printed, err = run("search", odd / "index", "--text", "red", "--top-k", 1)
+    assert code == 0, err
+    assert str(root / "dev") in printed
+
+    table = tmp_path / "t.csv"
+    table.write_text("reference,text,target\nval-red-ellipse.png,blue,val-blue-ellipse.png\n")
+    code, printed, err = run("data", "import", table, "--images", root / "dev", "--out", odd / "own")
+    assert code == 0, err
+    code, printed, err = run(*next_command(printed))
+    assert code == 0, err
+    (root / "dev/val-red-ellipse.png").unlink()
+    code, printed, err = run("data", "check", "--dataset", "own", "--data-root", odd / "own")
+    assert code == 2
+    assert printed.startswith(f"{root / 'dev/val-red-ellipse.png'} (")
+
+    code, printed, err = run("train", "--resume", odd / "none")
+    assert (code, printed) == (2, "")
+    assert err.startswith(f"error: {odd / 'none'}: holds no state to resume from; ")
+    code, _, err = run("train", "--resume", folder, "--seed", 1)
+    assert code == 2
+    assert shlex.split(err.split("fix: ")[1]) == ["composir", "train", "--resume", str(folder)]
+
+
+def test_bars_and_tables_show_names_as_they_are(capsys):
+    view = Table("name", title=ODD_NAME)
+    view.add_row(ODD_NAME)
+    out.print(view)
+    with Bars() as bars:
+        bars.tell(ODD_NAME, 1, 2, note=ODD_NAME)
+    printed = capsys.readouterr()
+    assert printed.out.count(ODD_NAME) == 2
+    assert printed.err.count(ODD_NAME[:25]) >= 2  # where the terminal is narrow their ends are cut off
+
+
+def test_help_prints_its_brackets():
+    """Help is the one text in which markup is read; what a command explains must not be taken for it."""
+    commands, texts = [typer.main.get_command(app)], []
+    while commands:
+        one = commands.pop()
+        commands += getattr(one, "commands", {}).values()
+        texts += [one.help or "", *(getattr(parameter, "help", None) or "" for parameter in one.params)]
+    assert len(texts) > 100
+    assert [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
+
+
+def test_without_file_locks_every_command_says_which_folder_to_move(run, trained, shapes_root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    data, tiny = ("--data-root", shapes_root), ("--backbone", "tiny")
+    index, cache, models = tmp_path / "index", tmp_path / "cache", tmp_path / "more"
+    run("index", shapes_root / "dev", "--model", trained["best"], "--out", index)
+    monkeypatch.setattr("composir.files.fcntl.lockf", refuse)
+    for command, place, fix in (
+        (("evaluate", "--model", trained["best"], *data, "--cache-dir", cache), cache, "--cache-dir"),
+        (("features", *tiny, *data, "--cache-dir", cache), cache, "--cache-dir"),
+        (("train", *tiny, *data, "--output-dir", models), models, "--output-dir"),
+        (("train", "--resume", trained["run"]), trained["run"], "copy its folder there"),
+        (("index", shapes_root / "dev", "--out", index), index, "--out FOLDER"),
+        (("search", index, "--text", "red"), index, "--out FOLDER"),
+    ):
+        code, _, err = run(*command)
+        assert code == 2, command
+        assert f"error: {place}" in err
+        assert "this disk grants no file locks (No locks available)" in err
+        assert fix in err.split("fix: ")[1]
+        assert len(err.splitlines()) == 1
+    assert not models.exists() or not list(models.iterdir())
+
+
+def number_options():
+    """Yield command, option and type of everything on the command line that takes a number."""
+    commands = [((), typer.main.get_command(app))]
+    while commands:
+        words, one = commands.pop()
+        commands += [((*words, name), inner) for name, inner in getattr(one, "commands", {}).items()]
+        hints = typing.get_type_hints(inspect.unwrap(one.callback)) if words and one.callback else {}
+        for parameter in one.params:
+            kinds = {hints.get(parameter.name), *typing.get_args(hints.get(parameter.name))} & {int, float}
+            for kind in kinds:
+                yield words, parameter.opts[0], kind
+
+
+NUMBER_OPTIONS = {" ".join((*words, option)): (words, option, kind) for words, option, kind in number_options()}
+
+
+def test_the_options_that_take_a_number_are_found():
+    assert len(NUMBER_OPTIONS) > 40
+    for name in ("train --learning-rate", "quickstart --minutes"):
+        assert NUMBER_OPTIONS[name][2] is float
+    for name in ("benchmark gate --token-width", "search --top-k"):
+        assert NUMBER_OPTIONS[name][2] is int
+
+
+@pytest.mark.parametrize("name", NUMBER_OPTIONS)
+def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, name, monkeypatch, tmp_path):
+    words, option, kind = NUMBER_OPTIONS[name]
+    monkeypatch.chdir(tmp_path)
+    needed = ("--data-root", tmp_path) if words == ("features",) else ()
+    for value in ("9" * 30, "9" * 5000, "-9999999", *(("inf", "-inf", "nan", "1e400") if kind is float else ())):
+        code, printed, err = run(*words, *needed, option, value)
+        assert (code, printed) == (2, ""), (value, err)
+        assert len(err.splitlines()) == 1
+        assert option in err or option.removeprefix("--").replace("-", "_") in err, err
+        assert "missing" not in err.lower(), err
+        assert len(err) < 400, err
+        if len(value) < 100 and kind is int:
+            assert re.search(r"at least -?\d+ and at most [\d,]+|expected a number from \d+ to [\d,]+ ", err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--set", "betas=[1.0,2.0]"], "betas = [1.0, 2.0]: expected two numbers, at least 0 and below 1"),
+        (["train", "--set", "betas=[nan,0.9]"], "betas = [nan, 0.9]: expected two numbers, at least 0 and below 1"),
+        (["train", "--set", "learning_rate=inf"], "learning_rate = inf: expected a number, above 0 and at most 1,000"),
+        (["train", "--set", f"seed={'9' * 5000}"], "seed = '9999"),
+        (["train", "--batch-size", "9" * 5000], "is not a number and not auto"),
+        (
+            ["ablate", "--seeds", "9" * 20],
+            "--seeds '99999999999999999999' is out of range; expected how many, from 1 to",
+        ),
+        (["ablate", "--seeds", "0,-1"], "--seeds '0,-1' is out of range"),
+        (
+            ["ablate", "--seeds", "9" * 5000],
+            "are no numbers; expected how many, from 1 to 1,000, or which ones from 0 to",
+        ),
+        (["ablate", "--vary", "eps=1e-8,nan"], "eps = nan: expected a number, above 0 and at most 1"),
+        (["benchmark", "search", "--images", "9" * 5000], "expected whole numbers from 1 to 1,000,000,000 with commas"),
+        (["benchmark", "search", "--vectors-per-image", "0"], "--vectors-per-image is '0'"),
+        (["serve", "x", "--port", "70000"], "--port: expected a number from 0 to 65,535 (got '70000')"),
+    ],
+)
+def test_numbers_in_words_have_their_range_too(run, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert len(err) < 400
+
+
+def test_a_recipe_with_a_number_too_long_to_be_read_is_named(run, tmp_path):
+    (tmp_path / "recipe.toml").write_text(f"seed = {'9' * 5000}")
+    code, _, err = run("train", "--config", tmp_path / "recipe.toml")
+    assert code == 2
+    assert f"error: {tmp_path}/recipe.toml: is not TOML: " in err
+
+
+def test_a_batch_of_more_than_there_are_is_all_there_are(run, shapes_root, tmp_path):
+    arguments = ("train", "--data-root", shapes_root, "--backbone", "tiny", "--num-epochs", 1)
+    found = []
+    for size in (24, 100_000):
+        code, printed, err = run(*arguments, "--batch-size", size, "--output-dir", tmp_path / str(size), "--json")
+        assert code == 0, err
+        assert ("note: batch size 100,000: there are 24 triplets, and a batch is all of them\n" in err) == (size > 24)
+        found.append(load_file(f"{json.loads(printed)['run']}/last/model/model.safetensors"))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_one_triplet_is_the_reason_that_is_given(run, shapes_root, tmp_path):
+    shutil.copytree(shapes_root, tmp_path / "root")
+    file = tmp_path / "root/cirr/captions/cap.rc2.train.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[:1]))
+    arguments = ("train", "--data-root", tmp_path / "root", "--backbone", "tiny", "--output-dir", tmp_path / "models")
+    code, _, err = run(*arguments, "--batch-size", "auto")
+    assert code == 2
+    assert f"error: {file}: there is one triplet, and a batch takes two or more, each other's negatives; fix: " in err
+    code, _, err = run(*arguments, "--max-steps", 1)
+    assert code == 0, err
+    assert "note: batch size 8: there are 1 triplet, and a batch is all of them" in err
 
 
 @pytest.mark.parametrize("backbone", ["pretrain", "pretrain_vitL"])

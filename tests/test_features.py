@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -100,9 +99,15 @@ def test_what_was_written_before_a_kill_is_kept(model, paths, shapes_root, tmp_p
 
 
 def test_processes_may_fill_one_cache_at_once(model, paths, shapes_root, tmp_path, spawn):
-    fill = "import time\nwhile time.time() < {start}: pass\ncache.fill(paths)"
-    start = time.time() + 2
-    children = [spawn(fill_code(shapes_root, tmp_path, fill.format(start=start))) for _ in range(3)]
+    fill = """
+import time
+Path({ready!r} + str(os.getpid())).touch()
+while len(list(Path({ready!r}).parent.glob("ready-*"))) < 3:
+    time.sleep(0.001)
+cache.fill(paths)
+"""
+    fill = fill.format(ready=str(tmp_path / "ready-"))
+    children = [spawn(fill_code(shapes_root, tmp_path, fill)) for _ in range(3)]
     assert [child.end() for child in children] == [(0, "")] * 3
     cache = TokenCache(model.tower, tmp_path)
     assert count_computed(cache, paths) == 0

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
 import os
+import threading
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from composir.files import recover_folder, replacing, replacing_folder, write_text
+from composir import files
+from composir.errors import ComposirError
+from composir.files import locked, recover_folder, replacing, replacing_folder, require_locks, write_text
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -59,3 +63,32 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
         os.umask(before)
     for file in (tmp_path / "weights.safetensors", tmp_path / "model" / "weights.safetensors"):
         assert oct(file.stat().st_mode & 0o777) == "0o640"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EAGAIN, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_not_taken_for_a_busy_one(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    require_locks(tmp_path, "unused")
+    busy = ComposirError("another process")
+    with locked(tmp_path / "lock", busy, without_locks="move it"):  # noqa: SIM117
+        with pytest.raises(ComposirError, match="another process"), locked(tmp_path / "lock", busy, without_locks=""):
+            pass
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    with pytest.raises(ComposirError) as caught, locked(tmp_path / "lock", busy, without_locks="move it"):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path}: this disk grants no file locks ({os.strerror(number)}); expected a local disk, or a network disk "
+        "(NFS, Lustre) that is mounted with locks; fix: move it"
+    )
+    require_locks(tmp_path / "none", "what is not there is told by what writes there")
+
+
+def test_a_disk_that_never_answers_about_locks_is_not_waited_for(tmp_path, monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(files.fcntl, "lockf", lambda *_: answered.wait())
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
+    with pytest.raises(ComposirError, match=r"grants no file locks \(no answer within 0.01 s\)"):
+        require_locks(tmp_path, "move it")
+    answered.set()

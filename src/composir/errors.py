@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ class ProblemsError(ComposirError):
         super().__init__(f"{len(self.problems)} {noun}: {shown}{more}")
 
 
+def command(*words: object) -> str:
+    """Return a command of composir as it can be pasted into a shell, whatever stands in its paths."""
+    return shlex.join(["composir", *map(str, words)])
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``did you mean 'X'?`` with the closest of ``names``, or all of them where none is close."""
     names = sorted(names)
@@ -77,3 +83,9 @@ def listed(*kinds: Sequence[str], separator: str = ", ", limit: int = MAX_LISTED
         max(shown, key=len).pop()
     names = [name for kind in shown for name in kind]
     return separator.join([*names, f"and {rest:,} more"] if rest else names)
+
+
+def short(value: object) -> str:
+    """Return how a value is shown in a message: at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import stat
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,12 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK_SECONDS = 10
+"""How long a disk may take to grant a lock on a file that nobody else knows."""
 
 
 @contextmanager
@@ -97,10 +105,48 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_locks(folder: Path, fix: str) -> None:
+    """Raise ``ComposirError`` where the disk of a folder grants no file locks, as NFS and Lustre may be mounted.
+
+    SQLite takes such a disk for one on which another process holds every lock, and waits for it in vain. A folder that
+    cannot be written to is not tried: who writes there says so.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it stays open where its lock is still waited for)
+    except OSError:
+        return
+    reasons = [f"no answer within {LOCK_SECONDS} s"]
+
+    def lock() -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            reasons.clear()
+        except OSError as error:
+            reasons[0] = str(error.strerror)
+        file.close()
+
+    thread = threading.Thread(target=lock, daemon=True)
+    thread.start()
+    thread.join(LOCK_SECONDS)
+    if reasons:
+        raise ComposirError(
+            f"this disk grants no file locks ({reasons[0]})",
+            file=folder,
+            expected="a local disk, or a network disk (NFS, Lustre) that is mounted with locks",
+            fix=fix,
+        )
+
+
 @contextmanager
-def locked(file: Path, refusal: ComposirError) -> Iterator[None]:
-    """Hold a lock till the end or a kill; raise ``refusal`` where another process holds it. The file stays, empty."""
+def locked(file: Path, refusal: ComposirError, *, without_locks: str) -> Iterator[None]:
+    """Hold a lock till the end or a kill; raise ``refusal`` where another process holds it. The file stays, empty.
+
+    ``without_locks`` is the fix where the disk has none.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
+    require_locks(file.parent, without_locks)
     lock = sqlite3.connect(file, timeout=0)
     try:
         lock.execute("BEGIN EXCLUSIVE")
@@ -139,5 +185,5 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ComposirError("recipe file not found", file=file, fix="see recipes/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no TOML, no UTF-8, or a number of thousands of digits
         raise ComposirError(f"is not TOML: {error}", file=file, fix="see recipes/ for examples") from None

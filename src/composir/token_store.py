@@ -15,7 +15,7 @@ from jaxtyping import Float16
 
 from composir.data.images import read_bytes
 from composir.errors import ComposirError
-from composir.files import require_space
+from composir.files import require_locks, require_space
 
 DATABASE, DATA = "tokens.sqlite", "tokens.f16"
 BUSY_SECONDS = 600
@@ -23,6 +23,7 @@ BUSY_SECONDS = 600
 HASHED_AT_ONCE = 1000
 """Files between two commits of what they hold."""
 CACHE_FIX = "give another --cache-dir, or --cache memory or off; what was computed is kept"
+NO_LOCKS_FIX = "give --cache-dir (or $COMPOSIR_CACHE) a folder on a local disk, or --cache memory or off"
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS images (row INTEGER PRIMARY KEY, image TEXT UNIQUE NOT NULL)",
@@ -50,6 +51,7 @@ class TokenStore:
         with self._errors():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / DATA).touch()
+            require_locks(folder, NO_LOCKS_FIX)
             self._database = sqlite3.connect(
                 folder / DATABASE, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -153,6 +155,12 @@ class TokenStore:
         except OSError as error:
             raise ComposirError(f"cannot be written ({error.strerror})", file=self.folder, fix=CACHE_FIX) from None
         except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ComposirError(
+                    f"another process has kept this cache locked for {BUSY_SECONDS} s",
+                    file=self.folder,
+                    fix="let it end; where none runs, a machine that is gone left the lock: give another --cache-dir",
+                ) from None
             raise ComposirError(f"cannot be written ({error})", file=self.folder, fix=CACHE_FIX) from None
         except sqlite3.DatabaseError as error:
             raise ComposirError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from composir.data import DATASETS, load_splits, stats
@@ -76,7 +76,6 @@ def test_every_data_set_is_mutated():
 
 
 @pytest.mark.parametrize(("dataset", "split"), SPLITS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_gives_clear_problems_or_every_query(trees, dataset, split, data):
     tree = {path: serialise(content) for path, content in trees[dataset].items()}
@@ -118,7 +117,6 @@ def whole_splits(trees, tmp_path_factory) -> dict[str, tuple[Split, ...]]:
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_file_of_predictions_gives_clear_problems_or_every_query(whole_splits, dataset, data):
     splits = whole_splits[dataset]

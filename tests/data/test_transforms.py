@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
@@ -71,7 +71,6 @@ def test_squarepad_pads_to_a_square():
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-@settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 64))
 def test_any_size_gives_the_size_asked_for(transform, width, height, size):
     picture = transform(Image.new("RGB", (width, height)), size=size)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -138,7 +138,6 @@ def test_average_precision_is_divided_by_what_fits_in_k():
     assert average_precision(np.ones((1, 50), bool), np.array([6]), 5).tolist() == [1.0]
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     hits=st.lists(st.lists(st.booleans(), min_size=12, max_size=12), min_size=1, max_size=4),
     more=st.integers(0, 3),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from composir.errors import ComposirError, ProblemsError
@@ -49,7 +49,6 @@ def problems(draw):
     return rows, queries, draw(st.booleans()), draw(st.integers(1, num_images + 2)), draw(st.integers(1, 4))
 
 
-@settings(max_examples=200, deadline=None)
 @given(problem=problems())
 def test_ranking_equals_a_full_sort(make_split, make_query, problem):
     rows, queries, exclude_reference, depth, block = problem

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load as load_bytes
 from safetensors.numpy import load_file, save_file
@@ -280,7 +280,6 @@ def test_a_document_that_is_no_split(rewrite, change, message):
     assert_says(rewrite(change_document=change), message)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_happens_to_its_bytes_a_file_is_refused_or_the_same(result, file, data):
     whole = file.read_bytes()
@@ -310,7 +309,6 @@ ODD_VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_a_file_holds_it_is_refused_or_measured(rewrite, data):
     """A file whose digest fits but that another program wrote: never a traceback, never fewer queries."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from PIL import Image
 
 import composir
 from composir.errors import ComposirError
-from composir.search import content_id, encoder, folder, index_folder, merge_vectors, qdrant, read_manifest, table
+from composir.search import content_id, index_folder, merge_vectors, read_manifest
 
 from .conftest import same_state, state
 
@@ -335,41 +334,39 @@ def test_a_missing_extra_says_what_to_install(pictures, out, model_folder, monke
 
 # -- kills -------------------------------------------------------------------------------------------------------------
 
-PLACES = {"table": table.Table, "os": os}
+# What a process does: it indexes, and kills itself before (``<name``) or after (``name>``) the n-th call of a function
+# of the table, the system or Qdrant's client.
+KILL_AT = """
+from pathlib import Path
+from composir.search import encoder, folder, index_folder, qdrant, table
+place, moment, left = {place!r}, {moment!r}, [{times}]
+name = moment.strip("<>")
 
+def killing(function):
+    def wrapped(*arguments, **options):
+        left[0] -= 1
+        if moment.startswith("<") and not left[0]:
+            os.kill(os.getpid(), 9)
+        result = function(*arguments, **options)
+        if not left[0]:
+            os.kill(os.getpid(), 9)
+        return result
+    return wrapped
 
-def kill_at(moment, times, work):
-    """Do ``work`` and kill the process by SIGKILL before (``<name``) or after (``name>``) a function's n-th call."""
-    place, _, name = moment.partition(".")
-    before, name = name.startswith("<"), name.strip("<>")
-    left = [times]
+connect = qdrant._connect
+def connected(*arguments):
+    client = connect(*arguments)
+    setattr(client, name, killing(getattr(client, name)))
+    return client
 
-    def killing(function):
-        def wrapped(*arguments, **options):
-            left[0] -= 1
-            if before and not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = function(*arguments, **options)
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return wrapped
-
-    if place == "qdrant":
-        connect = qdrant._connect
-
-        def connected(*arguments):
-            client = connect(*arguments)
-            setattr(client, name, killing(getattr(client, name)))
-            return client
-
-        qdrant._connect = connected
-    else:
-        setattr(PLACES[place], name, killing(getattr(PLACES[place], name)))
-    encoder.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
-    work()
-
+if place == "qdrant":
+    qdrant._connect = connected
+else:
+    owner = dict(table=table.Table, os=os)[place]
+    setattr(owner, name, killing(getattr(owner, name)))
+encoder.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
+index_folder(Path({pictures!r}), Path({out!r}), model=Path({model!r}), backend={backend!r})
+"""
 
 MOMENTS = [
     ("exact", "table.<append>", 1),  # nothing is there yet
@@ -406,22 +403,27 @@ def unbroken(tmp_path_factory, model_folder):
     return pictures, root / "index"
 
 
+@pytest.fixture
+def index_and_kill(spawn, unbroken, out, model_folder, monkeypatch):
+    """Return the starter of a run that ends in a kill; what comes after it embeds in batches of the same size."""
+    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+
+    def start(backend, call, times):
+        place, _, moment = call.partition(".")
+        names = {"pictures": str(unbroken[0]), "out": str(out), "model": str(model_folder), "backend": backend}
+        code, words = spawn(KILL_AT.format(place=place, moment=moment, times=times, **names)).end()
+        assert code == -signal.SIGKILL, words
+
+    return start
+
+
 @pytest.mark.parametrize("killed", MOMENTS)
 def test_after_a_kill_the_next_run_completes_and_the_index_is_the_same(
-    unbroken, tmp_path, model_folder, monkeypatch, killed
+    unbroken, out, model_folder, index_and_kill, killed
 ):
     pictures, expected = unbroken
-    out = tmp_path / "index"
-    backend, moment, times = killed
-
-    def work():
-        index_folder(pictures, out, model=model_folder, backend=backend)
-
-    process = multiprocessing.get_context("fork").Process(target=kill_at, args=(moment, times, work))
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL
-    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+    backend, *_ = killed
+    index_and_kill(*killed)
     report = index_folder(pictures, out, model=model_folder, backend=backend)
     assert report.num_images == 20
     same_state(state(out), state(expected))

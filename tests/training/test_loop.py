@@ -513,6 +513,134 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
     assert np.array_equal(one.rankings["composed"][0].top, other.rankings["composed"][0].top)
 
 
+# -- resuming on other annotations -------------------------------------------------------------------------------------
+
+CAPTIONS = "cirr/captions/cap.rc2.{}.json"
+NAMES = "cirr/image_splits/split.rc2.{}.json"
+
+
+def change(file, how):
+    """Rewrite a JSON file by a function of its content."""
+    file.write_text(json.dumps(how(json.loads(file.read_text()))))
+
+
+def grow(queries):
+    return queries + [{**one, "pairid": one["pairid"] + 1000, "caption": "again"} for one in queries[:6]]
+
+
+def turn_targets(queries):
+    first, second = (query["target_hard"] for query in queries[:2])
+    for query, target in zip(queries, (second, first), strict=False):
+        query["target_hard"], query["target_soft"] = target, {target: 1.0}
+    return queries
+
+
+@pytest.fixture
+def stopped(make_recipe, shapes_root, tmp_path, monkeypatch):
+    """Return a run that was stopped after its first step, and the root of its data, which may be changed."""
+    shutil.copytree(shapes_root, tmp_path / "root")
+    step = loop._Run._step
+
+    def interrupt(self, *arguments_):
+        step(self, *arguments_)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", interrupt)
+        done = train(make_recipe(data_root=str(tmp_path / "root")))
+    assert done.interrupted
+    return done.run, tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("file", "how", "words"),
+    [
+        (CAPTIONS.format("train"), grow, "(train): holds 30 queries, the run began with 24; "),
+        (CAPTIONS.format("train"), lambda queries: queries[:9], "(train): holds 9 queries, the run began with 24; "),
+        (
+            CAPTIONS.format("train"),
+            lambda queries: [{**one, "caption": one["caption"] + ", please"} for one in queries],
+            "(train): holds other sentences than when the run began; ",
+        ),
+        (
+            CAPTIONS.format("train"),
+            lambda queries: queries[::-1],
+            "(train): holds its queries in another order than when the run began; ",
+        ),
+        (
+            CAPTIONS.format("train"),
+            lambda queries: [{**one, "pairid": one["pairid"] + 500} for one in queries],
+            "(train): holds other ids than when the run began; ",
+        ),
+        (CAPTIONS.format("train"), turn_targets, "(train): holds other targets than when the run began; "),
+        (CAPTIONS.format("val"), lambda queries: queries[:-1], "(val): holds 23 queries, the run began with 24; "),
+        (
+            NAMES.format("val"),
+            lambda names: {**names, "copy": "./dev/val-red-ellipse.png"},
+            "(val): holds 13 gallery images, the run began with 12; ",
+        ),
+        (
+            NAMES.format("val"),
+            lambda names: dict(reversed(names.items())),
+            "(val): holds other gallery images than when the run began; ",
+        ),
+    ],
+)
+def test_resuming_on_other_annotations_is_refused_with_what_has_changed(stopped, monkeypatch, file, how, words):
+    run, root = stopped
+    change(root / file, how)
+    monkeypatch.setattr(loop._Run, "_step", lambda *_: pytest.fail("a step was taken"))
+    before = (run / "last/training.pt").read_bytes()
+    with pytest.raises(ProblemsError) as caught:
+        train(resume_recipe(run), resume=run)
+    (problem,) = caught.value.problems
+    split = "val" if "val" in file else "train"
+    assert str(problem).startswith(f"{root / CAPTIONS.format(split)} {words}fix: put it back as it was, or start ")
+    assert str(problem).endswith(f"composir train --config {run}/recipe.toml")
+    assert (run / "last/training.pt").read_bytes() == before
+
+
+def test_annotations_that_read_the_same_are_the_same(stopped):
+    run, root = stopped
+    for split in ("train", "val"):
+        file = root / CAPTIONS.format(split)
+        file.write_text(json.dumps(json.loads(file.read_text()), indent=3))
+    assert train(resume_recipe(run), resume=run).epochs == 2
+
+
+class Notes(loop._Silent):
+    def __init__(self):
+        self.told = []
+
+    def on_note(self, note):
+        self.told.append(note)
+
+
+def test_a_run_of_before_there_were_fingerprints_goes_on_with_a_note(stopped):
+    run, root = stopped
+    (run / "data.json").unlink()
+    notes = Notes()
+    change(root / CAPTIONS.format("train"), grow)
+    with pytest.raises(
+        ComposirError, match=r"was planned for 10 steps, and by its recipe 30 triplets are 12; expected"
+    ):
+        train(resume_recipe(run), resume=run, observer=notes)
+    change(root / CAPTIONS.format("train"), lambda queries: queries[:24])
+    assert train(resume_recipe(run), resume=run, observer=notes).epochs == 2
+    assert notes.told == 2 * [
+        f"{run} does not say what it was trained on, being of an earlier version; "
+        "whether the annotations have changed since cannot be told"
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 2}', '{"format": 1, "splits": [{}]}', "[1]"])
+def test_a_damaged_fingerprint_is_named(stopped, content):
+    run, _ = stopped
+    (run / "data.json").write_text(content)
+    with pytest.raises(ComposirError, match=r"data\.json: is damaged .*fix: remove it"):
+        train(resume_recipe(run), resume=run)
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def run_folder(settings):
     return next(iter(Path(settings["output_dir"]).glob("clip_finetuned_on_*")), None)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
@@ -119,7 +119,7 @@ def test_kills_at_any_moment_cost_nothing(settings, unbroken, spawn, request):
             harm = KILL_IN_A_WRITE.format(number=chance.randint(1, 12))
         else:
             harm = KILL_LATER.format(seconds=chance.uniform(0, 0.4))
-        code, words = spawn(harm + AT_START + call).end(120)
+        code, words = spawn(harm + AT_START + call).end()
         assert code in (-signal.SIGKILL, 0), words
         run = run_folder(settings)
         num_killed += code != 0
@@ -127,7 +127,7 @@ def test_kills_at_any_moment_cost_nothing(settings, unbroken, spawn, request):
         call = resume(run)
     assert num_killed == num_kills, "the run came to its end before all kills"
     assert num_in_writes >= num_kills // 2
-    code, words = spawn(call).end(300)
+    code, words = spawn(call).end()
     assert code == 0, words
     assert [row["epoch"] for row in read_log(run)] == [str(epoch + 1) for epoch in range(settings["num_epochs"])]
     assert_same_run(run, expected)
@@ -260,7 +260,7 @@ def test_losses_and_gradients_of_two_processes_are_those_of_one(settings, spawn,
     settings |= {"subset_negatives": 2, "mask_same_target": True, "contrastive_loss": loss, "fusion": "gate+late"}
     code = LOSSES.format(settings=settings, out=str(tmp_path / "found-"))
     for child in (spawn(code), *launch(code)):
-        assert child.end(120)[0] == 0, child.printed.read_text()
+        assert child.end()[0] == 0, child.printed.read_text()
     alone, first, second = (torch.load(tmp_path / f"found-{name}") for name in ("alone", "0", "1"))
     for expected, *found in zip(alone, first, second, strict=True):
         for losses, gradients in found:
@@ -277,10 +277,10 @@ def test_two_processes_train_what_one_does_and_only_the_first_writes(settings, u
     settings["eps"] = 1e-2  # AdamW then passes differences of rounding on as small as they are
     plain = command(settings)
     first, second = launch(plain, SIGNAL.format(step=7, number=int(signal.SIGTERM)) + plain)
-    assert first.end(120)[0] == second.end(120)[0] == 130, first.end()[1] + second.end()[1]
+    assert first.end()[0] == second.end()[0] == 130, first.end()[1] + second.end()[1]
     run = run_folder(settings)
     first, second = launch(resume(run))
-    assert first.end(120)[0] == second.end(120)[0] == 0, first.end()[1] + second.end()[1]
+    assert first.end()[0] == second.end()[0] == 0, first.end()[1] + second.end()[1]
     assert second.end()[1] == ""
     expected = unbroken()
     assert len(list(Path(settings["output_dir"]).iterdir())) == 1

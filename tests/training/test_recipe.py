@@ -53,11 +53,11 @@ def test_a_written_recipe_reads_back_the_same(tmp_path):
     ("settings", "words"),
     [
         ({"bach_size": 3}, ["unknown key 'bach_size' (did you mean 'batch_size'?)"]),
-        ({"batch_size": "3"}, ["batch_size = '3'", "integer"]),
-        ({"batch_size": 1}, ["batch_size = 1", "greater than 1"]),
-        ({"learning_rate": -1.0}, ["learning_rate = -1.0", "greater than 0"]),
+        ({"batch_size": "3"}, ["batch_size = '3': expected a whole number, at least 2 and at most 1,000,000,000"]),
+        ({"batch_size": 1}, ["batch_size = 1: expected a whole number, at least 2 and"]),
+        ({"learning_rate": -1.0}, ["learning_rate = -1.0: expected a number, above 0 and at most 1,000"]),
         ({"transform": "squarpad"}, ["transform = 'squarpad'", "'targetpad' or 'squarepad'"]),
-        ({"target_ratio": 0.5}, ["target_ratio = 0.5", "greater than or equal to 1"]),
+        ({"target_ratio": 0.5}, ["target_ratio = 0.5: expected a number, at least 1 and at most 100"]),
         ({"blip_model_name": "blip2_cir"}, ["blip_model_name 'blip2_cir' is not known", "blip2_cir_align_prompt"]),
         ({"seeed": 1, "num_epoch": 2}, ["'seeed' (did you mean 'seed'?)", "'num_epoch' (did you mean 'num_epochs'?)"]),
     ],
@@ -66,6 +66,32 @@ def test_wrong_settings_are_named_with_their_value_all_at_once(settings, words):
     with pytest.raises(ComposirError) as error:
         load_recipe({"backbone": "mini", **settings})
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+NUMBERS = [name for name, field in Recipe.model_fields.items() if field.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "betas"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1e30, 1e30, 10**30, -(10**30), 10**400])
+def test_every_number_has_a_range_and_is_named_outside_it(name, value):
+    given = [0.9, value] if name == "betas" else value
+    with pytest.raises(ComposirError) as error:
+        load_recipe({"backbone": "tiny", name: given})
+    (message,) = str(error.value).split("; fix: ")[:1]
+    assert message.startswith(f"{name} = ")
+    assert ": expected " in message
+    assert " at least " in message or " above " in message
+    assert " at most " in message or " below " in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(("name", "lowest", "highest"), [("seed", 0, 2**63 - 1), ("batch_size", 2, 10**9)])
+def test_the_ends_of_a_range_belong_to_it(name, lowest, highest):
+    for value in (lowest, highest):
+        assert getattr(load_recipe({"backbone": "tiny", name: value}), name) == value
+    for value in (lowest - 1, highest + 1):
+        with pytest.raises(ComposirError):
+            load_recipe({"backbone": "tiny", name: value})
 
 
 def test_unknown_backbone_and_data_set_suggest_the_nearest():

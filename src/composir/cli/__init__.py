@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import INTERRUPTED, USER_ERROR, app, count_problems, err, one_line
 from composir.errors import ComposirError, ProblemsError, nearest
 
+LONG_NUMBER = re.compile(r"\d{40,}")
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
@@ -81,8 +82,12 @@ def _meet_other_processes(arguments: Sequence[str]) -> None:
 
 def _usage_error(error: Any, arguments: list[str]) -> str:
     """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
-    message = " ".join(str(error.format_message()).split())
-    flag = next((flag for flag in getattr(getattr(error, "param", None), "opts", []) if flag in arguments[:-1]), None)
+    message = str(error.format_message())
+    parameter = getattr(error, "param", None)
+    low, high = (_limit(parameter, end) for end in ("min", "max"))
+    if low is not None and high is not None:
+        message = f"{parameter.opts[0]}: expected a number from {low:,} to {high:,}"
+    flag = next((flag for flag in getattr(parameter, "opts", []) if flag in arguments[:-1]), None)
     if flag:
         message += f" (got {arguments[arguments.index(flag) + 1]!r})"
     option = getattr(error, "option_name", None)
@@ -90,11 +95,18 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
     if option and command is not None and not getattr(error, "possibilities", None):
         known = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
         message += f" ({nearest(option, known)})"
-    return message
+    return LONG_NUMBER.sub(lambda digits: f"{digits[0][:20]}... ({len(digits[0]):,} digits)", message)
+
+
+def _limit(parameter: Any, end: str) -> float | None:
+    """Return an end of the range of a parameter, which Typer keeps in one of two places by its version."""
+    own = getattr(parameter, end, None)
+    return own if own is not None else getattr(getattr(parameter, "type", None), end, None)
 
 
 def _print_error(message: str) -> None:
-    err.print(Text(f"error: {' '.join(message.split())}", style="red"), soft_wrap=True)
+    line = " ".join(part.strip() for part in message.splitlines() if part.strip())
+    err.print(f"error: {line}", style="red", soft_wrap=True)
 
 
 def _summary(error: ComposirError) -> str:
@@ -102,7 +114,7 @@ def _summary(error: ComposirError) -> str:
     if not isinstance(error, ProblemsError) or len(error.problems) == 1:
         return str(error)
     for problem in error.problems[:MAX_PROBLEMS_PRINTED]:
-        err.print(Text(one_line(problem)), soft_wrap=True)
+        err.print(one_line(problem), soft_wrap=True)
     rest = len(error.problems) - MAX_PROBLEMS_PRINTED
     if rest > 0:
         err.print(f"... and {rest:,} more")

@@ -10,16 +10,17 @@ import typer
 from rich.table import Table
 
 from composir.cli.common import Bars, Json, benchmark_app, out, print_json
-from composir.errors import ComposirError
+from composir.errors import ComposirError, short
+from composir.limits import MAX_COUNT, MAX_WORKERS
 
-Repeats = Annotated[int, typer.Option(min=1, help="Repetitions of each part; the median counts.")]
+Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each part; the median counts.")]
 
 
 @benchmark_app.command("evaluate")
 def benchmark_evaluate(
-    num_queries: Annotated[int, typer.Option(min=1, help="Queries of the large part.")] = 1000,
+    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries of the large part.")] = 1000,
     num_gallery: Annotated[
-        int, typer.Option(min=60, help="Gallery images of the large part; CIRCO's number.")
+        int, typer.Option(min=60, max=100_000_000, help="Gallery images of the large part; CIRCO's number.")
     ] = 123403,
     repeats: Repeats = 3,
     json_: Json = False,
@@ -34,7 +35,7 @@ def benchmark_evaluate(
 BenchmarkBackbone = Annotated[
     str, typer.Option(help="real (BLIP-2's sizes, random weights), or a backbone that needs no weights.")
 ]
-Triplets = Annotated[int, typer.Option(min=2, help="Triplets a step.")]
+Triplets = Annotated[int, typer.Option(min=2, max=100_000, help="Triplets a step.")]
 ProcessorTime = Annotated[
     bool, typer.Option(help="Seconds that this process had of all cores, for a machine that others use.")
 ]
@@ -47,7 +48,9 @@ def benchmark_train(
     repeats: Repeats = 3,
     processor_time: ProcessorTime = False,
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile as well; needs a C++ compiler.")] = False,
-    curve_steps: Annotated[int, typer.Option(min=1, help="Steps of the loss curves in fp32 and bf16.")] = 20,
+    curve_steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Steps of the loss curves in fp32 and bf16.")
+    ] = 20,
     json_: Json = False,
 ) -> int:
     """Take training steps the published way and this package's, part by part, with equal losses and gradients.
@@ -75,7 +78,7 @@ def benchmark_train(
 def benchmark_gate(
     backbone: BenchmarkBackbone = "real",
     token_width: Annotated[
-        int | None, typer.Option(min=1, help="real: width of the image tokens instead of 1408.")
+        int | None, typer.Option(min=1, max=16_384, help="real: width of the image tokens instead of 1408.")
     ] = None,
     batch_size: Triplets = 8,
     repeats: Repeats = 3,
@@ -129,12 +132,12 @@ def benchmark_methods(
 def benchmark_features(
     backbone: BenchmarkBackbone = "real",
     num_images: Annotated[
-        int, typer.Option(min=1, help="Images in the made-up token cache; CIRR's train set.")
+        int, typer.Option(min=1, max=100_000_000, help="Images in the made-up token cache; CIRR's train set.")
     ] = 16939,
-    num_reads: Annotated[int, typer.Option(min=1, help="Images read from it at random.")] = 2048,
-    num_tower_images: Annotated[int, typer.Option(min=1, help="Images that go through the tower.")] = 8,
+    num_reads: Annotated[int, typer.Option(min=1, max=100_000_000, help="Images read from it at random.")] = 2048,
+    num_tower_images: Annotated[int, typer.Option(min=1, max=100_000, help="Images that go through the tower.")] = 8,
     repeats: Repeats = 3,
-    num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    num_workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that decode.")] = 4,
     directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
     json_: Json = False,
 ) -> int:
@@ -167,7 +170,7 @@ def benchmark_search(
     backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = "exact,faiss,qdrant",
     vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
     url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
-    num_queries: Annotated[int, typer.Option(min=1, help="Queries, alone and all at once.")] = 100,
+    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and all at once.")] = 100,
     json_: Json = False,
 ) -> int:
     """Build and search synthetic galleries: time, memory, disk and recall of every engine.
@@ -214,10 +217,14 @@ def benchmark_search(
 
 def _numbers(flag: str, text: str) -> list[int]:
     """Return the numbers of a list such as ``10000,100000``."""
-    words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) for word in words):
-        raise ComposirError(f"{flag} is {text!r}", expected="whole numbers from 1 with commas, such as 10000,100000")
-    return [int(word) for word in words]
+    try:
+        numbers = [int(word) for word in text.split(",")]
+        if min(numbers) < 1 or max(numbers) > MAX_COUNT:
+            raise ValueError
+    except ValueError:
+        expected = f"whole numbers from 1 to {MAX_COUNT:,} with commas, such as 10000,100000"
+        raise ComposirError(f"{flag} is {short(text)}", expected=expected) from None
+    return numbers
 
 
 def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:

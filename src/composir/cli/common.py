@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from composir.errors import ComposirError, Problem, nearest
+from composir.limits import MAX_SEED, MAX_WORKERS
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -31,8 +32,9 @@ benchmark_app = typer.Typer(
 )
 app.add_typer(benchmark_app, name="benchmark")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Text is printed as it is: what a user calls a folder, "runs[lr=1]" or ":star:", is no markup.
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 DataRoot = Annotated[
@@ -52,8 +54,11 @@ Categories = Annotated[
     list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
 ]
 
-BatchSize = Annotated[int, typer.Option(min=1, help="Images or queries embedded at once.")]
-NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.")]
+NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.")]
+
+
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
 
 
 def one_line(problem: Problem) -> str:
@@ -82,11 +87,11 @@ class Bars:
     def __init__(self) -> None:
         self.bars: dict[str, TaskID] = {}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=err,
         )
 

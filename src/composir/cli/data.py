@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from composir.cli.common import (
     USER_ERROR,
@@ -18,6 +17,7 @@ from composir.cli.common import (
     DataRoot,
     Dataset,
     Json,
+    Seed,
     count_problems,
     data_app,
     key_and_value,
@@ -26,7 +26,7 @@ from composir.cli.common import (
     print_json,
 )
 from composir.cli.evaluate import embedder_of_flags
-from composir.errors import Problem, ProblemsError
+from composir.errors import Problem, ProblemsError, command
 
 if TYPE_CHECKING:
     from composir.data import Split
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 @data_app.command("scenes")
 def data_scenes(
     out_: Annotated[Path, typer.Option("--out", help="Folder to make, in CIRR's layout.")],
-    images: Annotated[int, typer.Option(min=1, help="Pictures, shared 4 : 1 : 1 by train, val and test1.")] = 3000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same files.")] = 0,
+    images: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Pictures, shared 4 : 1 : 1 by train, val and test1.")
+    ] = 3000,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> int:
     """Make the generated set: scenes of coloured shapes and sentences that edit them, free of any licence."""
@@ -48,7 +50,8 @@ def data_scenes(
     else:
         for name, count in counts.items():
             out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} pictures")
-        out.print(f"next: composir train --dataset CIRR --data-root {out_} --backbone mini", soft_wrap=True)
+        words = ("train", "--dataset", "CIRR", "--data-root", out_, "--backbone", "mini")
+        out.print(f"next: {command(*words)}", soft_wrap=True)
     return 0
 
 
@@ -111,8 +114,9 @@ def data_import(
         for name, count in imported.counts.items():
             out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} images in the gallery")
         for note in imported.notes:
-            out.print(Text(f"note: {note}"), soft_wrap=True)
-        out.print(f"next: composir data check --dataset own --data-root {out_}", soft_wrap=True)
+            out.print(f"note: {note}", soft_wrap=True)
+        words = ("data", "check", "--dataset", "own", "--data-root", out_)
+        out.print(f"next: {command(*words)}", soft_wrap=True)
     return USER_ERROR if problems else 0
 
 
@@ -152,7 +156,7 @@ def data_check(
         )
     else:
         for problem in checked.problems:
-            out.print(Text(one_line(problem)), soft_wrap=True)
+            out.print(one_line(problem), soft_wrap=True)
         for name, count in checked.counts.items():
             copies = count["num_duplicate_images"]
             out.print(

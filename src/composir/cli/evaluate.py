@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import (
     USER_ERROR,
@@ -22,6 +21,7 @@ from composir.cli.common import (
     NumWorkers,
     app,
     err,
+    one_line,
     out,
     print_json,
 )
@@ -67,7 +67,10 @@ def evaluate(
         str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
     ] = "global",
     rerank: Annotated[
-        int, typer.Option(min=0, help="Score so many of each query's best again with the matching head; 0: none.")
+        int,
+        typer.Option(
+            min=0, max=10_000, help="Score so many of each query's best again with the matching head; 0: none."
+        ),
     ] = 0,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
@@ -80,7 +83,7 @@ def evaluate(
     contact_sheet: Annotated[
         Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
     ] = None,
-    num_queries: Annotated[int, typer.Option(min=1, help="Rows of the contact sheet.")] = 8,
+    num_queries: Annotated[int, typer.Option(min=1, max=500, help="Rows of the contact sheet.")] = 8,
     json_: Json = False,
 ) -> int:
     """Measure a model, a file of predictions or saved rankings on a split.
@@ -297,7 +300,7 @@ def submit(
         for file in files:
             out.print(f"{file}: {file.stat().st_size:,} bytes, valid", soft_wrap=True)
         for problem in problems:
-            out.print(Text(str(problem)), soft_wrap=True)
+            out.print(one_line(problem), soft_wrap=True)
         if validate:
             out.print(f"{len(problems)} problems in {len(validate)} {'file' if len(validate) == 1 else 'files'}")
     return USER_ERROR if problems else 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from composir.cli.common import Bars, Categories, Dataset, Json, app, out, print_json, require_choice
+from composir.cli.common import Bars, Categories, Dataset, Json, Seed, app, out, print_json, require_choice
 from composir.cli.evaluate import require_one, splits_of_flags
-from composir.errors import listed
+from composir.errors import command, listed
 
 
 @app.command(rich_help_panel="Models")
@@ -44,7 +43,7 @@ def convert(
     embed_tower: Annotated[
         bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of what the source does not hold.")] = 0,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> int:
     """Turn weights of LAVIS, SPRC or the hub into a checkpoint folder, or a checkpoint into SPRC's file.
@@ -76,25 +75,24 @@ def convert(
         print_json(done.to_json())
         return 0
     for line in done.layout.lines():
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=True)
     reasons = dict.fromkeys(one.reason for one in done.dropped)
     for reason in reasons:
         keys = [one.key for one in done.dropped if one.reason == reason]
-        out.print(f"dropped {len(keys)} ({reason}): {listed(keys)}", soft_wrap=True, markup=False)
+        out.print(f"dropped {len(keys)} ({reason}): {listed(keys)}", soft_wrap=True)
     if done.fresh:
-        out.print(f"not there, start fresh: {listed(done.fresh)}", soft_wrap=True, markup=False)
+        out.print(f"not there, start fresh: {listed(done.fresh)}", soft_wrap=True)
     if to is None and done.tower == "none":
-        join = shlex.join(["composir", "convert", "--from", "composir", str(done.out), "--vision-tower"])
+        join = command("convert", "--from", "composir", done.out, "--vision-tower")
         out.print(
             f"no vision tower in it: the model works on image tokens; to join one: {join} FILE --out NEW",
             soft_wrap=True,
-            markup=False,
         )
     if done.tower == "embedded" and to is None and not embed_tower:
         out.print("the vision tower is stored, as the source alone does not bring it back", soft_wrap=True)
     if to is None and not done.has_tokenizer:
         out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
-    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True, markup=False)
+    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True)
     return 0
 
 
@@ -153,5 +151,5 @@ def visualize(
         print_json({"files": [str(file) for file in files]})
     else:
         for file in files:
-            out.print(str(file), soft_wrap=True, markup=False)
+            out.print(str(file), soft_wrap=True)
     return 0

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from composir.cli.common import Bars, Json, NumWorkers, app, err, out, print_json, printable
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
     from composir.search import Retriever
@@ -34,10 +33,10 @@ def index(
     url: Annotated[
         str | None, typer.Option(help="qdrant: address of a server; without it, inside this process.")
     ] = None,
-    shards: Annotated[int | None, typer.Option(min=1, help="qdrant: shards of a new collection.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="qdrant: copies of each shard.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, max=1024, help="qdrant: shards of a new collection.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, max=1024, help="qdrant: copies of each shard.")] = None,
     vectors_per_image: Annotated[
-        int | None, typer.Option(min=1, help="Merge each picture's vectors to so many: smaller and faster.")
+        int | None, typer.Option(min=1, max=4096, help="Merge each picture's vectors to so many: smaller and faster.")
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start from nothing, as for another model.")] = False,
     engine: Annotated[str, typer.Option(help="Who embeds: local, or ray (all GPUs of this machine or a cluster).")] = (
@@ -81,15 +80,14 @@ def index(
         print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})
         return 0
     for one in report.skipped:
-        out.print(Text(f"skipped {printable(one.file)}: {one.reason}"), soft_wrap=True)
+        out.print(f"skipped {printable(one.file)}: {one.reason}", soft_wrap=True)
     out.print(
         f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
         soft_wrap=True,
-        markup=False,
     )
-    out.print(f"next: composir search {out_} --image PICTURE --text SENTENCE", soft_wrap=True, markup=False)
-    out.print(f"      composir serve {out_}", soft_wrap=True, markup=False)
+    out.print(f"next: {command('search', out_, '--image', 'PICTURE', '--text', 'SENTENCE')}", soft_wrap=True)
+    out.print(f"      {command('serve', out_)}", soft_wrap=True)
     return 0
 
 
@@ -99,13 +97,13 @@ def search(
     image: Annotated[list[Path] | None, typer.Option(help="The reference picture; repeatable.")] = None,
     text: Annotated[str, typer.Option(help="What should differ; without a picture, what to find.")] = "",
     negative_text: Annotated[str, typer.Option(help="What there should be less of.")] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="How many pictures are shown.")] = 10,
+    top_k: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures are shown.")] = 10,
     where: Annotated[str | None, typer.Option(help="Pattern for the path, such as 'holidays/*'.")] = None,
     exclude_reference: Annotated[
         bool, typer.Option("--exclude-reference/--keep-reference", help="Whether the reference may be an answer.")
     ] = True,
     rerank: Annotated[
-        int, typer.Option(min=0, help="Score so many of the best again with the matching head; 0: none.")
+        int, typer.Option(min=0, max=10_000, help="Score so many of the best again with the matching head; 0: none.")
     ] = 0,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
@@ -132,7 +130,10 @@ def search(
         )
         milliseconds = 1000 * (time.perf_counter() - start)
     if where is not None and not hits:
-        err.print(f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'")
+        err.print(
+            f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'",
+            soft_wrap=True,
+        )
     if contact_sheet:
         from composir.evaluation import Cell, Row, grid
 
@@ -145,17 +146,17 @@ def search(
         print_json({"results": results, "milliseconds": round(milliseconds, 1)})
         return 0
     for hit in hits:
-        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True, markup=False)
+        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True)
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
     if contact_sheet:
-        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True, markup=False)
+        out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     return 0
 
 
 def _note_if_incomplete(retriever: Retriever) -> None:
     if not retriever.complete:
-        goes_on = f"composir index {retriever.images.root} --out {retriever.folder}"
-        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True, markup=False)
+        goes_on = command("index", retriever.images.root, "--out", retriever.folder)
+        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True)
 
 
 @app.command(rich_help_panel="Your own pictures")
@@ -173,9 +174,9 @@ def serve(
         ),
     ] = None,
     queue: Annotated[
-        int, typer.Option(min=1, help="Searches under way at one time; more are told to come back (503).")
+        int, typer.Option(min=1, max=100_000, help="Searches under way at one time; more are told to come back (503).")
     ] = 64,
-    max_upload: Annotated[int, typer.Option(min=1, help="MiB of an uploaded picture.")] = 20,
+    max_upload: Annotated[int, typer.Option(min=1, max=10_000, help="MiB of an uploaded picture.")] = 20,
     root_path: Annotated[
         str, typer.Option(help="What a proxy puts before all paths, such as /pictures; it may cut it off or not.")
     ] = "",
@@ -209,7 +210,6 @@ def serve(
         f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
         "Ctrl-C stops",
         soft_wrap=True,
-        markup=False,
     )
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.

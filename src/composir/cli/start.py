@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from composir.cli.common import Bars, Json, app, out, print_json
 from composir.cli.train import TrainBars
+from composir.errors import command
 
 
 @app.command(rich_help_panel="Start here")
@@ -16,7 +18,9 @@ def quickstart(
     out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
         "quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.1, help="About how long training takes on two cores.")] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="About how long training takes on two cores.")
+    ] = 3.0,
     json_: Json = False,
 ) -> int:
     """Make a licence-free data set, train the mini model on it, measure it and show what it retrieves."""
@@ -29,7 +33,7 @@ def quickstart(
         print_json(done.to_json())
         return 0
     out.print(table(done.result))
-    root = out_ / "scenes"
+    data, best, sheet = ("--data-root", out_ / "scenes"), ("--model", done.run / "best"), ("--contact-sheet",)
     reference, sentence = done.example
     for line in (
         f"three example queries:  {done.contact_sheet}",
@@ -38,21 +42,21 @@ def quickstart(
         f"the gallery's index:    {done.index}",
         "",
         "what to try next:",
-        f'  composir search {done.index} --image {reference} --text "{sentence}" --contact-sheet found.png',
-        f"  composir serve {done.index}   # in a browser; pip install 'composir[web]'",
-        f"  composir index YOUR_PICTURES --model {done.run / 'best'} --out your.index   # then search in your own",
-        f"  composir train --dataset CIRR --data-root {root} --backbone mini --no-gated-fusion   # the gate off",
-        f"  composir evaluate --model {done.run / 'best'} --data-root {root} --contact-sheet more.png --num-queries 20",
-        f"  tensorboard --logdir {done.run.parent}",
+        f"  {command('search', done.index, '--image', reference, '--text', sentence, *sheet, 'found.png')}",
+        f"  {command('serve', done.index)}   # in a browser; pip install 'composir[web]'",
+        f"  {command('index', 'YOUR_PICTURES', *best, '--out', 'your.index')}   # then search in your own",
+        f"  {command('train', *data, '--backbone', 'mini', '--no-gated-fusion')}   # the gate off",
+        f"  {command('evaluate', *best, *data, *sheet, 'more.png', '--num-queries', 20)}",
+        f"  {shlex.join(['tensorboard', '--logdir', str(done.run.parent)])}",
         "  composir train --help                                  # your own recipe, CIRR, FashionIQ, BLIP-2 weights",
     ):
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=True)
     return 0
 
 
 @app.command(rich_help_panel="Start here")
 def selfcheck(
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the image tokens.")] = 768,
+    hidden_size: Annotated[int, typer.Option(min=1, max=16_384, help="Width of the image tokens.")] = 768,
     json_: Json = False,
 ) -> int:
     """Check the gated fusion module: parameters, shapes, gradients, and that the sentence drives the change."""
@@ -62,5 +66,5 @@ def selfcheck(
     if json_:
         print_json({"num_parameters": report.num_parameters, "passed": report.passed})
     else:
-        out.print("\n".join(report.lines), soft_wrap=True, markup=False)
+        out.print("\n".join(report.lines), soft_wrap=True)
     return 0 if report.passed else 1

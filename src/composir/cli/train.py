@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -26,7 +25,8 @@ from composir.cli.common import (
     out,
     print_json,
 )
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command, short
+from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from composir.evaluation import Result
@@ -79,7 +79,7 @@ def train(
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made [models].")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made \\[models].")] = None,
     fusion: Annotated[
         str | None,
         typer.Option(
@@ -120,7 +120,7 @@ def train(
         if given or config:
             raise ComposirError(
                 f"--resume goes on by the run's own recipe; {', '.join(sorted(given)) or '--config'} cannot change it",
-                fix=f"composir train --resume {resume}",
+                fix=command("train", "--resume", resume),
             )
         recipe = resume_recipe(resume)
     else:
@@ -138,7 +138,7 @@ def train(
             largest_batch=largest_batch,
         )
     if result.interrupted:
-        err.print(f"stopped and saved; go on with: composir train --resume {result.run}", soft_wrap=True)
+        err.print(f"stopped and saved; go on with: {command('train', '--resume', result.run)}", soft_wrap=True)
         return INTERRUPTED
     document = {
         "run": str(result.run),
@@ -152,11 +152,8 @@ def train(
     else:
         out.print(f"run: {result.run}", soft_wrap=True)
         if result.best:
-            out.print(
-                f"best: {result.best}\nnext: composir evaluate --model {result.best} --dataset {recipe.dataset} "
-                f"--data-root {recipe.data_root}",
-                soft_wrap=True,
-            )
+            words = ("--model", result.best, "--dataset", recipe.dataset, "--data-root", recipe.data_root)
+            out.print(f"best: {result.best}\nnext: {command('evaluate', *words)}", soft_wrap=True)
     return 0
 
 
@@ -220,6 +217,10 @@ class TrainBars:
         if self.tells_batch:
             err.print(f"batch size: {recipe.batch_size}")
 
+    def on_note(self, note: str) -> None:
+        """Print it."""
+        err.print(f"note: {note}", soft_wrap=True)
+
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         """Show loss, alpha and images a second."""
         rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)
@@ -255,7 +256,7 @@ def ablate(
         "ablation"
     ),
     metric: Annotated[
-        list[str] | None, typer.Option(help="Differences of this figure [the data set's primary one]; repeatable.")
+        list[str] | None, typer.Option(help="Differences of this figure \\[the data set's primary one]; repeatable.")
     ] = None,
     json_: Json = False,
 ) -> int:
@@ -289,11 +290,11 @@ def ablate(
             cache_dir=parameters["cache_dir"],
             tell=bars.tell,
         )
-    command = shlex.join(["composir", "ablate", *sys.argv[2:]])
+    again = command("ablate", *sys.argv[2:])
     if ablation is None:
-        err.print(f"stopped and saved; go on with: {command}", soft_wrap=True)
+        err.print(f"stopped and saved; go on with: {again}", soft_wrap=True)
         return INTERRUPTED
-    files = write_report(ablation, out_, command=command)
+    files = write_report(ablation, out_, command=again)
     if json_:
         print_json({**ablation.to_json(), "files": {name: str(file) for name, file in files.items()}})
         return 0
@@ -306,6 +307,7 @@ def ablate(
     return 0
 
 
+MAX_SEEDS = 1000
 GATE_ABLATION = "gated_fusion=false,true"
 
 
@@ -325,12 +327,13 @@ def _vary(pairs: list[str]) -> dict[str, list[str]]:
 
 
 def _seeds(text: str) -> list[int]:
+    expected = f"how many, from 1 to {MAX_SEEDS:,}, or which ones from 0 to {MAX_SEED:,}, as 0,3,7"
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ComposirError(f"--seeds {text!r} are no numbers", expected="5, or 0,3,7") from None
-    if min(numbers) < 0 or (len(numbers) == 1 and not numbers[0]):
-        raise ComposirError(f"--seeds {text!r} gives no seed", expected="how many, or which ones from 0 on")
+        raise ComposirError(f"--seeds {short(text)} are no numbers", expected=expected) from None
+    if not (0 < numbers[0] <= MAX_SEEDS if len(numbers) == 1 else 0 <= min(numbers) <= max(numbers) <= MAX_SEED):
+        raise ComposirError(f"--seeds {short(text)} is out of range", expected=expected)
     return list(range(numbers[0])) if len(numbers) == 1 else numbers
 
 
@@ -347,7 +350,7 @@ def features(
     ] = None,
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    num_workers: Annotated[int | None, typer.Option(min=0, help="Threads that decode images.")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
 ) -> int:

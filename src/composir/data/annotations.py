@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from composir.data.images import ImageSource
 from composir.data.triplets import Split
-from composir.errors import ComposirError, Problem, ProblemsError, nearest
+from composir.errors import ComposirError, Problem, ProblemsError, nearest, short
 
 Json = TypeVar("Json", list, dict)
 T = TypeVar("T")
@@ -362,9 +362,3 @@ def _nearest_name(name: str, known: Collection[str]) -> str | None:
     alike = [other for other in known if other.startswith(name[:half]) or other.endswith(name[half:])]
     close = difflib.get_close_matches(name, alike, n=1)
     return close[0] if close else None
-
-
-def short(value: object) -> str:
-    """Return how a value is shown in a message: at most 60 characters of it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,11 +15,10 @@ from composir.data.annotations import (
     find_home,
     read_entries,
     require_whole,
-    short,
 )
 from composir.data.images import Crop, ImageSource, list_images
 from composir.data.triplets import Query, Split
-from composir.errors import Problem
+from composir.errors import Problem, short
 
 SPLITS = ("val",)
 CATEGORIES = ("focus_attribute", "change_attribute", "focus_object", "change_object")

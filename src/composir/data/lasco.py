@@ -17,11 +17,10 @@ from composir.data.annotations import (
     read_json,
     require_some,
     require_whole,
-    short,
 )
 from composir.data.images import ImageSource, file_of
 from composir.data.triplets import Query, Split
-from composir.errors import Problem
+from composir.errors import Problem, short
 
 SPLITS = ("train", "val")
 

@@ -11,9 +11,12 @@ import difflib
 import io
 import json
 import os
+import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,6 +44,11 @@ GALLERIES = ("folder", "named")
 DEFAULT_SPLIT = "val"
 CSV_SUFFIXES, JSONL_SUFFIXES = (".csv", ".tsv"), (".jsonl",)
 DELIMITERS = (",", ";", "\t")
+DELIMITERS_IN_WORDS = "a comma, a semicolon or a tab"
+DELIMITER_LINE = re.compile(r'"?sep=(.)"?\1*(?:\r\n|\r|\n|$)', re.IGNORECASE)
+"""A first line that names the delimiter, as spreadsheets write and read it."""
+JSON_SPACE = " \t\r"
+"""What JSON has for white space within a line (RFC 8259); ``str.strip`` takes more."""
 NAME_SEPARATOR = "|"
 """Between the names in a cell of ``targets`` or ``subset``."""
 
@@ -155,10 +163,11 @@ def import_triplets(
     """Return counts and notes after writing the data root ``out``, a new folder; all of it or nothing.
 
     ``file`` is CSV (a header; ``,``, ``;`` or tab) or JSONL (an object a line) in UTF-8, with columns or keys called
-    as in ``FIELDS``; ``columns`` gives other names, by field. Without a column ``split`` all rows are in ``split``
-    (``val`` unless given). ``gallery`` is ``folder``, every picture below ``images``, or ``named``, those of the rows.
-    The pictures stay where they are, and ``out`` refers to ``images`` by an absolute path, or by one relative to
-    ``out`` where ``images`` is relative; with ``copy_images`` they are copied.
+    as in ``FIELDS``; ``columns`` gives other names, by field. Rows of empty cells, and empty cells beyond the header,
+    are passed over. A picture may be named by its path below ``images`` or by a whole one. Without a column ``split``
+    all rows are in ``split`` (``val`` unless given). ``gallery`` is ``folder``, every picture below ``images``, or
+    ``named``, those of the rows. The pictures stay where they are, and ``out`` refers to ``images`` by an absolute
+    path, or by one relative to ``out`` where ``images`` is relative; with ``copy_images`` they are copied.
 
     Every picture of the gallery is decoded; ``progress(num_done, num_files)`` counts them. Raises ``ProblemsError``
     with every bad row and every bad picture, and ``ComposirError`` for arguments that cannot be.
@@ -175,7 +184,7 @@ def import_triplets(
             expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
             fix="give the folder that the paths start from",
         )
-    rows = _read_rows(table, images, names, split or DEFAULT_SPLIT)
+    rows = _read_rows(table, _Pictures(images, names), split or DEFAULT_SPLIT)
     if gallery == "named":
         named = {name for queries in rows.values() for query in queries for name in _names(query)}
         names = [name for name in names if name in named]
@@ -263,7 +272,7 @@ def _read_table(file: Path, column_by_field: Mapping[str, str], split: str | Non
         row.fields.clear()
         row.fields.update(_tidy(values, is_csv=is_csv))
     table = _Table(columns, column_by_field, rows, problems)
-    missing = _missing_columns(file, table) if columns else []
+    missing = _missing_columns(file, table, is_csv=is_csv) if columns else []
     if not rows and not problems and not missing:
         missing.append(Problem(str(file), "", "holds no triplet", "write one row for each"))
     if split is not None and table.has("split"):
@@ -294,34 +303,49 @@ def _read_text(file: Path) -> str:
 def _read_csv(text: str, file: Path, known: set[str], problems: list[Problem]) -> tuple[tuple[str, ...], list[Entry]]:
     """Return header and rows; the delimiter is the one by which the header has most of the ``known`` columns."""
     delimiter = max(DELIMITERS, key=lambda one: len(known & set(_read_header(text, one))))
+    num_before = 0
+    if named := DELIMITER_LINE.match(text):
+        text, delimiter, num_before = text[named.end() :], named[1], 1
+        if delimiter not in DELIMITERS:
+            message = f"the delimiter is to be {delimiter!r}, expected {DELIMITERS_IN_WORDS}"
+            problems.append(Problem(str(file), "line 1", message, "save it with one of them"))
+            return (), []
     columns: tuple[str, ...] = ()
     rows = []
-    where = "line 1"
+    where = f"line {num_before + 1}"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for cells in reader:
-            if cells and not columns:
-                columns = tuple(cell.strip() for cell in cells)
+            is_empty = not any(cells)
+            if not columns and not is_empty:
+                columns = tuple(_without_empty_end([cell.strip() for cell in cells]))
                 for column in dict.fromkeys(column for column in columns if column and columns.count(column) > 1):
                     message = f"the column {column!r} is there {columns.count(column)} times"
                     problems.append(Problem(str(file), where, message, "rename all but one"))
-            elif len(cells) == len(columns):
-                rows.append(Entry(file, where, dict(zip(columns, cells, strict=True)), problems, "remove the row"))
-            elif cells:
-                message = f"the row has {len(cells)} cells, the header {len(columns)}"
-                fix = f"write every cell, and put quotes around a text that holds {delimiter!r}"
-                problems.append(Problem(str(file), where, message, fix))
-            where = f"line {reader.line_num + 1}"
+            elif not is_empty:
+                cells = [*cells[: len(columns)], *_without_empty_end(cells[len(columns) :])]  # noqa: PLW2901
+                if len(cells) == len(columns):
+                    rows.append(Entry(file, where, dict(zip(columns, cells, strict=True)), problems, "remove the row"))
+                else:
+                    message = f"the row has {len(cells)} cells, the header {len(columns)}"
+                    fix = f"write every cell, and put quotes around a text that holds {delimiter!r}"
+                    problems.append(Problem(str(file), where, message, fix))
+            where = f"line {num_before + reader.line_num + 1}"
     except csv.Error as error:
         fix = 'close the quotes, and double those within a text (""); what comes after was not read'
         problems.append(Problem(str(file), where, f"not valid CSV: {error}", fix))
     return columns, rows
 
 
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """Return the cells up to the last one that holds something; spreadsheets write empty ones after it."""
+    return cells[: max((number for number, cell in enumerate(cells, 1) if cell), default=0)]
+
+
 def _read_header(text: str, delimiter: str) -> list[str]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        return [cell.strip() for cell in next((cells for cells in reader if cells), [])]
+        return [cell.strip() for cell in next((cells for cells in reader if any(cells)), [])]
     except csv.Error:  # told when the file is read
         return []
 
@@ -330,7 +354,7 @@ def _read_jsonl(text: str, file: Path, problems: list[Problem]) -> tuple[tuple[s
     """Return the keys of all rows, and the rows."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+        if line.strip(JSON_SPACE):
             fields = parse_json(line, dict, file, problems, line=number, restore="write one JSON object a line")
             if fields is not None:
                 rows.append(Entry(file, f"line {number}", fields, problems, "remove the row"))
@@ -353,8 +377,11 @@ def _tidy(values: dict[str, Any], *, is_csv: bool) -> dict[str, Any]:
     return values
 
 
-def _missing_columns(file: Path, table: _Table) -> list[Problem]:
+def _missing_columns(file: Path, table: _Table, *, is_csv: bool) -> list[Problem]:
     """Return a problem for every column that is needed or renamed, and not there, with the nearest one that is."""
+    if is_csv and len(table.columns) == 1 and table.columns[0] not in table.column_by_field.values():
+        message = f"the header is one column, {table.columns[0]!r}, expected {DELIMITERS_IN_WORDS} between columns"
+        return [Problem(str(file), "", message, "save it with one of them")]
     problems = []
     free = [column for column in table.columns if column and column not in table.column_by_field.values()]
     for field, column in table.column_by_field.items():
@@ -372,9 +399,8 @@ def _missing_columns(file: Path, table: _Table) -> list[Problem]:
     return problems
 
 
-def _read_rows(table: _Table, images: Path, names: Sequence[str], default: str) -> dict[str, list[Query]]:
+def _read_rows(table: _Table, pictures: _Pictures, default: str) -> dict[str, list[Query]]:
     """Return the queries by split, in the order of ``SPLITS``; what is wrong is added to the table's problems."""
-    known = dict.fromkeys(names)
     queries_by_split: dict[str, list[Query]] = {name: [] for name in SPLITS}
     ids_by_split: dict[str, set[str]] = {name: set() for name in SPLITS}
     where_by_triplet: dict[tuple[Any, ...], str] = {}
@@ -384,7 +410,7 @@ def _read_rows(table: _Table, images: Path, names: Sequence[str], default: str) 
         if "target" in row.fields:
             row.problem("both 'target' and 'targets' are given", "keep one of the two")
         split = _read_split(row) if table.has("split") else default
-        query = _read_query(row, lambda row, what, name: _find_picture(row, what, name, known, images))
+        query = _read_query(row, pictures.find)
         if query is None:
             continue
         first = where_by_triplet.setdefault((query.reference, query.text, query.targets), row.where)
@@ -463,21 +489,56 @@ def _leaves_folder(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts
 
 
-def _find_picture(row: Entry, what: str, name: str, known: Mapping[str, None], images: Path) -> str | None:
-    """Return the name of a picture in the folder as the listing has it, or None after adding a problem."""
-    plain = str(PurePosixPath(name))  # ./a.jpg is a.jpg
-    if plain in known:
-        return plain
-    if not name.strip():
-        row.problem(f"{what!r} is empty", "write the picture's path below the images folder, or remove the row")
-    elif _leaves_folder(name):
-        row.problem(f"{what} {name!r} leads out of {images}", "write the picture's path below that folder")
-    elif os.path.lexists(images / plain):
-        message = f"{what} {name!r} is there but not taken: hidden, behind a link, or no picture by its name"
-        row.problem(message, f"put a copy into {images} that ends in {', '.join(PICTURE_SUFFIXES)}")
-    else:
-        row.image_name(what, name, known, images.resolve())
-    return None
+class _Pictures:
+    """The pictures of a folder, by the ways in which a row may name them."""
+
+    def __init__(self, images: Path, names: Sequence[str]) -> None:
+        self.images, self.home = images, images.resolve()
+        self.names = dict.fromkeys(names)
+
+    def find(self, row: Entry, what: str, name: str) -> str | None:
+        """Return the name of a picture as the listing has it, or None after adding a problem."""
+        plain = str(PurePosixPath(self._from_home(name)))  # ./a.jpg is a.jpg
+        if plain in self.names:
+            return plain
+        alike = self._names_by_form.get(_form(plain), [])
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            message = f"{what} {name!r} could be {' or '.join(map(ascii, alike))}, which look alike"
+            row.problem(message, "rename one of the two pictures, or write its name as it is on disk")
+        elif not name.strip():
+            row.problem(f"{what!r} is empty", "write the picture's path below the images folder, or remove the row")
+        elif _leaves_folder(plain):
+            row.problem(f"{what} {name!r} leads out of {self.images}", "write the picture's path below that folder")
+        elif os.path.lexists(self.home / plain):
+            message = f"{what} {name!r} is there but not taken: hidden, behind a link, or no picture by its name"
+            row.problem(message, f"put a copy into {self.images} that ends in {', '.join(PICTURE_SUFFIXES)}")
+        else:
+            row.image_name(what, plain, self.names, self.home)
+        return None
+
+    def _from_home(self, name: str) -> str:
+        """Return a whole path as one below the folder, where it leads into it."""
+        if not Path(name).is_absolute():
+            return name
+        try:
+            whole = Path(os.path.realpath(Path(name).parent)) / Path(name).name
+        except ValueError:  # NUL, or half a surrogate pair
+            return name
+        return whole.relative_to(self.home).as_posix() if whole.is_relative_to(self.home) else name
+
+    @cached_property
+    def _names_by_form(self) -> dict[str, list[str]]:
+        names_by_form: dict[str, list[str]] = {}
+        for name in self.names:
+            names_by_form.setdefault(_form(name), []).append(name)
+        return names_by_form
+
+
+def _form(name: str) -> str:
+    """Return a name with its accents in one form (NFC): macOS writes "é" as two characters, most others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _inspect(
@@ -508,7 +569,7 @@ def _notes(table: _Table, queries_by_split: Mapping[str, Sequence[Query]], defau
     if not table.has("split"):
         column = table.column_by_field["split"]
         notes.append(f"there is no column {column!r}, so all rows are in {default}; --split changes that")
-    unused = [column for column in table.columns if column not in table.column_by_field.values()]
+    unused = [column for column in table.columns if column and column not in table.column_by_field.values()]
     if unused:
         notes.append(f"columns not used: {', '.join(unused)}")
     for name, queries in queries_by_split.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, command, nearest
 from composir.evaluation.metrics import (
     CONFIDENCE,
     DRAWS_PER_BLOCK,
@@ -262,7 +262,7 @@ def find_rankings(path: Path) -> Path:
         f"holds no {RANKINGS}",
         file=path,
         expected=f"a checkpoint folder with {RANKINGS}, or a run folder whose best/ has it",
-        fix=f"composir evaluate --model {checkpoint} --data-root DIR --save-rankings {checkpoint / RANKINGS}",
+        fix=command("evaluate", "--model", checkpoint, "--data-root", "DIR", "--save-rankings", checkpoint / RANKINGS),
     )
 
 

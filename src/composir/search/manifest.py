@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, command, nearest
 from composir.files import write_text
 from composir.models.st import PREFIX
 from composir.search.exact import ExactIndex
@@ -102,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ComposirError(
             f"is not an index: it has no {MANIFEST}",
             file=folder,
-            fix=f"composir index IMAGES_DIR --model MODEL_DIR --out {folder}",
+            fix=command("index", "IMAGES_DIR", "--model", "MODEL_DIR", "--out", folder),
         )
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
@@ -110,19 +109,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"a {type(fields).__name__}, not an object")
     except ValueError as error:
         raise ComposirError(f"is not JSON ({error})", file=file, fix=rebuild_command(folder)) from None
-    command = rebuild_command(folder, root=_path_of(fields, "root"), model=_path_of(fields, "model"))
+    rebuild = rebuild_command(folder, root=_path_of(fields, "root"), model=_path_of(fields, "model"))
     if fields.get("format") != FORMAT:
         raise ComposirError(
             f"was written by composir {fields.get('composir_version')} in format {fields.get('format')}",
             file=file,
             expected=f"format {FORMAT}",
-            fix=command,
+            fix=rebuild,
         )
     try:
         manifest = Manifest(**fields)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ComposirError(wrong, file=file, fix=command) from None
+        raise ComposirError(wrong, file=file, fix=rebuild) from None
     check_backend(manifest.backend)
     return manifest
 
@@ -137,10 +136,9 @@ def rebuild_command(
     folder: Path, *, root: Path | None = None, model: Path | None = None, vectors_per_image: int | None = None
 ) -> str:
     """Return the command that makes an index anew, ready for a shell."""
-    words = ["composir", "index", str(root or "IMAGES_DIR"), "--model", str(model or "MODEL_DIR"), "--out", str(folder)]
-    if vectors_per_image is not None:
-        words += ["--vectors-per-image", str(vectors_per_image)]
-    return shlex.join([*words, "--rebuild"])
+    merged = () if vectors_per_image is None else ("--vectors-per-image", vectors_per_image)
+    words = (root or "IMAGES_DIR", "--model", model or "MODEL_DIR", "--out", folder, *merged)
+    return command("index", *words, "--rebuild")
 
 
 def _path_of(fields: dict[str, Any], name: str) -> Path | None:

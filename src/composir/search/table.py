@@ -19,7 +19,7 @@ from threading import Lock
 import numpy as np
 
 from composir.errors import ComposirError
-from composir.files import locked
+from composir.files import locked, require_locks
 
 DATABASE, WRITER_LOCK = "images.sqlite", "writer.lock"
 ID_LENGTH = 32
@@ -27,6 +27,7 @@ ID_LENGTH = 32
 ROWS_AT_ONCE = 10_000
 COMPACT_ABOVE = 0.2
 """Share of removed rows above which the vector file is written anew without them."""
+NO_LOCKS_FIX = "keep the index on a local disk: composir index IMAGES_DIR --out FOLDER"
 BUSY_SECONDS = 60
 """How long a reader or writer waits for the other's transaction."""
 
@@ -106,7 +107,7 @@ def writing(folder: Path) -> Iterator[None]:
     refusal = ComposirError(
         "another process is changing this index", file=folder, fix="let it end, then run the command again"
     )
-    with locked(folder / WRITER_LOCK, refusal):
+    with locked(folder / WRITER_LOCK, refusal, without_locks=NO_LOCKS_FIX):
         yield
 
 
@@ -121,6 +122,7 @@ class Table:
         self.folder = folder
         self.shape = (num_vectors, dim)
         folder.mkdir(parents=True, exist_ok=True)
+        require_locks(folder, NO_LOCKS_FIX)
         self._lock = Lock()  # one connection for all threads
         self._database = sqlite3.connect(folder / DATABASE, timeout=BUSY_SECONDS, check_same_thread=False)
         if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'files_by_id'"):

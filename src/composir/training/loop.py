@@ -34,11 +34,20 @@ from composir import parallel
 from composir.data import DATASETS, Query, Split, find_dataset, load_splits
 from composir.data.check import require_images
 from composir.data.images import ImageSource, read_image
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import DISK, CachedEmbedder, TokenCache, fill_splits, make_cache
-from composir.files import locked, read_toml, recover_folder, replacing_folder, require_space, size_text, write_text
+from composir.files import (
+    locked,
+    read_toml,
+    recover_folder,
+    replacing_folder,
+    require_locks,
+    require_space,
+    size_text,
+    write_text,
+)
 from composir.losses import LOSSES
 from composir.machine import available_memory
 from composir.models.checkpoint import (
@@ -52,11 +61,13 @@ from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.presets import BACKBONES, build
 from composir.models.trace import Reading, patches, watch
 from composir.plots import GRADIENT_PREFIX, heat, plot_curves
+from composir.training.fingerprint import require_same_data, write_fingerprint
 from composir.training.memory import StepMemory, measure_step
 from composir.training.mining import Mined, mine, read_mined, write_mined
 from composir.training.recipe import Recipe, validate
 
 LOG, STATE, LOCK = "training_log.csv", "training.pt", ".lock"
+NO_LOCKS_FIX = "give --output-dir a folder on a local disk; to go on with a run, copy its folder there"
 PATIENCE = datetime.timedelta(days=1)
 """How long processes wait for another one, such as for validation; the launcher ends them when one of them dies."""
 PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -92,6 +103,9 @@ class Observer(Protocol):
 
     def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
         """The first step comes next."""
+
+    def on_note(self, note: str) -> None:
+        """Something that is no error should be known, in a sentence."""
 
     def on_step(self, step: int, loss: float, alpha: float | None) -> None:
         """A step is done; ``loss`` is the weighted total of its batch."""
@@ -144,7 +158,8 @@ def train(
     With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
     is what a query is compared with, so that another machine may train otherwise.
 
-    Before the first step all annotations and all images are checked. An interrupt (Ctrl-C, SIGTERM) finishes the
+    Before the first step all annotations and all images are checked, and with ``resume`` that the annotations are those
+    the run began with. An interrupt (Ctrl-C, SIGTERM) finishes the
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
@@ -157,12 +172,19 @@ def train(
             require_images([*train_splits, *val_splits])
             if resume is None:
                 _require_writable(Path(recipe.output_dir))
+            require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
+            observer = observer or _Silent()
+            if resume is not None and not require_same_data(resume, [*train_splits, *val_splits]):
+                observer.on_note(
+                    f"{resume} does not say what it was trained on, being of an earlier version; "
+                    "whether the annotations have changed since cannot be told"
+                )
             run = _Run(
                 recipe,
                 accelerator,
                 train_splits=train_splits,
                 val_splits=val_splits,
-                observer=observer or _Silent(),
+                observer=observer,
                 cache=cache,
                 cache_dir=cache_dir,
             )
@@ -371,7 +393,12 @@ class _Run:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps, the last of them of what is left."""
-        return math.ceil(math.ceil(len(self.triplets) / self.recipe.batch_size) / self.recipe.gradient_accumulation)
+        return math.ceil(math.ceil(len(self.triplets) / self.batch_size) / self.recipe.gradient_accumulation)
+
+    @property
+    def batch_size(self) -> int:
+        """Triplets in a batch: what the recipe says, or all there are."""
+        return min(self.recipe.batch_size, len(self.triplets))
 
     @property
     def num_steps(self) -> int:
@@ -387,6 +414,12 @@ class _Run:
     def take_largest_batch(self) -> None:
         """Let the batch be the largest power of two that fits; raise ``ComposirError`` where none can be told."""
         available = self._available_memory()
+        if len(self.triplets) < 2:
+            raise ComposirError(
+                "there is one triplet, and a batch takes two or more, each other's negatives",
+                file=self.train_splits[0].file,
+                fix="add triplets",
+            )
         if parallel.num_processes() > 1 or available is None:
             raise ComposirError(
                 "--batch-size auto measures one process on a machine that tells its memory",
@@ -404,7 +437,7 @@ class _Run:
     def require_room(self) -> None:
         """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
         own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
-        available, size = self._available_memory(), self.recipe.batch_size
+        available, size = self._available_memory(), self.batch_size
         trained = self._trained_bytes
         if available is not None and 3 * trained > available:
             raise ComposirError(
@@ -507,7 +540,7 @@ class _Run:
     def _batches(self, epoch: int, first: int) -> Iterator[list[tuple[Split, Query]]]:
         """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone."""
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
-        size = self.recipe.batch_size
+        size = self.batch_size
         for start in range(first * size, len(order), size):
             yield [self.triplets[index] for index in order[start : start + size]]
 
@@ -571,9 +604,10 @@ class _Run:
             with parallel.together(self.accelerator.device):
                 if self.is_first:
                     self.run = resume or _new_run(recipe)
-                    held.enter_context(locked(self.run / LOCK, _in_use(self.run)))
+                    held.enter_context(locked(self.run / LOCK, _in_use(self.run), without_locks=NO_LOCKS_FIX))
                     if resume is None:
                         write_text(self.run / RECIPE, recipe.to_toml())
+                        write_fingerprint(self.run, [*self.train_splits, *self.val_splits])
             self.run = parallel.from_first(self.run if self.is_first else Path())
             with parallel.together(self.accelerator.device):
                 state = self.state = _State() if resume is None else self._load(optimizer, schedule)
@@ -581,7 +615,13 @@ class _Run:
             optimizer = self.accelerator.prepare(optimizer)
             if resume is None:
                 self._save(optimizer, schedule)
-            self.observer.on_start(self.run, recipe, state.step, self.num_steps)
+            if self.batch_size < recipe.batch_size:
+                there = f"{self.batch_size:,} {'triplet' if self.batch_size == 1 else 'triplets'}"
+                self.observer.on_note(
+                    f"batch size {recipe.batch_size:,}: there are {there}, and a batch is all of them"
+                )
+            as_trained = recipe.model_copy(update={"batch_size": self.batch_size})
+            self.observer.on_start(self.run, as_trained, state.step, self.num_steps)
             board = None
             if self.is_first:
                 board = held.enter_context(SummaryWriter(str(self.run), purge_step=state.step + 1))
@@ -709,7 +749,7 @@ class _Run:
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
-        is_last = self.state.batch * self.recipe.batch_size >= len(self.triplets)
+        is_last = self.state.batch * self.batch_size >= len(self.triplets)
         return is_last or self.state.batch % self.recipe.gradient_accumulation == 0
 
     # -- the end of an epoch ---------------------------------------------------------------------------------------
@@ -865,6 +905,14 @@ class _Run:
             raise ComposirError(
                 f"cannot be read ({error})", file=last / STATE, fix="start anew without --resume"
             ) from None
+        planned, needed = (one["total_steps"] - 1 for one in (saved["schedule"], schedule.state_dict()))
+        if planned != needed:  # of a version that kept no fingerprint
+            raise ComposirError(
+                f"was planned for {planned:,} steps, and by its recipe {len(self.triplets):,} triplets are {needed:,}",
+                file=self.run,
+                expected="the annotations that the run began with",
+                fix=f"put them back, or start a new run: {command('train', '--config', self.run / RECIPE)}",
+            )
         load_weights(self.model, last / "model" / WEIGHTS)
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])

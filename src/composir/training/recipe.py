@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from composir.data import find_dataset
 from composir.data.transforms import TARGET_RATIO
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, nearest, short
 from composir.evaluation import DEPTH
 from composir.files import read_toml, tomllib
+from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.gated_fusion import ALPHA_INIT
@@ -24,10 +26,17 @@ FUSION_SWITCH = "gated_fusion"
 """The published flag for what ``fusion`` says of the gate."""
 
 
+MAX_EPOCHS = 1_000_000
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""The ends of a range, as pydantic calls them and in words."""
+BETA = Field(ge=0, lt=1)
+Beta = Annotated[float, BETA]
+
+
 class Recipe(BaseModel):
     """The settings of a training run; ``recipe.toml`` of a run folder holds all of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     dataset: str = "CIRR"
     """Key of ``DATASETS``."""
@@ -39,72 +48,72 @@ class Recipe(BaseModel):
     weights: str = ""
     """Folder or file of the backbone's pretrained weights, where they are not in a package."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
-    target_ratio: float = Field(default=TARGET_RATIO, ge=1)
+    target_ratio: float = Field(default=TARGET_RATIO, ge=1, le=100)
 
     fusion: str = GATE
     """Keys of ``FUSIONS`` joined by +; ``none``: nothing is constructed, and the model is SPRC. ``gated_fusion = true``
     and ``false``, as which recipes were written before there were several, are read as ``gate`` and ``none``."""
-    alpha_init: float = ALPHA_INIT
+    alpha_init: float = Field(default=ALPHA_INIT, ge=-1000, le=1000)
     """Start of the one scalar of the gate, and of the attention."""
     gate_layer_norm: bool = False
     """The gate reads the tokens through a layer norm; the published one does not."""
     gate_identity_start: bool = False
     """Zero the last layer of their direction, so that training starts from the model without them."""
 
-    num_epochs: int = Field(default=10, gt=0)
-    max_steps: int = Field(default=0, ge=0)
+    num_epochs: int = Field(default=10, ge=1, le=MAX_EPOCHS)
+    max_steps: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Stop (and end the schedule) after this many optimiser steps; 0 is all epochs."""
-    batch_size: int = Field(default=64, gt=1)
-    """Triplets a step sees at once, over all processes; they are each other's negatives."""
-    gradient_accumulation: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
+    """Triplets a step sees at once, over all processes; they are each other's negatives. More than there are is all."""
+    gradient_accumulation: int = Field(default=1, ge=1, le=MAX_COUNT)
     """Batches whose gradients are added up before a step; negatives stay within a batch."""
     gradient_checkpointing: bool = False
     """Keep the input of each Q-Former layer only and compute the layer again in the backward pass: less memory, more
     time, the same gradients."""
-    learning_rate: float = Field(default=1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0, le=MAX_RATE)
     """Peak for weights that start at random, and for all where ``pretrained_learning_rate`` is 0."""
-    pretrained_learning_rate: float = Field(default=0.0, ge=0)
+    pretrained_learning_rate: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Peak for weights that start from pretrained ones; 0 is ``learning_rate``."""
-    gate_learning_rate: float = Field(default=0.0, ge=0)
+    gate_learning_rate: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Peak for the fusion's weights; 0 is ``learning_rate``."""
-    alpha_learning_rate: float = Field(default=0.0, ge=0)
+    alpha_learning_rate: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Peak for their alpha; 0 is ``gate_learning_rate``."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = Field(default=1e-7, gt=0)
-    max_grad_norm: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, le=MAX_RATE)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(default=1e-7, gt=0, le=1)
+    max_grad_norm: float = Field(default=0.0, ge=0, le=MAX_COUNT)
     """Gradients are scaled down to this norm; 0 is no clipping, as published."""
     pct_start: float = Field(default=0.1, gt=0, lt=1)
     """Share of the steps over which the rate rises (OneCycle)."""
-    div_factor: float = Field(default=25.0, ge=1)
+    div_factor: float = Field(default=25.0, ge=1, le=MAX_COUNT)
     """The rate starts at its peak divided by this."""
-    schedule_epochs: int = Field(default=0, ge=0)
+    schedule_epochs: int = Field(default=0, ge=0, le=MAX_EPOCHS)
     """Length the schedule is built for, 0 being the real one; SPRC builds 80 epochs on CIRR and trains fewer."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
-    loss_align: float = Field(default=0.4, ge=0)
-    loss_rtc: float = Field(default=0.4, ge=0)
-    loss_local: float = Field(default=0.0, ge=0)
+    loss_align: float = Field(default=0.4, ge=0, le=MAX_RATE)
+    loss_rtc: float = Field(default=0.4, ge=0, le=MAX_RATE)
+    loss_local: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Weight of the local alignment: each fused query and each word against the target's vectors; 0 leaves it out."""
     contrastive_loss: Literal["infonce", "hn-nce"] = "infonce"
     """``hn-nce`` weights negatives by how close they are and looks from both sides; ``infonce`` is published."""
-    hard_negative_beta: float = Field(default=0.5, ge=0)
+    hard_negative_beta: float = Field(default=0.5, ge=0, le=MAX_RATE)
     """hn-nce: how much closer negatives weigh more; 0 is infonce from both sides."""
     hard_negative_alpha: float = Field(default=1.0, ge=0, le=1)
     """hn-nce: the weight of the target's own term in the denominator."""
     mask_same_target: bool = False
     """Leave out negatives that show the query's own target; off is the published loss."""
-    subset_negatives: int = Field(default=0, ge=0)
+    subset_negatives: int = Field(default=0, ge=0, le=1000)
     """Look-alikes added to the batch as negatives for each query: from its CIRR subset, else its own reference."""
     mined_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the look-alikes that are mined instead: what the model itself takes for the target."""
-    mining_frequency: int = Field(default=1, gt=0)
+    mining_frequency: int = Field(default=1, ge=1, le=MAX_EPOCHS)
     """Epochs from one mining to the next; the first comes after so many."""
-    mining_depth: int = Field(default=50, gt=0, le=DEPTH)
+    mining_depth: int = Field(default=50, ge=1, le=DEPTH)
     """Best-ranked training images that negatives are mined from."""
-    mining_skip: int = Field(default=2, ge=0)
+    mining_skip: int = Field(default=2, ge=0, le=DEPTH)
     """Ranks on either side of the target that are left out, as likely right answers that nobody annotated."""
-    mining_margin: float = Field(default=0.02, ge=0)
+    mining_margin: float = Field(default=0.02, ge=0, le=2)
     """Candidates whose score is so close to the target's are left out for the same reason."""
     center_embeddings: bool = False
     """Before the first step, set the heads' biases so that embeddings are centred on training triplets."""
@@ -113,15 +122,15 @@ class Recipe(BaseModel):
     """``auto`` is bf16 where the hardware has it."""
     deterministic: bool = False
     """Use only algorithms of torch that give the same numbers every time; on a CPU training does so anyway."""
-    validation_frequency: int = Field(default=1, gt=0)
+    validation_frequency: int = Field(default=1, ge=1, le=MAX_EPOCHS)
     """Epochs from one validation to the next; the last epoch always has one."""
     save_training: bool = True
     """Keep ``last/`` (complete state, for --resume) and ``best/``."""
-    save_minutes: float = Field(default=10.0, ge=0)
+    save_minutes: float = Field(default=10.0, ge=0, le=MAX_COUNT)
     """Minutes after which ``last/`` is written within an epoch, too; 0 is after every step."""
     save_best: bool = True
     """Keep the best checkpoint only; off keeps one of each validated epoch as well."""
-    num_workers: int = Field(default=4, ge=0)
+    num_workers: int = Field(default=4, ge=0, le=MAX_WORKERS)
     """Threads that decode images."""
     output_dir: str = "models"
 
@@ -175,15 +184,27 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate({key: settings[key] for key in settings if key not in unknown})
     except ValidationError as error:
-        wrong += [
-            f"{'.'.join(str(part) for part in one['loc'])} = {one['input']!r}: {one['msg'].lower()}"
-            for one in error.errors()
-        ]
+        wrong += dict.fromkeys(_describe(one, settings) for one in error.errors())
     if recipe is not None and recipe.mined_ratio and not recipe.subset_negatives:
         wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
+
+
+def _describe(error: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return a setting with its value and what it may be: the range of a number, else pydantic's words."""
+    name = str(error["loc"][0])
+    value = short(list(settings[name]) if isinstance(settings[name], tuple) else settings[name])
+    field = Recipe.model_fields[name]
+    is_pair = field.annotation == tuple[Beta, Beta]
+    of_number = BETA if is_pair else field
+    limits = {kind: getattr(one, kind) for one in of_number.metadata for kind in LIMITS if hasattr(one, kind)}
+    if not limits:
+        return f"{name} = {value}: {error['msg'].lower()}"
+    kind = "two numbers" if is_pair else "a whole number" if field.annotation is int else "a number"
+    ends = " and ".join(f"{LIMITS[end]} {limit:,}".strip() for end, limit in limits.items())
+    return f"{name} = {value}: expected {kind}, {ends}"
 
 
 def _read_fusion_switch(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -204,5 +225,5 @@ def parse_value(text: str) -> Any:
     """Return the value of a ``--set key=value``: a TOML value where it is one, else the words themselves."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # no TOML, or a number of thousands of digits
         return text
