@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from composir.errors import ComposirError, Problem, nearest
+from composir.errors import ComposirError, Note, Problem, nearest
+
+if TYPE_CHECKING:
+    from composir.data import Left
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -56,8 +59,8 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images or queries embedded 
 NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
 
 
-def one_line(problem: Problem) -> str:
-    """Return a problem without its line breaks."""
+def one_line(problem: Problem | Note) -> str:
+    """Return a problem or a note without its line breaks."""
     return " ".join(str(problem).splitlines())
 
 
@@ -69,6 +72,12 @@ def printable(path: object) -> str:
 def count_problems(problems: Sequence[Problem]) -> str:
     """Return how many there are, in words."""
     return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
+
+
+def tell_left(left_by_key: Mapping[str, Left]) -> None:
+    """Say on stderr what the missing images leave of each split."""
+    for key, left in left_by_key.items():
+        err.print(f"{key}: {left}", soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:
