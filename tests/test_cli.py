@@ -476,3 +476,31 @@ def test_features_fills_the_cache_that_training_reads(run, shapes_root, tmp_path
     code, _, error = run("train", *flags, "--cache", "memory")
     assert code == 2
     assert "--cache memory keeps nothing in --cache-dir" in error
+
+
+def test_train_and_features_do_without_missing_images_on_request(run, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    (root / "train/0/train-red-ellipse.png").unlink()  # in the image set of each of the 12 queries about ellipses
+    flags = ("--backbone", "tiny", "--data-root", root)
+    left = [
+        "train: 12 of 24 queries and 11 of 12 images are left",
+        "val: 24 of 24 queries and 12 of 12 images are left",
+    ]
+    code, _, err = run("features", *flags)
+    assert code == 2
+    assert "11 of 12 images are there" in err
+    assert "--skip-missing-images" in err
+    code, out, err = run("features", *flags, "--skip-missing-images", "--json")
+    assert code == 0, err
+    assert err.splitlines()[-2:] == left
+    assert json.loads(out)["num_images"] == 23
+    assert json.loads(out)["left"]["train"] == {"num_queries": 12, "of_queries": 24, "num_images": 11, "of_images": 12}
+    train = ("train", *flags, "--output-dir", tmp_path / "models", "--max-steps", 1, "--batch-size", 4)
+    code, _, err = run(*train)
+    assert code == 2
+    assert "--skip-missing-images" in err
+    code, out, err = run(*train, "--skip-missing-images")
+    assert code == 0, err
+    assert err.splitlines()[:2] == left
+    assert " --skip-missing-images" in " ".join(out.split("next: ")[1].split())

@@ -50,7 +50,11 @@ def test_scenes(run, tmp_path):
 def test_check_of_a_whole_root(run, shapes_root):
     code, out, err = run("data", "check", "--data-root", shapes_root)
     assert code == 0
-    assert out.splitlines() == [
+    lines = out.splitlines()
+    captions, names = (shapes_root / f"cirr/{name}.rc2.train.json" for name in ("captions/cap", "image_splits/split"))
+    assert f"{captions}: no hash is known to compare it with" in lines
+    assert f"note: {names}: is not the published file: another set in this layout, or a changed copy" in lines
+    assert [line for line in lines if not line.startswith((str(shapes_root), "note: "))] == [
         "train: 24 queries, 12 images",
         "val: 24 queries, 12 images",
         "not there: test1",
@@ -60,6 +64,45 @@ def test_check_of_a_whole_root(run, shapes_root):
     code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
     document = json.loads(out)
     assert (code, document["problems"], document["absent"]) == (0, [], ["test1"])
+    assert {"file": str(captions), "published": None} in document["files"]
+    assert {"file": str(names), "published": False} in document["files"]
+    assert {tuple(note) for note in document["notes"]} == {("file", "where", "message")}
+
+
+def test_check_knows_the_published_files(run, real_annotations):
+    code, out, _ = run("data", "check", "--dataset", "FashionIQ", "--data-root", real_annotations)
+    assert code == 2  # no images are there
+    file = real_annotations / "fashionIQ_dataset/captions/cap.dress.val.json"
+    assert f"{file}: as published" in out.splitlines()
+    assert "0 of 3,817 images are there" in out
+    assert len(out.splitlines()) < 10
+
+
+def test_a_blank_caption_is_noted_and_counted_and_answered(run, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    for folder, kind in (("captions", "cap"), ("image_splits", "split")):
+        content = json.loads((root / f"cirr/{folder}/{kind}.rc2.val.json").read_text())
+        if kind == "cap":
+            content[3]["caption"] = " "
+            for entry in content:
+                del entry["target_hard"], entry["target_soft"], entry["img_set"]["target_rank"]
+        (root / f"cirr/{folder}/{kind}.rc2.test1.json").write_text(json.dumps(content))
+    code, out, _ = run("data", "check", "--data-root", root)
+    assert code == 0
+    file = root / "cirr/captions/cap.rc2.test1.json"
+    assert f"note: {file} (pairid 103): 'caption' is blank (' ')" in out.splitlines()
+    code, out, _ = run("data", "stats", "--data-root", root, "--split", "test1", "--json")
+    assert json.loads(out)["counts"]["test1"]["num_queries"] == 24
+    save_pretrained(build("tiny"), tmp_path / "model")
+    code, out, err = run(
+        "submit", "--model", tmp_path / "model", "--data-root", root, "--out", tmp_path / "out", "--json"
+    )
+    assert code == 0, err
+    recall, subset = (
+        json.loads((tmp_path / f"out/cirr_test1_{name}.json").read_text()) for name in ("recall", "recall_subset")
+    )
+    assert (len(recall["103"]), len(subset["103"])) == (11, 3)
 
 
 def test_check_lists_every_problem(run, broken_root):
@@ -67,8 +110,8 @@ def test_check_lists_every_problem(run, broken_root):
     assert code == 2
     problems = json.loads(out)["problems"]
     assert [problem["message"] for problem in problems[:2]] == [
-        "no such image file",
-        "the image file is empty (0 bytes)",
+        f"11 of 12 images are there; looked there and, by name, below {broken_root}; missing: 'val-red-ellipse'",
+        "1 of 12 images are empty files (0 bytes): 'val-blue-ellipse'",
     ]
     assert "has the same content as" in problems[2]["message"]
     assert all(set(problem) == {"file", "where", "message", "fix"} for problem in problems)
@@ -90,12 +133,16 @@ def test_check_prints_names_that_are_no_text(run, shapes_root, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(shapes_root, root)
     names = root / "cirr/image_splits/split.rc2.val.json"
-    names.write_text(names.read_text().replace("./dev/val-red-ellipse.png", "./dev/\\udcff.png"))
+    names.write_text(names.read_text().replace("./dev/val-red-ellipse.png", "./\\udcff/a.png"))
     code, out, _ = run("data", "check", "--data-root", root)
     assert code == 2
-    assert "\\udcff.png" in out
+    assert "11 of 12 images are there" in out
+    names.write_text(names.read_text().replace("./dev/", "./\\udcff/"))
+    code, out, _ = run("data", "check", "--data-root", root)
+    assert code == 2
+    assert "\\udcff (CIRR val)" in out
     code, out, _ = run("data", "check", "--data-root", root, "--json")
-    assert json.loads(out)["problems"][0]["file"].endswith("/\udcff.png")
+    assert json.loads(out)["problems"][0]["file"].endswith("/\udcff")
 
 
 def test_stats_of_all_splits(run, shapes_root):

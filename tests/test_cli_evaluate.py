@@ -70,6 +70,76 @@ def test_predictions_need_no_images(run, model, shapes_root, tmp_path):
     assert json.loads(out)["num_queries"] == 24
 
 
+def test_predictions_of_circo_need_no_list_of_its_images(run, tmp_path):
+    """Of query i the target comes at rank i + 1, alone: mAP@50 = mean of 1, 1/2 and 1/3."""
+    root, file = tmp_path / "CIRCO", tmp_path / "predictions.json"
+    queries = [
+        {
+            "reference_img_id": 100 + number,
+            "target_img_id": 200 + number,
+            "relative_caption": "is red",
+            "shared_concept": "a dog",
+            "gt_img_ids": [200 + number],
+            "semantic_aspects": [],
+            "id": number,
+        }
+        for number in range(3)
+    ]
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations/val.json").write_text(json.dumps(queries))
+    lists = {str(i): [*range(1000, 1000 + i), 200 + i, *range(2000, 2049 - i)] for i in range(3)}
+    file.write_text(json.dumps(lists))
+    flags = ("--dataset", "CIRCO", "--data-root", root, "--split", "val")
+    code, out, err = run("evaluate", "--predictions", file, *flags, "--json")
+    assert code == 0, err
+    missing = root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
+    note = f"note: {missing} is not there: whether the images named are in the gallery was not checked"
+    assert err.splitlines() == [note]
+    document = json.loads(out)
+    assert document["metrics"]["map_at_50"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert (document["num_queries"], document["num_gallery"]) == (3, None)
+    assert "gallery:original|" in document["signature"]
+    saved = tmp_path / "saved.safetensors"
+    code, out, _ = run("evaluate", "--predictions", file, *flags, "--save-rankings", saved)
+    assert (code, "gallery not listed" in " ".join(out.split())) == (0, True)
+    assert json.loads(run("evaluate", "--rankings", saved, "--json")[1]) == document
+    code, out, err = run("submit", "--validate", file, *flags)
+    assert (code, out.strip(), err.strip()) == (0, "0 problems in 1 file", note)
+    file.write_text(json.dumps({**lists, "2": lists["2"][:-1]}))
+    code, out, _ = run("submit", "--validate", file, *flags)
+    assert code == 2
+    assert "(query 2): holds 49 names, expected 50" in out
+    code, _, err = run("evaluate", "--model", "none", *flags)
+    assert code == 2
+    assert f"{missing}: the file is missing" in err
+
+
+def test_missing_images_are_skipped_on_request_and_stay_in_the_signature(run, model, shapes_root, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root, root)
+    (root / "dev/val-red-ellipse.png").unlink()  # a member of the subset of every query about an ellipse
+    code, _, err = run("evaluate", "--model", model, "--data-root", root)
+    assert code == 2
+    assert "11 of 12 images are there" in err
+    assert "--skip-missing-images" in err
+    code, out, err = run("evaluate", "--model", model, "--data-root", root, "--skip-missing-images", "--json")
+    assert code == 0, err
+    assert "val: 12 of 24 queries and 11 of 12 images are left" in err.splitlines()
+    document = json.loads(out)
+    assert (document["num_queries"], document["num_gallery"]) == (12, 11)
+    assert "gallery:original-less-missing,-12-of-24-queries,-11-of-12-images|" in document["signature"]
+
+
+def test_images_in_another_tree_are_found_and_the_tree_is_named(run, model, shapes_root, tmp_path, caplog):
+    root = tmp_path / "root"
+    shutil.copytree(shapes_root / "cirr", root / "cirr")
+    shutil.copytree(shapes_root / "dev", root / "cirr/img_raw/dev")
+    code, out, err = run("evaluate", "--model", model, "--data-root", root, "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_gallery"] == 12
+    assert caplog.messages == [f"{root}: 12 of 12 images were found in cirr/img_raw/dev/, not in dev/ as published"]
+
+
 def test_predictions_on_the_real_annotations_have_the_known_answer(run, real_annotations, tmp_path):
     """Of query i the target has rank i mod 60 + 1, and i mod 5 + 1 in its subset; 4,181 = 69 * 60 + 41 queries."""
     home = real_annotations / "cirr_dataset/cirr"

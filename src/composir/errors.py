@@ -46,6 +46,19 @@ class Problem:
         return f"{place}: {self.message}; fix: {self.fix}"
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One thing in a data root that is odd and no problem: the file, the place inside it, what is odd."""
+
+    file: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file} ({self.where})" if self.where else self.file
+        return f"{place}: {self.message}"
+
+
 class ProblemsError(ComposirError):
     """Every problem of the input at once, in ``problems``; the text shows the first few."""
 

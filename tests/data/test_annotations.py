@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from composir.data.annotations import (
+    Findings,
     choose_categories,
     find_categories,
     find_home,
@@ -11,7 +12,6 @@ from composir.data.annotations import (
     read_table,
     require_whole,
 )
-from composir.data.images import list_images
 from composir.errors import ComposirError
 
 
@@ -140,7 +140,7 @@ def test_categories_that_are_not_there(tmp_path):
 
 
 def test_what_is_whole_comes_back(tmp_path):
-    assert require_whole((), []) == ()
+    assert require_whole((), Findings()) == ()
 
 
 def test_elements_that_are_no_objects(tmp_path):
@@ -151,12 +151,3 @@ def test_elements_that_are_no_objects(tmp_path):
     assert [(problem.where, problem.message) for problem in problems] == [
         ("entry 1", "holds a whole number (3), expected an object")
     ]
-
-
-def test_images_are_listed_by_name_the_preferred_suffix_first(tmp_path):
-    for name in ("b/1.jpg", "a/1.jpg", "a/2.JPEG", "a/2.png", "a/3.gif", "4.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path, "*/*") == {"1": tmp_path / "a/1.jpg", "2": tmp_path / "a/2.png"}
-    assert list_images(tmp_path) == {"4": tmp_path / "4.jpg"}
-    assert list_images(tmp_path / "gone") == {}

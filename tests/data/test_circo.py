@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from composir.data import circo
+from composir.data import circo, load_splits, stats
 from composir.data.annotations import SplitNotFoundError
+from composir.data.datasets import load_present
 from composir.data.triplets import Query
-from composir.errors import ComposirError
+from composir.errors import ComposirError, ProblemsError
 
 VAL = "annotations/val.json"
 COCO = "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
@@ -74,7 +75,6 @@ def test_the_parent_folder_will_do(circo_root):
             "add it to image_info_unlabeled2017.json",
         ),
         ({"relative_caption": ...}, "id 0", "key 'relative_caption' is missing", "add 'relative_caption'"),
-        ({"relative_caption": " "}, "id 0", "'relative_caption' is empty (' ')", "write the sentence"),
         (
             {"relative_caption": ["red"]},
             "id 0",
@@ -103,7 +103,6 @@ def test_the_parent_folder_will_do(circo_root):
             "'gt_img_ids[1]' is a number (7.0), expected a whole number",
             "correct 'gt_img_ids[1]'",
         ),
-        ({"reference_img_id": 20}, "id 0", "target_img_id '20' is also the reference", "name the picture asked for"),
         ({"semantic_aspects": ...}, "id 0", "key 'semantic_aspects' is missing", "add 'semantic_aspects'"),
         (
             {"semantic_aspects": ["cardinalty"]},
@@ -165,19 +164,50 @@ def test_a_broken_list_of_images(circo_root, problems_of, images, where, message
     assert (problem.file, problem.where, problem.message) == (str(circo_root / COCO), where, message)
 
 
-def test_a_missing_list_of_images_is_one_problem(circo_root, problems_of):
+def test_only_ranking_a_gallery_needs_its_list(circo_root):
     (circo_root / COCO).unlink()
+    with pytest.raises(ProblemsError) as caught:
+        load_splits("CIRCO", circo_root, "val")
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{circo_root / COCO}: the file is missing; "
+        "fix: put the published image_info_unlabeled2017.json there (docs/data.md)"
+    ]
+    assert caught.value.problems == tuple(load_present("CIRCO", circo_root).problems)
+    (split,) = load_splits("CIRCO", circo_root, "val", annotations_only=True)
+    assert split.missing_list == circo_root / COCO
+    assert split.gallery == ("4", "20", "4000", "7")  # what the queries name, in their order
+    assert "gallery_original" not in stats([split])["val"]
+    assert stats([split])["val"]["gallery_val_union"] == 4
+
+
+def test_blank_captions_and_targets_that_are_the_reference_are_data(circo_root, change):
+    change(circo_root / VAL, relative_caption=" ", reference_img_id=20)
+    (split,) = circo.load(circo_root, "val")
+    assert (len(split.queries), split.queries[0].text) == (3, " ")
+    assert [(note.where, note.message) for note in split.notes] == [
+        ("id 0", "'relative_caption' is blank (' ')"),
+        ("id 0", "the target is also the reference"),
+    ]
+
+
+def test_an_image_listed_twice_is_noted_and_one_with_two_files_a_problem(circo_root, problems_of):
+    content = json.loads((circo_root / COCO).read_text())
+    content["images"].append(content["images"][1])
+    (circo_root / COCO).write_text(json.dumps(content))
+    (split,) = circo.load(circo_root, "val")
+    assert split.gallery == ("7", "4", "4000", "20", "5")
+    assert [(note.where, note.message) for note in split.notes] == [("image 5", "the name '4' is repeated")]
+    content["images"][-1] = {**content["images"][-1], "file_name": "other.jpg"}
+    (circo_root / COCO).write_text(json.dumps(content))
     (problem,) = problems_of(circo.load, circo_root, "val")
-    assert str(problem) == (
-        f"{circo_root / COCO}: the file is missing; fix: put the published image_info_unlabeled2017.json there"
-    )
+    assert (problem.where, problem.message) == ("image 5", "the name '4' is repeated")
 
 
 def test_problems_of_all_files_come_together(circo_root, problems_of):
     (circo_root / COCO).write_text("{")
     entries = json.loads((circo_root / VAL).read_text())
     for entry in entries:
-        entry["relative_caption"] = ""
+        entry["relative_caption"] = None
     (circo_root / VAL).write_text(json.dumps(entries))
     assert [problem.where for problem in problems_of(circo.load, circo_root, "val")] == [
         "line 1 column 2",

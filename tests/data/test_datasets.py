@@ -59,6 +59,7 @@ def test_the_exported_names():
     assert data.__all__ == [
         "DATASETS",
         "TRANSFORMS",
+        "Left",
         "Query",
         "Split",
         "check_dataset",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from composir.data import fashioniq
+from composir.data import fashioniq, load_splits
 from composir.data.annotations import SplitNotFoundError
 from composir.data.datasets import val_union
 from composir.data.triplets import Query
@@ -73,7 +73,7 @@ def test_images_of_either_suffix_are_found_by_one_listing(fashioniq_root):
         "shirt0.gif",
     ):
         (images / name).touch()
-    dress, shirt, _ = fashioniq.load(fashioniq_root, "val")
+    dress, shirt, _ = load_splits("FashionIQ", fashioniq_root, "val")
     assert dress.images == {
         "dress0": images / "dress0.png",
         "dress1": images / "dress1.jpg",
@@ -118,12 +118,6 @@ def change(root: Path, **fields) -> None:
         ({"captions": "red"}, "'captions' is text ('red'), expected a list", "correct 'captions'"),
         ({"captions": ["red"]}, "'captions' holds 1 captions, expected 2", "restore the published file"),
         ({"captions": ["red", None]}, "'captions[1]' is null (None), expected text", "correct 'captions[1]'"),
-        (
-            {"captions": [" ", "red"]},
-            "'captions[0]' is empty (' ')",
-            "write the sentence, or remove the entry",
-        ),
-        ({"captions": ["red", "?."]}, "'captions[1]' is empty ('?.')", "write the sentence"),
     ],
 )
 def test_a_broken_field(fashioniq_root, problems_of, fields, message, fix):
@@ -135,9 +129,38 @@ def test_a_broken_field(fashioniq_root, problems_of, fields, message, fix):
 
 
 @pytest.mark.parametrize(
+    ("captions", "texts", "message"),
+    [
+        ([" ", "red. "], (" and red", "Red and ", "", "Red"), "'captions[0]' is blank (' ')"),
+        (["is Red", "?."], ("Is red and ", " and is Red", "Is red", ""), "'captions[1]' is blank ('?.')"),
+        (["", "has a Bow"], (" and has a Bow", "Has a bow and ", "", "Has a bow"), "'captions[0]' is blank ('')"),
+    ],
+)
+def test_a_blank_caption_is_joined_like_any_other(fashioniq_root, captions, texts, message):
+    # as SPRC makes them: f"{first.strip('.?, ').capitalize()} and {second.strip('.?, ')}", in training one of four
+    change(fashioniq_root, captions=captions)
+    splits = fashioniq.load(fashioniq_root, "val")
+    assert splits[1].queries[1].texts == texts
+    assert splits[1].queries[1].text == texts[0]
+    assert [(note.file, note.where, note.message) for note in splits[0].notes] == [
+        (str(fashioniq_root / CAPTIONS), "entry 1", message)
+    ]
+
+
+def test_a_target_that_is_the_reference_and_a_name_given_twice_are_noted(fashioniq_root):
+    change(fashioniq_root, target="shirt3")
+    (fashioniq_root / NAMES).write_text('["shirt0", "shirt1", "shirt2", "shirt3", "shirt1"]')
+    (split,) = fashioniq.load(fashioniq_root, "val", categories=["shirt"])
+    assert split.gallery == ("shirt0", "shirt1", "shirt2", "shirt3")
+    assert [(note.where, note.message) for note in split.notes] == [
+        ("entry 4", "the name 'shirt1' is repeated"),
+        ("entry 1", "the target is also the reference"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("names", "where", "message"),
     [
-        (["shirt0", "shirt1", "shirt2", "shirt3", "shirt1"], "entry 4", "the name 'shirt1' is repeated"),
         (["shirt0", "shirt1", "shirt2", "shirt3", 8], "entry 4", "the name is 8, expected text"),
         ({"shirt0": "x.png"}, "", "holds an object, expected a list"),
     ],

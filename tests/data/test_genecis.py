@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from composir.data import check_dataset, genecis, read_image
+from composir.data import check_dataset, genecis, load_splits, read_image
 from composir.data.annotations import SplitNotFoundError
 from composir.data.images import Crop
 from composir.data.triplets import Query
@@ -73,26 +74,27 @@ def test_crops_of_one_picture_are_cut_out_of_it(genecis_root):
     picture = Image.new("RGB", (110, 60), "white")
     picture.paste("red", (93, 36, 110, 60))
     picture.save(genecis_root / "VG_100K_2/2.png")
-    source = genecis.load(genecis_root, "val")[0].images["2:100,50,10.5,20"]
+    source = load_splits("GeneCIS", genecis_root, "val")[0].images["2:100,50,10.5,20"]
     cut = read_image(source)
     # 92.65 to 110.5 and 36 to 70, both cut at the picture's edge: 17 x 24 pixels
     assert (cut.size, cut.getcolors()) == ((17, 24), [(17 * 24, (255, 0, 0))])
 
 
-def test_visual_genome_is_found_in_either_of_its_folders_by_one_listing(genecis_root, monkeypatch):
+def test_visual_genome_is_found_in_either_of_its_folders_by_one_listing(genecis_root, monkeypatch, caplog):
     for folder, name in (("VG_100K", "107.jpg"), ("VG_100K_2", "2.JPG"), ("VG_100K_2", "3.txt")):
         (genecis_root / folder).mkdir(exist_ok=True)
         (genecis_root / folder / name).touch()
     listed = []
-    glob = Path.glob
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: listed.append(pattern) or glob(self, pattern))
-    images = genecis.load(genecis_root, "val")[0].images
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: listed.append(Path(folder).name) or scandir(folder))
+    images = load_splits("GeneCIS", genecis_root, "val")[0].images
     assert {image.file for image in images.values()} == {
         genecis_root / "VG_100K/107.jpg",
         genecis_root / "VG_100K_2/2.JPG",
         genecis_root / "VG_100K/3.jpg",  # not there: where the first archive would have put it
     }
-    assert listed.count("VG_*/*") == 1
+    assert [listed.count(folder) for folder in ("VG_100K", "VG_100K_2")] == [1, 1]
+    assert not caplog.messages  # both folders are published
 
 
 def test_ids_of_visual_genome_are_text_or_numbers(genecis_root, change):
@@ -105,6 +107,9 @@ def test_a_candidate_listed_twice_is_one_candidate(genecis_root, change):
     change(genecis_root / "genecis/focus_object.json", gallery=twice)
     (split,) = genecis.load(genecis_root, "val", categories=["focus_object"])
     assert split.queries[0].gallery == ("285", "632", "724")
+    assert [(note.where, note.message) for note in split.notes] == [
+        ("entry 0", "a candidate is listed twice, and counts once")
+    ]
 
 
 def test_the_query_s_own_picture_is_never_a_candidate(genecis_root, change):
@@ -127,6 +132,16 @@ def test_recall_is_over_the_query_s_own_candidates(genecis_root):
     assert (figures["recall_at_1"], figures["recall_at_2"]) == (0.5, 1.0)
 
 
+def test_blank_conditions_and_targets_that_are_the_reference_are_data(genecis_root, change):
+    change(genecis_root / FOCUS, condition="\t", target={"image_id": "107", "instance_bbox": [10, 20.0, 30, 40]})
+    (split,) = genecis.load(genecis_root, "val", categories=["focus_attribute"])
+    assert (len(split.queries), split.queries[0].text) == (2, "\t")
+    assert [note.message for note in split.notes] == [
+        "'condition' is blank ('\\t')",
+        "the target is also the reference",
+    ]
+
+
 def test_fewer_tasks(genecis_root):
     splits = genecis.load(genecis_root, "val", categories=["change_object", "focus_object"])
     assert [split.category for split in splits] == ["change_object", "focus_object"]
@@ -140,16 +155,9 @@ def test_the_parent_folder_will_do(genecis_root):
     ("fields", "where", "message", "fix"),
     [
         ({"condition": ...}, "entry 0", "key 'condition' is missing", "add 'condition'"),
-        ({"condition": "\t"}, "entry 0", "'condition' is empty ('\\t')", "write the sentence"),
         ({"reference": ...}, "entry 0", "key 'reference' is missing", "add 'reference'"),
         ({"reference": 5}, "entry 0", "'reference' is a whole number (5), expected an object", "correct 'reference'"),
         ({"target": None}, "entry 0", "'target' is null (None), expected an object", "correct 'target'"),
-        (
-            {"target": {"image_id": "107", "instance_bbox": [10, 20.0, 30, 40]}},
-            "entry 0",
-            "target '107:10,20,30,40' is also the reference",
-            "name the picture asked for",
-        ),
         ({"target": {}}, "entry 0, target", "key 'image_id' is missing", "add 'image_id'"),
         (
             {"target": {"image_id": 2.5, "instance_bbox": [1, 1, 1, 1]}},
@@ -252,8 +260,13 @@ def test_data_check_reads_every_picture_once(genecis_root):
     seen = []
     checked = check_dataset("GeneCIS", genecis_root, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (5, 5)
-    assert [(Path(problem.file).name, problem.message) for problem in checked.problems] == [
-        ("000000000776.jpg", "no such image file")
+    assert [(problem.file, problem.where, problem.message) for problem in checked.problems] == [
+        (
+            str(genecis_root / "val2017"),
+            f"GeneCIS {task}.val",
+            f"4 of 5 images are there; looked there and, by name, below {genecis_root}; missing: '776'",
+        )
+        for task in ("focus_object", "change_object")
     ]
     assert checked.counts["focus_object.val"]["num_queries"] == 2
 

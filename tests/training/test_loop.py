@@ -676,6 +676,41 @@ def test_broken_data_is_told_before_a_run_folder_is_made(make_recipe, shapes_roo
     assert not list((tmp_path / "models").glob("*"))
 
 
+def test_a_missing_image_is_skipped_on_request_alone_and_stays_known(make_recipe, fashion_root):
+    """11 queries a category and split, each picture but the first and the last in two: run folder, card, signature."""
+    for split, number in (("train", 3), ("val", 0)):
+        names = json.loads((fashion_root / f"image_splits/split.dress.{split}.json").read_text())
+        (fashion_root / f"images/{names[number]}.png").unlink()
+    told = []
+
+    class Told(loop._Silent):
+        def on_missing_images(self, left_by_key):
+            told.append({key: str(left) for key, left in left_by_key.items() if left.is_less})
+
+    recipe = make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=1)
+    with pytest.raises(ProblemsError, match="train, evaluate and features take --skip-missing-images"):
+        train(recipe, observer=Told())
+    assert told == []
+    skipping = recipe.model_copy(update={"skip_missing_images": True})
+    result = train(skipping, observer=Told())
+    assert told == [
+        {
+            "dress.train": "9 of 11 queries and 11 of 12 images are left",
+            "dress.val": "10 of 11 queries and 11 of 12 images are left",
+        }
+    ]
+    assert read_toml(result.run / "recipe.toml")["skip_missing_images"] is True
+    card = (result.best / "README.md").read_text()
+    assert "Not the published set: queries that need an image that was missing are left out." in card
+    assert "\n- dress.train: 9 of 11 queries and 11 of 12 images are left\n" in card
+    assert "\n- dress.val: 10 of 11 queries and 11 of 12 images are left\n" in card
+    assert "- shirt" not in card
+    rule = load_rankings(result.best / "rankings.safetensors").signature_fields["gallery"]
+    assert rule == "original less missing, 32 of 33 queries, 35 of 36 images"
+    assert f"|gallery:{rule.replace(' ', '-')}|" in card
+    assert resume_recipe(result.run) == skipping
+
+
 def test_the_largest_batch_that_fits_is_taken_and_written_down(make_recipe, monkeypatch):
     mebibyte = 2**20
     monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(10 * mebibyte, 100 * mebibyte))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from composir.errors import ComposirError, Problem, nearest
+from composir.errors import ComposirError, Note, Problem, nearest
 from composir.limits import MAX_SEED, MAX_WORKERS
+
+if TYPE_CHECKING:
+    from composir.data import Left
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -61,8 +64,8 @@ NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads t
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
 
 
-def one_line(problem: Problem) -> str:
-    """Return a problem without its line breaks."""
+def one_line(problem: Problem | Note) -> str:
+    """Return a problem or a note without its line breaks."""
     return " ".join(str(problem).splitlines())
 
 
@@ -74,6 +77,12 @@ def printable(path: object) -> str:
 def count_problems(problems: Sequence[Problem]) -> str:
     """Return how many there are, in words."""
     return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
+
+
+def tell_left(left_by_key: Mapping[str, Left]) -> None:
+    """Say on stderr what the missing images leave of each split."""
+    for key, left in left_by_key.items():
+        err.print(f"{key}: {left}", soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from composir.cli.common import (
     one_line,
     out,
     print_json,
+    printable,
 )
 from composir.cli.evaluate import embedder_of_flags
 from composir.errors import Problem, ProblemsError, command
@@ -132,7 +133,8 @@ def data_check(
 ) -> int:
     """Read every annotation and decode every image that is there; all problems at once, each with its fix.
 
-    Exit code 2 when there is a problem. Splits and categories that are not there are named, and no problem.
+    Exit code 2 when there is a problem. Notes tell what is odd and published so, and which annotation files are the
+    published ones. Splits and categories that are not there are named, and no problem.
 
     Example: composir data check --dataset FashionIQ --data-root DIR --categories dress
     """
@@ -150,6 +152,8 @@ def data_check(
         print_json(
             {
                 "problems": [asdict(one) for one in checked.problems],
+                "notes": [asdict(one) for one in checked.notes],
+                "files": [{"file": str(file), "published": answer} for file, answer in checked.files.items()],
                 "counts": checked.counts,
                 "absent": checked.absent,
             }
@@ -157,6 +161,12 @@ def data_check(
     else:
         for problem in checked.problems:
             out.print(one_line(problem), soft_wrap=True)
+        for note in checked.notes:
+            out.print(f"note: {one_line(note)}", soft_wrap=True)
+        for file, is_published in checked.files.items():
+            if is_published is not False:  # a note says so
+                answer = "as published" if is_published else "no hash is known to compare it with"
+                out.print(f"{printable(file)}: {answer}", soft_wrap=True)
         for name, count in checked.counts.items():
             copies = count["num_duplicate_images"]
             out.print(
@@ -189,7 +199,7 @@ def data_stats(
     from composir.data.check import stats
     from composir.data.datasets import load_present
 
-    present = load_present(dataset, data_root, split=split, categories=categories)
+    present = load_present(dataset, data_root, split=split, categories=categories, annotations_only=model is None)
     if present.problems:
         raise ProblemsError(present.problems)
     counts = stats(present.splits)

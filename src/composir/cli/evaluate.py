@@ -24,6 +24,8 @@ from composir.cli.common import (
     one_line,
     out,
     print_json,
+    printable,
+    tell_left,
 )
 from composir.errors import ComposirError, Problem
 
@@ -61,7 +63,8 @@ def evaluate(
     gallery: Gallery = "original",
     exclude_reference: ExcludeReference = None,
     skip_missing_images: Annotated[
-        bool, typer.Option("--skip-missing-images", help="Measure the queries whose images are all there.")
+        bool,
+        typer.Option("--skip-missing-images", help="Measure the queries whose images are all there; says how many."),
     ] = False,
     scoring: Annotated[
         str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
@@ -105,7 +108,14 @@ def evaluate(
     splits = None
     if data_root is not None:
         splits = splits_of_flags(
-            dataset, data_root, split, categories, gallery, exclude_reference, skip_missing=skip_missing_images
+            dataset,
+            data_root,
+            split,
+            categories,
+            gallery,
+            exclude_reference,
+            skip_missing=skip_missing_images,
+            annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )
     if rerank and model is None:
         raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
@@ -230,8 +240,12 @@ def splits_of_flags(
     exclude_reference: bool | None = None,
     *,
     skip_missing: bool = False,
+    annotations_only: bool = False,
 ) -> tuple[Split, ...]:
-    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left."""
+    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left.
+
+    With ``annotations_only`` say what cannot be checked where a list of the gallery is not there.
+    """
     from composir.data import load_splits
     from composir.data.datasets import DATASETS, find_dataset
 
@@ -242,13 +256,16 @@ def splits_of_flags(
         categories=categories or None,
         gallery=gallery,
         exclude_reference=exclude_reference,
+        annotations_only=annotations_only,
     )
+    for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):
+        line = f"note: {printable(file)} is not there: whether the images named are in the gallery was not checked"
+        err.print(line, soft_wrap=True)
     if skip_missing:
         from composir.data.check import without_missing_images
 
-        splits, counts = without_missing_images(splits)
-        for name, (kept, total) in counts.items():
-            err.print(f"{name}: {kept:,} of {total:,} queries have all their images", soft_wrap=True)
+        splits, left_by_key = without_missing_images(splits)
+        tell_left(left_by_key)
     return splits
 
 
@@ -281,7 +298,7 @@ def submit(
     files: list[Path] = []
     problems: list[Problem] = []
     if validate:
-        splits = splits_of_flags(dataset, data_root, split)
+        splits = splits_of_flags(dataset, data_root, split, annotations_only=True)
         for file in validate:
             problems += check_predictions(file, splits)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,11 +25,13 @@ from composir.cli.common import (
     key_and_value,
     out,
     print_json,
+    tell_left,
 )
 from composir.errors import ComposirError, command, short
 from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
+    from composir.data import Left
     from composir.evaluation import Result
 
 AUTO = "auto"
@@ -48,6 +51,13 @@ def train(
     context: typer.Context,
     dataset: Annotated[str | None, typer.Option(help="CIRR or FashionIQ.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
+    skip_missing_images: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-missing-images/--no-skip-missing-images",
+            help="Do without the queries that need a missing image; says how many are left.",
+        ),
+    ] = None,
     blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
         str | None,
@@ -153,7 +163,8 @@ def train(
         out.print(f"run: {result.run}", soft_wrap=True)
         if result.best:
             words = ("--model", result.best, "--dataset", recipe.dataset, "--data-root", recipe.data_root)
-            out.print(f"best: {result.best}\nnext: {command('evaluate', *words)}", soft_wrap=True)
+            skip = ("--skip-missing-images",) * recipe.skip_missing_images
+            out.print(f"best: {result.best}\nnext: {command('evaluate', *words, *skip)}", soft_wrap=True)
     return 0
 
 
@@ -202,6 +213,10 @@ class TrainBars:
         self.first_step = 0
         self.images_per_step = 0
         self.start = 0.0
+
+    def on_missing_images(self, left_by_key: Mapping[str, Left]) -> None:
+        """Tell what is left of each split."""
+        tell_left(left_by_key)
 
     def on_features(self, done: int, total: int, num_bytes: int) -> None:
         """Show how many images have their tokens."""
@@ -348,6 +363,9 @@ def features(
     split: Annotated[
         list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
     ] = None,
+    skip_missing_images: Annotated[
+        bool, typer.Option("--skip-missing-images", help="Do without the images that are missing; says how many.")
+    ] = False,
     transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
@@ -364,12 +382,14 @@ def features(
     given = {
         "dataset": dataset, "data_root": str(data_root), "backbone": backbone, "weights": weights,
         "transform": transform, "target_ratio": target_ratio, "num_workers": num_workers,
+        "skip_missing_images": skip_missing_images,
     }  # fmt: skip
     recipe = load_recipe({name: value for name, value in given.items() if value is not None})
     with Bars() as bars:
         filled = compute_features(
             recipe, splits=split, cache_dir=cache_dir, progress=lambda *told: tell_features(bars, *told)
         )
+    tell_left(filled.left)
     if json_:
         print_json(asdict(filled))
     else:

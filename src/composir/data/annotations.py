@@ -6,13 +6,13 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from composir.data.images import ImageSource
 from composir.data.triplets import Split
-from composir.errors import ComposirError, Problem, ProblemsError, nearest, short
+from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest, short
 
 Json = TypeVar("Json", list, dict)
 T = TypeVar("T")
@@ -32,6 +32,17 @@ WORD_BY_TYPE = {
     float: "a number",
     type(None): "null",
 }
+
+
+class Findings(list[Problem]):
+    """The problems of a data set's files, in the order they were found, and ``notes`` on what is odd and no problem.
+
+    A published file is data: whoever has it cannot mend it. Only what leaves no meaning is a problem.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[Note] = []
 
 
 class SplitNotFoundError(ComposirError):
@@ -119,8 +130,12 @@ def find_categories(
     return present
 
 
-def require_whole(splits: tuple[Split, ...], problems: list[Problem]) -> tuple[Split, ...]:
-    """Return the splits of a data set without problems, each with queries; else raise ``AnnotationsError``."""
+def require_whole(splits: tuple[Split, ...], problems: Findings) -> tuple[Split, ...]:
+    """Return the splits of a data set without problems, each with queries; else raise ``AnnotationsError``.
+
+    The notes come back with the first of them.
+    """
+    splits = tuple(replace(split, notes=() if number else tuple(problems.notes)) for number, split in enumerate(splits))
     empty = [Problem(str(split.file), "", "holds no query", RESTORE) for split in splits if not split.queries]
     if problems or empty:
         raise AnnotationsError(problems or empty, splits)
@@ -134,7 +149,10 @@ def read_json(path: Path, kind: type[Json], problems: list[Problem], *, restore:
 
 
 def read_names(path: Path, problems: list[Problem], *, restore: str = RESTORE) -> dict[str, None] | None:
-    """Return the texts of a JSON list in their order, each once; None where the file is unreadable."""
+    """Return the texts of a JSON list in their order, each once; None where the file is unreadable.
+
+    A name that a published list repeats is noted: it means one image all the same.
+    """
     content = read_json(path, list, problems, restore=restore)
     if content is None:
         return None
@@ -143,10 +161,12 @@ def read_names(path: Path, problems: list[Problem], *, restore: str = RESTORE) -
         where = f"entry {number}"
         if not isinstance(name, str) or not name:
             problems.append(Problem(str(path), where, f"the name is {name!r}, expected text", restore))
-        elif name in names:
-            problems.append(Problem(str(path), where, f"the name {name!r} is repeated", "keep it once"))
-        else:
+        elif name not in names:
             names[name] = None
+        elif isinstance(problems, Findings):
+            problems.notes.append(Note(str(path), where, f"the name {name!r} is repeated"))
+        else:
+            problems.append(Problem(str(path), where, f"the name {name!r} is repeated", "keep it once"))
     return names
 
 
@@ -219,6 +239,11 @@ class Entry:
         """Add a problem of this entry."""
         self.problems.append(Problem(str(self.file), self.where, message, fix))
 
+    def note(self, message: str) -> None:
+        """Add a note on this entry of a published file."""
+        assert isinstance(self.problems, Findings)
+        self.problems.notes.append(Note(str(self.file), self.where, message))
+
     def get(self, key: str, kind: type[T]) -> T | None:
         """Return the field, or None after adding a problem: it is missing or of another type."""
         if key not in self.fields:
@@ -234,14 +259,27 @@ class Entry:
         self.problem(message, f"correct {what!r}, or {self.restore}")
         return None
 
-    def sentence(self, what: str, text: str | None, blank: str | None = None) -> str | None:
-        """Return ``text`` if more than ``blank`` characters (white space) is in it, else None."""
+    def caption(self, what: str, text: str | None, edges: str | None = None) -> str | None:
+        """Return the ``text`` of a published file, a blank one too: that is noted.
+
+        Blank is what holds nothing but ``edges``, white space by default.
+        """
+        text = self._whole(what, text)
+        if text is not None and not text.strip(edges):
+            self.note(f"{what!r} is blank ({text!r})")
+        return text
+
+    def sentence(self, what: str, text: str | None) -> str | None:
+        """Return ``text`` if more than white space is in it, else None after adding a problem."""
         if text is None:
             return None
-        if not text.strip(blank):
+        if not text.strip():
             self.problem(f"{what!r} is empty ({text!r})", "write the sentence, or remove the entry")
             return None
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        return self._whole(what, text)
+
+    def _whole(self, what: str, text: str | None) -> str | None:
+        if text and not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             self.problem(f"{what!r} holds half a surrogate pair ({text!r})", "write the character whole")
             return None
         return text
@@ -271,14 +309,16 @@ class Entry:
                 names.append(name)
         return names if len(names) == len(items) else None
 
-    def check_target(self, what: str, target: str | None, reference: str | None) -> None:
-        """Add a problem where the right answer is the query's own picture."""
+    def note_own_target(self, target: str | None, reference: str | None) -> None:
+        """Add a note where the right answer is the query's own picture."""
         if target is not None and target == reference:
-            self.problem(f"{what} {target!r} is also the reference", "name the picture asked for")
+            self.note("the target is also the reference")
 
     def add_image(self, name: str, source: ImageSource, images: dict[str, ImageSource]) -> None:
-        """Add an image to ``images``, or a problem: the name is there already."""
-        if name in images:
+        """Add an image to ``images``; a name that is there already is noted, and a problem if it means another file."""
+        if images.get(name) == source:
+            self.note(f"the name {name!r} is repeated")
+        elif name in images:
             self.problem(f"the name {name!r} is repeated", "keep it once")
         else:
             images[name] = source

@@ -8,6 +8,7 @@ from pathlib import Path
 from composir.data.annotations import (
     RESTORE,
     Entry,
+    Findings,
     as_entries,
     check_split_name,
     check_unique,
@@ -19,8 +20,8 @@ from composir.data.annotations import (
     require_whole,
 )
 from composir.data.images import ImageSource
-from composir.data.triplets import Query, Split
-from composir.errors import Problem, nearest
+from composir.data.triplets import Query, Split, Tree
+from composir.errors import nearest
 
 SPLITS = ("val", "test")
 SPLITS_WITHOUT_TARGETS = ("test",)
@@ -43,7 +44,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 
     ``root`` holds ``annotations/``, or is the parent of such a ``CIRCO/``. Names are COCO's image ids as text. The
     targets are the annotated one, then the other ground truths; ``test`` hides them. The text is the relative
-    caption alone, as the official loader gives it, without the shared concept. Image files are not touched. Raises
+    caption alone, as the official loader gives it, without the shared concept. Without COCO's list the gallery holds
+    the images that the queries name, and ``missing_list`` says so. Image files are not touched. Raises
     ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("CIRCO", categories)
@@ -54,29 +56,35 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 
     coco = home / "COCO2017_unlabeled"
     names_file = coco / "annotations" / "image_info_unlabeled2017.json"
-    problems: list[Problem] = []
-    images = _read_images(names_file, coco / "unlabeled2017", problems)
+    problems = Findings()
+    missing_list = None if names_file.exists() else names_file
+    images = None if missing_list else _read_images(names_file, coco / "unlabeled2017", problems)
     num_problems = len(problems)
     entries = read_entries(queries_file, problems, id_key="id")
     num_queries = len(entries) + len(problems) - num_problems  # elements that are no object count as well
     check_unique(entries, "id")
-    queries = [_read_query(entry, split, num_queries, images, names_file) for entry in entries]
+    read = [_read_query(entry, split, num_queries, images, names_file) for entry in entries]
+    queries = tuple(query for query in read if query is not None)
+    named = dict.fromkeys(name for query in queries for name in (query.reference, *query.targets))
     found = Split(
         dataset="CIRCO",
         name=split,
         category="",
-        queries=tuple(query for query in queries if query is not None),
-        gallery=tuple(images or ()),
+        queries=queries,
+        gallery=tuple(named if missing_list else images or ()),
         images=images or {},
         gallery_rule="original",
         exclude_reference=False,
         text_rule="relative caption",
         file=queries_file,
+        files=(queries_file, names_file) if images else (queries_file,),
+        tree=Tree(home, ("COCO2017_unlabeled/unlabeled2017",)),
+        missing_list=missing_list,
     )
     return require_whole((found,), problems)
 
 
-def _read_images(names_file: Path, folder: Path, problems: list[Problem]) -> dict[str, ImageSource] | None:
+def _read_images(names_file: Path, folder: Path, problems: Findings) -> dict[str, ImageSource] | None:
     """Return each image's file by id in COCO's order; None where COCO's file is unreadable."""
     content = read_json(names_file, dict, problems)
     if content is None:
@@ -101,7 +109,7 @@ def _read_query(
     if query_id is not None and not 0 <= query_id < num_queries:
         entry.problem(f"the id is not in 0 to {num_queries - 1}", f"count the queries from 0, or {RESTORE}")
     reference = _read_image(entry, "reference_img_id", images, names_file)
-    text = entry.sentence("relative_caption", entry.get("relative_caption", str))
+    text = entry.caption("relative_caption", entry.get("relative_caption", str))
     targets: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
     if split not in SPLITS_WITHOUT_TARGETS:
@@ -122,7 +130,7 @@ def _read_targets(
 ) -> tuple[str, ...]:
     """Return the annotated target, then the other ground truths; empty after adding a problem."""
     target = _read_image(entry, "target_img_id", images, names_file)
-    entry.check_target("target_img_id", target, reference)
+    entry.note_own_target(target, reference)
     image_ids = entry.get("gt_img_ids", list)
     right = None if image_ids is None else entry.image_names("gt_img_ids", image_ids, int, images, names_file)
     if target is None or right is None:

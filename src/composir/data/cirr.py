@@ -8,6 +8,7 @@ from pathlib import Path
 from composir.data.annotations import (
     RESTORE,
     Entry,
+    Findings,
     check_split_name,
     check_unique,
     choose_categories,
@@ -17,31 +18,33 @@ from composir.data.annotations import (
     require_some,
     require_whole,
 )
-from composir.data.triplets import Query, Split
+from composir.data.triplets import Query, Split, Tree
 from composir.errors import Problem
 
 SPLITS = ("train", "val", "test1")
 SPLITS_WITHOUT_TARGETS = ("test1",)
 IMAGE_FOLDERS = ("train", "dev", "test1")
+PLACES = ("train/*", "dev", "test1")
 
 
 def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
     """Return the one split of CIRR: every query of ``cap.rc2``, every image of ``split.rc2`` as the gallery.
 
     ``root`` holds ``cirr/captions``, or is the parent of such a ``cirr_dataset/``, or is the clone of the
-    annotations itself, with ``captions/`` and the image folders in it or beside it. Image files are not touched. The
-    target is ``target_hard`` alone: the soft targets are no right answers of the metric. Raises
-    ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
+    annotations itself, with ``captions/`` and the image folders in it or beside it. Image files are not touched, and
+    expected where the split file says (``find_images`` looks for them elsewhere). The target is ``target_hard`` alone:
+    the soft targets are no right answers of the metric. Raises ``SplitNotFoundError`` for a split that is not there
+    and ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("CIRR", categories)
     check_split_name("CIRR", split, SPLITS)
-    annotations, home = _find_folders(Path(root))
+    annotations, tree = _find_folders(Path(root))
     captions_file = annotations / "captions" / f"cap.rc2.{split}.json"
     names_file = annotations / "image_splits" / f"split.rc2.{split}.json"
     require_some("CIRR", split, (captions_file, names_file))
 
-    problems: list[Problem] = []
-    images = _read_images(names_file, home, problems)
+    problems = Findings()
+    images = _read_images(names_file, tree.home, problems)
     entries = read_entries(captions_file, problems, id_key="pairid")
     check_unique(entries, "pairid")
     queries = [_read_query(entry, split, images, names_file) for entry in entries]
@@ -56,20 +59,23 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         exclude_reference=True,
         text_rule="as annotated",
         file=captions_file,
+        files=(captions_file, names_file),
+        tree=tree,
     )
     return require_whole((found,), problems)
 
 
-def _find_folders(root: Path) -> tuple[Path, Path]:
-    """Return the folder of the annotations and the one that the paths of the images start from."""
+def _find_folders(root: Path) -> tuple[Path, Tree]:
+    """Return the folder of the annotations and where the images may lie."""
     if not any(root.glob("captions/cap.rc2.*.json")):
         home = find_home(
             root, marker="cirr/captions", folder="cirr_dataset", source="the GitHub repository Cuberick-Orion/CIRR"
         )
-        return home / "cirr", home
-    homes = (root, root.absolute().parent)
-    with_images = (home for home in homes if any((home / folder).is_dir() for folder in IMAGE_FOLDERS))
-    return root, next(with_images, root)
+        return home / "cirr", Tree(home, PLACES)
+    beside = root.absolute().parent
+    with_images = (home for home in (root, beside) if any((home / folder).is_dir() for folder in IMAGE_FOLDERS))
+    home = next(with_images, root)
+    return root, Tree(home, PLACES, (root, *(beside / folder for folder in IMAGE_FOLDERS)))
 
 
 def _read_images(names_file: Path, home: Path, problems: list[Problem]) -> dict[str, Path] | None:
@@ -88,11 +94,11 @@ def _read_query(entry: Entry, split: str, images: dict[str, Path] | None, names_
     """Return the query of one entry; what is wrong with it is added to the entry's problems."""
     pairid = entry.get("pairid", int)
     reference = entry.image_name("reference", entry.get("reference", str), images, names_file)
-    text = entry.sentence("caption", entry.get("caption", str))
+    text = entry.caption("caption", entry.get("caption", str))
     target = None
     if split not in SPLITS_WITHOUT_TARGETS or "target_hard" in entry.fields:
         target = entry.image_name("target_hard", entry.get("target_hard", str), images, names_file)
-        entry.check_target("target_hard", target, reference)
+        entry.note_own_target(target, reference)
     members = _read_members(entry, images, names_file)
     if pairid is None or reference is None or text is None:
         return None

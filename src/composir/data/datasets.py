@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data import circo, cirr, fashion200k, fashioniq, genecis, lasco, own, shoes
 from composir.data.annotations import AnnotationsError, SplitNotFoundError
+from composir.data.trees import find_images
 from composir.data.triplets import Split, split_key
-from composir.errors import ComposirError, Problem, nearest
+from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +68,14 @@ def load_splits(
     categories: Sequence[str] | None = None,
     gallery: str = "original",
     exclude_reference: bool | None = None,
+    annotations_only: bool = False,
 ) -> tuple[Split, ...]:
     """Return the splits of that name: one, or one a category for FashionIQ. No image is opened.
+
+    Image files are found by ``find_images``; where they do not lie as published, a log message says where they do.
+    With ``annotations_only``, for what reads predictions, they are not looked for, and CIRCO goes without COCO's list
+    of the gallery (``Split.missing_list``). Raises ``SplitNotFoundError`` for a split that is not there and
+    ``ProblemsError`` with everything wrong in it.
 
     ``gallery`` is ``original`` (the split file) or ``val-union`` (only the references and targets of the
     queries); ``exclude_reference`` replaces the data set's own rule. Both change the figures a great deal and
@@ -76,6 +86,14 @@ def load_splits(
             f"unknown gallery {gallery!r}", expected=" or ".join(GALLERIES), fix=nearest(gallery, GALLERIES)
         )
     splits = DATASETS[find_dataset(dataset)].load(Path(root), split, categories=categories)
+    if not annotations_only:
+        found = find_images(splits)
+        problems = [*_missing_lists(splits), *found.problems]
+        if problems:
+            raise ProblemsError(problems)
+        for note in found.notes:
+            log.warning("%s", note)
+        splits = found.splits
     if gallery == "val-union":
         splits = tuple(val_union(one) for one in splits)
     if exclude_reference is not None:
@@ -90,17 +108,25 @@ class Present:
     splits: list[Split]
     """Every split (of every category) that is there, as far as it can be read."""
     problems: list[Problem]
-    """Everything wrong with their annotations."""
+    """Everything wrong with their annotations, and images that several files may be."""
+    notes: list[Note]
+    """What is odd in their annotations, and where the images were found if not as published."""
     absent: list[str]
     """The ``split_key`` of those of which no file is there."""
 
 
 def load_present(
-    dataset: str, root: str | Path, *, split: str | None = None, categories: Sequence[str] | None = None
+    dataset: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    categories: Sequence[str] | None = None,
+    annotations_only: bool = False,
 ) -> Present:
     """Return what is there of a data set: of all its splits, or of one; of all its categories, or of some.
 
-    For commands that describe a data root; training and evaluation ask for what they need with ``load_splits``.
+    For commands that describe a data root; training and evaluation ask for what they need with ``load_splits``, which
+    says what ``annotations_only`` is.
     Raises ``SplitNotFoundError`` where there is nothing, or nothing of a category that ``categories`` names.
     """
     dataset = find_dataset(dataset)
@@ -128,7 +154,22 @@ def load_present(
             raise _nothing_there(f"{dataset} {category}", root, names)
     if not num_found:
         raise _nothing_there(dataset, root, names)
-    return Present(splits, list(problems), absent)
+    if not annotations_only:
+        found = find_images(splits)
+        splits = list(found.splits)
+        problems.update(dict.fromkeys([*_missing_lists(splits), *found.problems]))
+        notes = [*(note for one in splits for note in one.notes), *found.notes]
+    else:
+        notes = [note for one in splits for note in one.notes]
+    return Present(splits, list(problems), list(dict.fromkeys(notes)), absent)
+
+
+def _missing_lists(splits: Sequence[Split]) -> list[Problem]:
+    files = dict.fromkeys(split.missing_list for split in splits if split.missing_list)
+    return [
+        Problem(str(file), "", "the file is missing", f"put the published {file.name} there (docs/data.md)")
+        for file in files
+    ]
 
 
 def _nothing_there(what: str, root: str | Path, names: Sequence[str]) -> SplitNotFoundError:
@@ -157,5 +198,5 @@ def val_union(split: Split) -> Split:
         )
     used = {name for query in split.queries for name in (query.reference, *query.targets)}
     gallery = tuple(name for name in split.gallery if name in used)
-    images = {name: split.images[name] for name in gallery}
+    images = {name: split.images[name] for name in gallery if name in split.images}
     return dataclasses.replace(split, gallery=gallery, images=images, gallery_rule="val-union")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from composir.data.annotations import (
     RESTORE,
+    Findings,
     check_split_name,
     choose_categories,
     find_home,
@@ -14,8 +15,7 @@ from composir.data.annotations import (
     require_some,
     require_whole,
 )
-from composir.data.triplets import Query, Split
-from composir.errors import Problem
+from composir.data.triplets import Query, Split, Tree
 
 SPLITS = ("train", "test")
 LABELS = ("dress", "jacket", "pants", "skirt", "top")
@@ -41,7 +41,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     labels_files = [home / "labels" / f"{label}_{split}_detect_all.txt" for label in LABELS]
     require_some("Fashion200k", split, labels_files)
 
-    problems: list[Problem] = []
+    problems = Findings()
     captions = _read_captions(labels_files, problems)
     names_by_caption: dict[str, list[str]] = {}
     for name, caption in captions.items():
@@ -68,6 +68,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         exclude_reference=True,
         text_rule="replace A with B",
         file=file,
+        files=(*labels_files, file) if split == "test" else tuple(labels_files),
+        tree=Tree(home, ("women/*/*/*",)),
     )
     return require_whole((found,), problems)
 
@@ -112,28 +114,30 @@ def _rests(caption: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys((*words[:place], *words[place + 1 :]) for place in range(len(words))))
 
 
-def _read_captions(labels_files: Sequence[Path], problems: list[Problem]) -> dict[str, str]:
+def _read_captions(labels_files: Sequence[Path], problems: Findings) -> dict[str, str]:
     """Return the caption of every image by name, in the order of the files."""
     captions: dict[str, str] = {}
     for file in labels_files:
         for entry in read_table(file, ("file", "score", "caption"), problems, separator="\t"):
-            name = entry.fields["file"]
+            name, caption = entry.fields["file"], entry.fields["caption"].strip().translate(NAME_BY_MARK)
             if not name.strip():
                 entry.problem("the image's path is empty", RESTORE)
+            elif captions.get(name) == caption:
+                entry.note(f"the name {name!r} is repeated")
             elif name in captions:
-                entry.problem(f"the name {name!r} is repeated", "keep it once")
+                entry.problem(f"the name {name!r} is repeated with another caption", RESTORE)
             else:
-                captions[name] = entry.fields["caption"].strip().translate(NAME_BY_MARK)
+                captions[name] = caption
     return captions
 
 
-def _read_pairs(file: Path, captions: Mapping[str, str], problems: list[Problem]) -> Iterator[tuple[str, str]]:
+def _read_pairs(file: Path, captions: Mapping[str, str], problems: Findings) -> Iterator[tuple[str, str]]:
     """Yield reference and target of every test query; what is wrong with one is added to ``problems``."""
     labels = file.parent / "labels"
     known = None if problems else captions  # a label file that cannot be read in full may hold any name
     for entry in read_table(file, ("reference", "target"), problems):
         reference, target = entry.fields["reference"], entry.fields["target"]
-        entry.check_target("target", target, reference)
+        entry.note_own_target(target, reference)
         for role, name in entry.fields.items():
             entry.image_name(role, name, known, labels)
             if captions.get(name) == "":

@@ -8,6 +8,7 @@ from pathlib import Path
 from composir.data.annotations import (
     RESTORE,
     Entry,
+    Findings,
     check_split_name,
     choose_categories,
     find_categories,
@@ -16,9 +17,7 @@ from composir.data.annotations import (
     read_names,
     require_whole,
 )
-from composir.data.images import list_images
-from composir.data.triplets import Query, Split
-from composir.errors import Problem
+from composir.data.triplets import Query, Split, Tree
 
 SPLITS = ("train", "val", "test")
 SPLITS_WITHOUT_TARGETS = ("test",)
@@ -34,7 +33,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 
     ``root`` holds ``captions/``, or is the parent of such a ``fashionIQ_dataset/``. The gallery is the split
     file's list (the *original* one) and keeps the reference. A query's id is its number in the caption file,
-    from 0. Image files are found by one listing of ``images/`` and not opened. Raises ``SplitNotFoundError``
+    from 0. Image files are not touched, and expected in ``images/`` as PNG (``find_images`` looks for them elsewhere
+    and under other suffixes). Raises ``SplitNotFoundError``
     when no category has the split and ``AnnotationsError`` with everything wrong in all of them; a category that is
     not there is wrong, too.
     """
@@ -51,9 +51,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         for category in categories
     }
 
-    images_folder = home / "images"
-    file_by_name = list_images(images_folder)
-    problems: list[Problem] = []
+    problems = Findings()
     splits = []
     for category in find_categories("FashionIQ", split, files_by_category, problems):
         captions_file, names_file = files_by_category[category]
@@ -66,18 +64,20 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 category=category,
                 queries=queries,
                 gallery=tuple(gallery or ()),
-                images={name: file_by_name.get(name, images_folder / f"{name}.png") for name in gallery or ()},
+                images={name: home / "images" / f"{name}.png" for name in gallery or ()},
                 gallery_rule="original",
                 exclude_reference=False,
                 text_rule="both captions",
                 file=captions_file,
+                files=(captions_file, names_file),
+                tree=Tree(home, ("images",)),
             )
         )
     return require_whole(tuple(splits), problems)
 
 
 def join_captions(first: str, second: str) -> str:
-    """Return both captions as one sentence, as CLIP4Cir and SPRC evaluate it."""
+    """Return both captions as one sentence, as CLIP4Cir and SPRC evaluate it: a blank one is joined like any other."""
     return f"{first.strip(CAPTION_EDGES).capitalize()} and {second.strip(CAPTION_EDGES)}"
 
 
@@ -96,7 +96,7 @@ def _read_queries(
     split: str,
     gallery: dict[str, None] | None,
     names_file: Path,
-    problems: list[Problem],
+    problems: Findings,
 ) -> tuple[Query, ...]:
     """Return the queries of one caption file; what is wrong with it is added to ``problems``."""
     queries = []
@@ -105,6 +105,7 @@ def _read_queries(
         target = None
         if split not in SPLITS_WITHOUT_TARGETS or "target" in entry.fields:
             target = entry.image_name("target", entry.get("target", str), gallery, names_file)
+            entry.note_own_target(target, reference)
         captions = _read_captions(entry)
         if reference is None or captions is None:
             continue
@@ -132,6 +133,6 @@ def _read_captions(entry: Entry) -> tuple[str, str] | None:
     texts = []
     for number, caption in enumerate(captions):
         what = f"captions[{number}]"
-        texts.append(entry.sentence(what, entry.typed(what, caption, str), CAPTION_EDGES))
+        texts.append(entry.caption(what, entry.typed(what, caption, str), CAPTION_EDGES))
     first, second = texts
     return None if first is None or second is None else (first, second)

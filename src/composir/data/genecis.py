@@ -8,6 +8,7 @@ from pathlib import Path
 from composir.data.annotations import (
     RESTORE,
     Entry,
+    Findings,
     as_entries,
     check_split_name,
     choose_categories,
@@ -16,9 +17,9 @@ from composir.data.annotations import (
     read_entries,
     require_whole,
 )
-from composir.data.images import Crop, ImageSource, list_images
-from composir.data.triplets import Query, Split
-from composir.errors import Problem, short
+from composir.data.images import Crop, ImageSource
+from composir.data.triplets import Query, Split, Tree
+from composir.errors import short
 
 SPLITS = ("val",)
 CATEGORIES = ("focus_attribute", "change_attribute", "focus_object", "change_object")
@@ -27,6 +28,7 @@ CATEGORIES_OF_CROPS = ("focus_attribute", "change_attribute")
 
 DILATION = 0.7
 """How much of an object's width and height the published loader adds to its box."""
+PLACES = ("VG_100K", "VG_100K_2", "val2017")
 MAX_SIDE = 10**6
 """Pixels; no picture is larger."""
 
@@ -38,9 +40,9 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     against its own candidates, the target among them and its own picture never; a picture listed twice is one
     candidate. A query's id is its number in the file, from 0. An image of the attribute tasks is called
     ``<image id>:<left>,<top>,<width>,<height>`` and is a part of a Visual Genome picture (see ``dilate``), one of
-    the object tasks is called by its COCO id. Visual Genome's files are found by one listing of ``VG_*/``; no image
-    is opened. Raises ``SplitNotFoundError`` when no task is there and ``AnnotationsError`` with everything wrong in
-    all of them; a task that is not there is wrong, too.
+    the object tasks is called by its COCO id. Image files are not touched; which of Visual Genome's two folders holds
+    one is for ``find_images`` to say. Raises ``SplitNotFoundError`` when no task is there and ``AnnotationsError``
+    with everything wrong in all of them; a task that is not there is wrong, too.
     """
     categories = choose_categories("GeneCIS", categories, CATEGORIES)
     check_split_name("GeneCIS", split, SPLITS)
@@ -49,17 +51,14 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     )
     files_by_category = {category: (home / "genecis" / f"{category}.json",) for category in categories}
 
-    has_crops = any(category in CATEGORIES_OF_CROPS for category in categories)
-    file_by_id = list_images(home, "VG_*/*") if has_crops else {}
-    problems: list[Problem] = []
+    problems = Findings()
     splits = []
     for category in find_categories("GeneCIS", split, files_by_category, problems):
         (file,) = files_by_category[category]
         images: dict[str, ImageSource] = {}
         queries = []
         for number, entry in enumerate(read_entries(file, problems)):
-            crops = file_by_id if category in CATEGORIES_OF_CROPS else None
-            query = _read_query(entry, str(number), home, crops, images)
+            query = _read_query(entry, str(number), home, images, is_crop=category in CATEGORIES_OF_CROPS)
             if query is not None:
                 queries.append(query)
         splits.append(
@@ -74,6 +73,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
                 exclude_reference=True,
                 text_rule="as annotated",
                 file=file,
+                files=(file,),
+                tree=Tree(home, PLACES),
             )
         )
     return require_whole(tuple(splits), problems)
@@ -91,24 +92,27 @@ def dilate(left: float, top: float, width: float, height: float) -> tuple[float,
 
 
 def _read_query(
-    entry: Entry, query_id: str, home: Path, crops: dict[str, Path] | None, images: dict[str, ImageSource]
+    entry: Entry, query_id: str, home: Path, images: dict[str, ImageSource], *, is_crop: bool
 ) -> Query | None:
     """Return the query of one entry and add its images; what is wrong with it is added to the entry's problems."""
-    text = entry.sentence("condition", entry.get("condition", str))
+    text = entry.caption("condition", entry.get("condition", str))
     names = {}
     for role in ("reference", "target"):
         fields = entry.get(role, dict)
         part = Entry(entry.file, f"{entry.where}, {role}", fields or {}, entry.problems)
-        names[role] = None if fields is None else _read_image(part, home, crops, images)
-    entry.check_target("target", names["target"], names["reference"])
+        names[role] = None if fields is None else _read_image(part, home, images, is_crop=is_crop)
+    entry.note_own_target(names["target"], names["reference"])
     items = entry.get("gallery", list)
     if items == []:
         entry.problem("'gallery' is empty", RESTORE)
     others = [
-        _read_image(part, home, crops, images)
+        _read_image(part, home, images, is_crop=is_crop)
         for part in as_entries(entry.file, items or (), entry.problems, where=f"{entry.where}, gallery")
     ]
     reference, target = names["reference"], names["target"]
+    candidates = [target, *(name for name in others if name is not None)]
+    if len(set(candidates)) < len(candidates):
+        entry.note("a candidate is listed twice, and counts once")
     if text is None or reference is None or target is None:
         return None
     return Query(
@@ -117,13 +121,13 @@ def _read_query(
         text=text,
         texts=(text,),
         targets=(target,),
-        gallery=tuple(dict.fromkeys([target, *(name for name in others if name is not None)])),
+        gallery=tuple(name for name in dict.fromkeys(candidates) if name is not None),
     )
 
 
-def _read_image(part: Entry, home: Path, crops: dict[str, Path] | None, images: dict[str, ImageSource]) -> str | None:
+def _read_image(part: Entry, home: Path, images: dict[str, ImageSource], *, is_crop: bool) -> str | None:
     """Return the name of one image after adding it to ``images``, or None after adding a problem."""
-    if crops is None:
+    if not is_crop:
         coco_id = part.get("val_image_id", int)
         if coco_id is None:
             return None
@@ -139,7 +143,7 @@ def _read_image(part: Entry, home: Path, crops: dict[str, Path] | None, images: 
     if image_id is None or box is None:
         return None
     name = f"{image_id}:{','.join(str(side) for side in box)}"
-    images[name] = Crop(crops.get(str(image_id), home / "VG_100K" / f"{image_id}.jpg"), dilate(*box))
+    images[name] = Crop(home / "VG_100K" / f"{image_id}.jpg", dilate(*box))
     return name
 
 

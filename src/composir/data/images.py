@@ -245,18 +245,6 @@ def file_of(source: ImageSource) -> Path:
     return source.file if isinstance(source, Crop) else source
 
 
-def list_images(folder: Path, pattern: str = "*") -> dict[str, Path]:
-    """Return the image files under ``folder`` that match ``pattern``, by name without suffix, from one listing.
-
-    Where a name has several suffixes, the first of ``IMAGE_SUFFIXES`` is taken; without the folder there are none.
-    """
-    file_by_name: dict[str, Path] = {}
-    files = [file for file in folder.glob(pattern) if file.suffix.lower() in IMAGE_SUFFIXES]
-    for file in sorted(files, key=lambda file: (IMAGE_SUFFIXES.index(file.suffix.lower()), file)):
-        file_by_name.setdefault(file.stem, file)
-    return file_by_name
-
-
 def _cut(image: Image.Image, crop: Crop) -> Image.Image:
     left, top, right, bottom = (round(side) for side in crop.box)
     box = (max(0, left), max(0, top), min(image.width, right), min(image.height, bottom))

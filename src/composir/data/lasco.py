@@ -8,6 +8,7 @@ from pathlib import Path
 from composir.data.annotations import (
     RESTORE,
     Entry,
+    Findings,
     as_entries,
     check_split_name,
     check_unique,
@@ -19,8 +20,8 @@ from composir.data.annotations import (
     require_whole,
 )
 from composir.data.images import ImageSource, file_of
-from composir.data.triplets import Query, Split
-from composir.errors import Problem, short
+from composir.data.triplets import Query, Split, Tree
+from composir.errors import short
 
 SPLITS = ("train", "val")
 
@@ -40,7 +41,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     corpus_file = home / f"lasco_{split}_corpus.json"
     require_some("LaSCo", split, (queries_file, corpus_file))
 
-    problems: list[Problem] = []
+    problems = Findings()
     read_images = _read_train_images if split == "train" else _read_val_images
     images = read_images(corpus_file, home, problems)
     entries = read_entries(queries_file, problems, id_key="qid")
@@ -57,11 +58,13 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         exclude_reference=False,
         text_rule="as annotated",
         file=queries_file,
+        files=(queries_file, corpus_file),
+        tree=Tree(home, ("train2014", "val2014")),
     )
     return require_whole((found,), problems)
 
 
-def _read_train_images(corpus_file: Path, home: Path, problems: list[Problem]) -> dict[str, ImageSource] | None:
+def _read_train_images(corpus_file: Path, home: Path, problems: Findings) -> dict[str, ImageSource] | None:
     """Return each image's file by id, of ``{"<id>": "<path>"}``; None where the corpus file is unreadable."""
     content = read_json(corpus_file, dict, problems)
     if content is None:
@@ -75,7 +78,7 @@ def _read_train_images(corpus_file: Path, home: Path, problems: list[Problem]) -
     return images
 
 
-def _read_val_images(corpus_file: Path, home: Path, problems: list[Problem]) -> dict[str, ImageSource] | None:
+def _read_val_images(corpus_file: Path, home: Path, problems: Findings) -> dict[str, ImageSource] | None:
     """Return each image's file by id, of ``[{"id": <id>, "path": "<path>"}]``; None where the file is unreadable."""
     content = read_json(corpus_file, list, problems)
     if content is None:
@@ -97,9 +100,9 @@ def _read_query(entry: Entry, images: dict[str, ImageSource] | None, corpus_file
     """Return the query of one entry; what is wrong with it is added to the entry's problems."""
     query_id = entry.get("qid", int)
     reference = _read_image(entry, "query-image", images, corpus_file)
-    text = entry.sentence("query-text", entry.get("query-text", str))
+    text = entry.caption("query-text", entry.get("query-text", str))
     target = _read_image(entry, "target-image", images, corpus_file)
-    entry.check_target("target-image", target, reference)
+    entry.note_own_target(target, reference)
     if query_id is None or reference is None or text is None or target is None:
         return None
     return Query(id=str(query_id), reference=reference, text=text, texts=(text,), targets=(target,))

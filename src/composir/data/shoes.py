@@ -7,6 +7,7 @@ from pathlib import Path
 
 from composir.data.annotations import (
     Entry,
+    Findings,
     check_split_name,
     choose_categories,
     find_home,
@@ -15,9 +16,8 @@ from composir.data.annotations import (
     require_some,
     require_whole,
 )
-from composir.data.images import ImageSource, list_images
-from composir.data.triplets import Query, Split
-from composir.errors import Problem
+from composir.data.images import ImageSource
+from composir.data.triplets import Query, Split, Tree
 
 NAMES_FILES = {"train": "train_im_names.txt", "val": "eval_im_names.txt"}
 SPLITS = tuple(NAMES_FILES)
@@ -29,8 +29,9 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 
     ``root`` holds ``relative_captions_shoes.json``, or is the parent of such a ``Shoes/``. One file holds the pairs
     of both splits: a pair belongs to the split whose list names both its images, so both lists are read. A query's
-    id is its number in that file, from 0. Image files are found by one listing of ``womens_*/`` and not opened.
-    Raises ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
+    id is its number in that file, from 0. Image files are not touched; which of the folders ``womens_*/*/`` holds one
+    is for ``find_images`` to say. Raises ``SplitNotFoundError`` for a split that is not there and
+    ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("Shoes", categories)
     check_split_name("Shoes", split, SPLITS)
@@ -40,9 +41,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     names_files = {name: home / file for name, file in NAMES_FILES.items()}
     require_some("Shoes", split, (names_files[split],))
 
-    file_by_stem = list_images(home, "womens_*/*/*")
-    problems: list[Problem] = []
-    images_by_split = {name: _read_images(file, home, file_by_stem, problems) for name, file in names_files.items()}
+    problems = Findings()
+    images_by_split = {name: _read_images(file, home, problems) for name, file in names_files.items()}
     known = None if problems else set().union(*images_by_split.values())
     queries = []
     for number, entry in enumerate(read_entries(home / CAPTIONS_FILE, problems)):
@@ -61,18 +61,18 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         exclude_reference=True,
         text_rule="as annotated",
         file=home / CAPTIONS_FILE,
+        files=(home / CAPTIONS_FILE, *names_files.values()),
+        tree=Tree(home, ("womens_*/*",)),
     )
     return require_whole((found,), problems)
 
 
-def _read_images(
-    names_file: Path, home: Path, file_by_stem: dict[str, Path], problems: list[Problem]
-) -> dict[str, ImageSource]:
+def _read_images(names_file: Path, home: Path, problems: Findings) -> dict[str, ImageSource]:
     """Return each image's file by name in the order of a list."""
     images: dict[str, ImageSource] = {}
     for entry in read_table(names_file, ("name",), problems):
         name: str = entry.fields["name"]
-        entry.add_image(name, file_by_stem.get(Path(name).stem, home / name), images)
+        entry.add_image(name, home / name, images)
     return images
 
 
@@ -81,8 +81,8 @@ def _read_query(entry: Entry, query_id: str, known: set[str] | None, names_files
     reference = entry.get("ReferenceImageName", str)
     reference = entry.image_name("ReferenceImageName", reference, known, *names_files)
     target = entry.image_name("ImageName", entry.get("ImageName", str), known, *names_files)
-    entry.check_target("ImageName", target, reference)
-    text = entry.sentence("RelativeCaption", entry.get("RelativeCaption", str))
+    entry.note_own_target(target, reference)
+    text = entry.caption("RelativeCaption", entry.get("RelativeCaption", str))
     if reference is None or target is None or text is None:
         return None
     return Query(id=query_id, reference=reference, text=text, texts=(text,), targets=(target,))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data.images import ImageSource
+from composir.errors import Note
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,18 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
+class Tree:
+    """Where the image files of a published data set may lie."""
+
+    home: Path
+    """The folder that ``places`` start from."""
+    places: tuple[str, ...]
+    """The published folders, as patterns such as ``train/*``."""
+    roots: tuple[Path, ...] = ()
+    """The folders below which a file is looked for by its name, ``home`` where there is none given."""
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """The queries of one split (of one category) and the gallery they are ranked against."""
 
@@ -54,6 +67,14 @@ class Split:
     """How ``Query.text`` was made from the annotation, in a word or two."""
     file: Path | None = None
     """The annotation file that the queries were read from, so that a problem of a query can name it."""
+    files: tuple[Path, ...] = ()
+    """All annotation files of a published data set that the split was read from."""
+    notes: tuple[Note, ...] = ()
+    """What is odd in them, and no problem; the notes on files that several splits share may stand at one of them."""
+    tree: Tree | None = None
+    """Where the image files may lie; None where ``images`` says it once and for all."""
+    missing_list: Path | None = None
+    """The list of the gallery's images, where it is not there: ``gallery`` then holds what the queries name alone."""
 
 
 def split_key(name: str, category: str) -> str:

@@ -36,8 +36,9 @@ class Ranking:
     scores: Float32[np.ndarray, "num_queries depth"]
     """The similarities of ``top``; minus infinity where ``top`` is padded, NaN where they are not known."""
     target_ranks: Int64[np.ndarray, " num_queries"]
-    """The rank of the annotated target among all candidates, 1 for the best; 0 where it is not known: a hidden
-    answer, or a file of predictions that does not hold the target."""
+    """The rank of the annotated target among all candidates, 1 for the best; 0 where there is none or it is not known:
+    a target that is taken out with the reference and so is never found, a hidden answer, or a file of predictions
+    that does not hold the target."""
     subset: tuple[tuple[str, ...], ...]
     """Every query's subset members by name, best first; empty where the query has none or they are not known."""
 

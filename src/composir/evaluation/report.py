@@ -87,9 +87,9 @@ class Retrieved:
 def table(result: Result) -> Table:
     """Return the figures as a table in percent: composed with its interval, beside the baselines."""
     fields = result.signature_fields
+    gallery = "gallery not listed" if result.num_gallery is None else f"{result.num_gallery:,} gallery images"
     view = Table(
-        title=f"{fields['dataset']} {fields['split']}: {result.num_queries:,} queries, "
-        f"{result.num_gallery:,} gallery images",
+        title=f"{fields['dataset']} {fields['split']}: {result.num_queries:,} queries, {gallery}",
         caption=result.signature.replace("|", "  "),
     )
     view.add_column("metric")
@@ -291,14 +291,16 @@ def _query_row(ranking: Ranking, row: int) -> Row:
 
 def _missed_target(ranking: Ranking, row: int) -> Retrieved:
     """Return the target that is not among the images shown."""
-    rank = ranking.target_ranks[row]
-    if not rank:
+    rank, query = ranking.target_ranks[row], ranking.split.queries[row]
+    if ranking.split.exclude_reference and query.targets[0] == query.reference:
+        caption = "the target is the reference"
+    elif not rank:
         caption = f"target below {ranking.top.shape[1]}"
     elif rank > ranking.top.shape[1]:
         caption = f"target at {rank:,}"
     else:
         caption = _numbered(f"target at {rank}", ranking.scores[row, rank - 1])
-    return Retrieved(ranking.split.queries[row].targets[0], caption, is_target=True, apart=True)
+    return Retrieved(query.targets[0], caption, is_target=True, apart=True)
 
 
 def _numbered(number: str, score: float) -> str:

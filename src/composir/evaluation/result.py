@@ -105,8 +105,10 @@ class Result:
         return sum(len(ranking.split.queries) for ranking in self.rankings[COMPOSED])
 
     @property
-    def num_gallery(self) -> int:
-        """Gallery images over all categories."""
+    def num_gallery(self) -> int | None:
+        """Gallery images over all categories; None where their list was not there."""
+        if any(ranking.split.missing_list for ranking in self.rankings[COMPOSED]):
+            return None
         return sum(len(ranking.split.gallery) for ranking in self.rankings[COMPOSED])
 
     @property

@@ -181,6 +181,7 @@ def _split_fields(split: Split) -> dict[str, Any]:
         **{name: getattr(split, name) for name in _SPLIT_FIELDS},
         "queries": [asdict(query) for query in split.queries],
         "gallery": list(split.gallery),
+        **({"missing_list": split.missing_list.name} if split.missing_list else {}),
     }
 
 
@@ -195,6 +196,7 @@ def _split(entry: Mapping[str, Any]) -> Split:
         queries=tuple(_query(query) for query in _of_type(list, entry["queries"])),
         gallery=gallery,
         images={},
+        missing_list=Path(_of_type(str, entry["missing_list"])) if "missing_list" in entry else None,
     )
 
 

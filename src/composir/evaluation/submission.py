@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,7 +53,8 @@ def read_predictions(files: Sequence[Path], splits: Sequence[Split]) -> tuple[Ra
     """Return the rankings in ``files``, which are in the data set's own form, one per split.
 
     CIRR takes one or both of its files (one gives half of the figures), FashionIQ one a category. Every query of
-    every split must be there, and no other; raises ``ProblemsError`` with everything wrong in all files.
+    every split must be there, and no other; raises ``ProblemsError`` with everything wrong in all files. Where the
+    list of the gallery is not there (``Split.missing_list``), the images that the files name are taken for members.
     """
     for split in splits:
         check_gallery(split)
@@ -300,10 +302,11 @@ class _Lists:
         if query.reference in names and query.reference not in candidates:
             entry.problem(f"holds the reference {query.reference!r}", "leave the query's own picture out")
         unknown = [name for name in dict.fromkeys(names) if name not in candidates and name != query.reference]
-        if unknown:
+        is_listed = self.split.missing_list is None
+        if unknown and is_listed:
             where = "the query's image set" if self.in_subset else "the gallery"
             entry.problem(f"not in {where}: {_listed(unknown)}", f"name images of {describe(self.split)}")
-        expected = min(self.depth, len(candidates))
+        expected = min(self.depth, len(candidates)) if is_listed else self.depth
         if len(items) < expected or (self.exact and len(items) > expected):
             least = "" if self.exact else "at least "
             entry.problem(f"holds {len(items)} names, expected {least}{expected}", "give the best, in order")
@@ -336,6 +339,9 @@ def _ranking(split: Split, parts: Sequence[Predictions]) -> Ranking:
     """Return the ranking that one or two files give; scores are not known."""
     lists = next((part.lists for part in parts if not part.is_subset), None)
     subset_lists = next((part.lists for part in parts if part.is_subset), {})
+    if split.missing_list and lists is not None:
+        named = dict.fromkeys(name for names in lists.values() for name in names)
+        split = dataclasses.replace(split, gallery=tuple(dict.fromkeys([*split.gallery, *named])))
     place_by_name = {name: place for place, name in enumerate(split.gallery)}
     top = np.full((len(split.queries), 0 if lists is None else DEPTH), PADDING, np.int64)
     if lists is not None:

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from composir import parallel
-from composir.data import DATASETS, Query, Split, find_dataset, load_splits
-from composir.data.check import require_images
+from composir.data import DATASETS, Left, Query, Split, find_dataset, load_splits
+from composir.data.check import require_images, without_missing_images
 from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError, command
 from composir.evaluation import COMPOSED, Result, evaluate, metric_label, rank_splits
@@ -97,6 +97,9 @@ PART_BY_WEIGHTS = {
 
 class Observer(Protocol):
     """Hears how a run goes on; the command line draws progress bars with it."""
+
+    def on_missing_images(self, left_by_key: Mapping[str, Left]) -> None:
+        """So much is left of each split, by ``split_key``; told where the recipe skips what needs a missing image."""
 
     def on_features(self, done: int, total: int, num_bytes: int) -> None:
         """So many images have their tokens; those of all ``total`` take ``num_bytes``."""
@@ -163,17 +166,22 @@ def train(
     step, saves ``last/`` and returns with ``interrupted``. A loss that is not finite raises ``ComposirError`` with
     the step and the ids of the batch; ``last/`` is then the last good state.
     """
+    observer = observer or _Silent()
     accelerator = _accelerator(recipe)
     with _deterministic(recipe.deterministic), _one_line_for(resume or Path(recipe.output_dir)):
         with parallel.together(accelerator.device):
             train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
             evaluated = DATASETS[find_dataset(recipe.dataset)].evaluated
             val_splits = load_splits(recipe.dataset, recipe.data_root, evaluated)
+            left_by_key: dict[str, Left] = {}
+            if recipe.skip_missing_images:
+                splits, left_by_key = without_missing_images([*train_splits, *val_splits])
+                train_splits, val_splits = splits[: len(train_splits)], splits[len(train_splits) :]
+                observer.on_missing_images(left_by_key)
             require_images([*train_splits, *val_splits])
             if resume is None:
                 _require_writable(Path(recipe.output_dir))
             require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
-            observer = observer or _Silent()
             if resume is not None and not require_same_data(resume, [*train_splits, *val_splits]):
                 observer.on_note(
                     f"{resume} does not say what it was trained on, being of an earlier version; "
@@ -185,6 +193,7 @@ def train(
                 train_splits=train_splits,
                 val_splits=val_splits,
                 observer=observer,
+                left_by_key=left_by_key,
                 cache=cache,
                 cache_dir=cache_dir,
             )
@@ -211,6 +220,8 @@ class Features:
     images_per_second: float
     """Of those that were computed; 0 without any."""
     folder: str
+    left: dict[str, Left] = field(default_factory=dict)
+    """What is left of each split, by ``split_key``, where the recipe skips what needs a missing image."""
 
 
 def compute_features(
@@ -226,6 +237,10 @@ def compute_features(
     """
     names = splits or ("train", DATASETS[find_dataset(recipe.dataset)].evaluated)
     loaded = [split for name in names for split in load_splits(recipe.dataset, recipe.data_root, name)]
+    left_by_key: dict[str, Left] = {}
+    if recipe.skip_missing_images:
+        reduced, left_by_key = without_missing_images(loaded)
+        loaded = list(reduced)
     require_images(loaded)
     tower = BACKBONES[recipe.backbone].tower(recipe.weights)
     tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
@@ -240,6 +255,7 @@ def compute_features(
         bytes=num_images * tokens.bytes_per_image,
         images_per_second=round(num_computed / (time.perf_counter() - start), 2),
         folder=str(tokens.directory),
+        left=left_by_key,
     )
 
 
@@ -358,13 +374,14 @@ class _Run:
         train_splits: Sequence[Split],
         val_splits: Sequence[Split],
         observer: Observer,
+        left_by_key: Mapping[str, Left] | None = None,
         cache: str = DISK,
         cache_dir: Path | None = None,
     ) -> None:
         self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
         self.is_first = parallel.process_index() == 0
         self.saved_at = time.monotonic()
-        self.train_splits, self.val_splits = train_splits, val_splits
+        self.train_splits, self.val_splits, self.left_by_key = train_splits, val_splits, left_by_key or {}
         self.triplets = [(split, query) for split in train_splits for query in split.queries]
         torch.manual_seed(recipe.seed)
         self.model = build(
@@ -850,7 +867,7 @@ class _Run:
         if is_best:
             state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
         if recipe.save_training:
-            card = model_card(self.model.config, _about(recipe, result))
+            card = model_card(self.model.config, _about(recipe, result, self.left_by_key))
             files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}
             folders = ([self.run / "best"] if is_best else []) + (
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
@@ -979,8 +996,8 @@ def _draw_example(square: Image.Image, reading: Reading) -> tuple[UInt8[np.ndarr
     return np.concatenate([np.asarray(square.resize((width, height))), *pictures], axis=1), ", ".join(words)
 
 
-def _about(recipe: Recipe, result: Result) -> str:
-    """Return what the model card says of the run: its recipe, its figures with intervals, the signature."""
+def _about(recipe: Recipe, result: Result, left_by_key: Mapping[str, Left]) -> str:
+    """Return what the model card says of the run: recipe, figures with intervals, signature, data that was missing."""
     figures = "\n".join(
         f"| {metric_label(key)} | {100 * value:.2f} | {100 * result.intervals[key][0]:.2f} – "
         f"{100 * result.intervals[key][1]:.2f} |"
@@ -994,4 +1011,16 @@ Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train -
 {figures}
 
 Signature: `{result.signature}`
-"""
+{_about_missing(left_by_key)}"""
+
+
+def _about_missing(left_by_key: Mapping[str, Left]) -> str:
+    """Return what the model card says of the images that were missing; empty where none was."""
+    left = [f"- {key}: {left}" for key, left in left_by_key.items() if left.is_less]
+    if not left:
+        return ""
+    return (
+        "\nNot the published set: queries that need an image that was missing are left out.\n\n"
+        + "\n".join(left)
+        + "\n"
+    )

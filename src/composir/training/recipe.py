@@ -42,6 +42,8 @@ class Recipe(BaseModel):
     """Key of ``DATASETS``."""
     data_root: str = "."
     """Folder of the data set, or its parent."""
+    skip_missing_images: bool = False
+    """Train and validate on the queries whose images are all there; off, a missing image is an error."""
     blip_model_name: str = MODEL_NAME
     backbone: str = "pretrain"
     """Key of ``BACKBONES``."""
