@@ -32,6 +32,7 @@ EMPTY = "the image file is empty (0 bytes)"
 READ_FIX = f"{FETCH_FIX} (composir data check finds every such file)"
 BOUNDS_FIX = "scale the picture down, or allow more by COMPOSIR_MAX_PIXELS and COMPOSIR_MAX_SIDE"
 NO_MEMORY = "needs more memory than there is left"
+MEMORY_FIX = "scale the picture down, or use fewer threads (--num-workers)"
 MAX_THREADS = 8
 """Threads that read image files at once, where there are as many cores."""
 
@@ -87,6 +88,10 @@ class Crop:
 
     def __str__(self) -> str:
         return f"{self.file} (box {', '.join(f'{side:g}' for side in self.box)})"
+
+
+class UnseenError(ComposirError):
+    """A file that could not be looked at: nothing is known of the picture in it."""
 
 
 ImageSource: TypeAlias = Path | Crop
@@ -396,7 +401,9 @@ def read_bytes(path: Path) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ComposirError(MISSING, file=path, fix=READ_FIX) from error
+        raise UnseenError(MISSING, file=path, fix=READ_FIX) from error
+    except MemoryError as error:
+        raise UnseenError(NO_MEMORY, file=path, fix=MEMORY_FIX) from error
     except (OSError, ValueError) as error:
         raise _cannot_be_opened(path, _reason(error)) from error
 
@@ -406,7 +413,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _cannot_be_opened(path: Path, reason: str) -> ComposirError:
-    return ComposirError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file")
+    return UnseenError(f"cannot be opened ({reason})", file=path, fix="make it a readable regular file")
 
 
 def file_of(source: ImageSource) -> Path:
@@ -489,7 +496,7 @@ def _decode(
     except Image.DecompressionBombError as error:
         raise ComposirError(f"too many pixels: {error}", file=name, fix=BOUNDS_FIX) from error
     except MemoryError as error:
-        raise ComposirError(NO_MEMORY, file=name, fix="scale the picture down, or use fewer threads") from error
+        raise UnseenError(NO_MEMORY, file=name, fix=MEMORY_FIX) from error
     except ComposirError as error:
         raise ComposirError(error.message, file=name, expected=error.expected, fix=error.fix) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing trips over
