@@ -47,7 +47,7 @@ def test_index_prints_what_the_contract_names(run, gallery, model, tmp_path):
     assert [set(one) for one in json.loads(out)["skipped"]] == [{"file", "reason"}]
     code, out, _ = run("index", tmp_path / "pictures", "--out", tmp_path / "other")
     assert code == 0
-    assert "skipped broken.png: not an image that Pillow can read" in out
+    assert "skipped broken.png: not an image of a format that is read" in out
     assert "1 pictures in" in out
     assert "next: composir search" in out
 

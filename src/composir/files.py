@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -28,6 +29,25 @@ LOCK_SECONDS = 10
 """How long a disk may take to grant a lock on a file that nobody else knows."""
 
 
+FULL_DISK = ("disk is full", "No space left on device", "Disk quota exceeded")
+TOO_LITTLE = 2**20
+"""Bytes left on a disk with which it counts as full, where an error does not say why writing failed, as torch's."""
+
+
+@contextmanager
+def telling_full_disk(folder: Path) -> Iterator[None]:
+    """Raise ``OSError`` (``ENOSPC``) with the folder where SQLite, torch, safetensors or FAISS meet a full disk."""
+    try:
+        yield
+    except (OSError, ComposirError):
+        raise
+    except Exception as error:
+        is_told = any(words in str(error) for words in FULL_DISK)
+        if is_told or (type(error) is RuntimeError and folder.exists() and shutil.disk_usage(folder).free < TOO_LITTLE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Give a temporary path beside ``file``; on success it is flushed to disk and takes the file's place there.
@@ -37,13 +57,14 @@ def replacing(file: Path) -> Iterator[Path]:
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(file)
-        sync(file.parent)
+        with telling_full_disk(file.parent):
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)
+            sync(temporary)
+            temporary.replace(file)
+            sync(file.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,19 +88,20 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(mode & 0o666)
-            sync(file)
-        sync(temporary)
-        recover_folder(folder)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with telling_full_disk(folder.parent):
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode & 0o666)
+                sync(file)
+            sync(temporary)
+            recover_folder(folder)
+            if folder.exists():
+                folder.rename(old)
+            temporary.rename(folder)
+            sync(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

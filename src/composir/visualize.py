@@ -131,7 +131,7 @@ def gallery_of_folder(folder: Path) -> Split:
     """Return a split without queries whose gallery is every picture below the folder; one without any is an error."""
     if not folder.is_dir():
         raise ComposirError("is not a folder", file=folder, fix="give a folder of pictures with --gallery")
-    names, _ = find_pictures(folder)
+    names = find_pictures(folder).names
     if not names:
         raise ComposirError("holds no picture", file=folder, fix="give a folder with .jpg, .png or other pictures")
     images = {name: folder / name for name in names}

@@ -77,6 +77,59 @@ def test_any_size_gives_the_size_asked_for(transform, width, height, size):
     assert (picture.mode, picture.size) == ("RGB", (size, size))
 
 
+def padded_whole(picture: Image.Image, name: str, size: int) -> Image.Image:
+    """Return the square by the whole padded picture, as CLIP4Cir and SPRC make it."""
+    long_side = max(picture.size)
+    ratio = 1.25 if name == "targetpad" else 1
+    pads = name == "squarepad" or long_side / min(picture.size) >= ratio
+    left, top = (max(int((long_side / ratio - side) / 2), 0) if pads else 0 for side in picture.size)
+    page = Image.new("RGB", (picture.width + 2 * left, picture.height + 2 * top))
+    page.paste(picture, (left, top))
+    width, height = (size * side // min(page.size) for side in page.size)
+    corner = round((width - size) / 2), round((height - size) / 2)
+    resized = page.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((*corner, corner[0] + size, corner[1] + size))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.one_of(st.integers(1, 400), st.integers(1, 3)),
+    height=st.one_of(st.integers(1, 400), st.integers(400, 2000)),
+    is_wide=st.booleans(),
+    size=st.integers(1, 230),
+)
+def test_borders_after_shrinking_give_every_byte_that_borders_before_it_give(name, width, height, is_wide, size):
+    sides = (height, width) if is_wide else (width, height)
+    noise = np.random.default_rng(0).integers(0, 256, (sides[1], sides[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    assert TRANSFORMS[name](picture, size=size).tobytes() == padded_whole(picture, name, size).tobytes()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_tall_picture_by_columns_first_differs_by_rounding_alone(name, monkeypatch):
+    waves = 128 + 120 * np.sin(np.arange(1600)[:, None, None] / 31 + np.arange(100)[None, :, None] / 9 + np.arange(3))
+    picture = Image.fromarray(waves.round().astype(np.uint8))
+    exact = np.asarray(TRANSFORMS[name](picture)).astype(int)
+    monkeypatch.setattr("composir.data.transforms.MAX_PADDED_PIXELS", 10_000)
+    found = np.asarray(TRANSFORMS[name](picture))
+    assert 0 < np.abs(found - exact).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (20_000, 500), (500, 20_000)])
+def test_the_memory_of_an_extreme_picture_stays_small(size, monkeypatch):
+    sizes = []
+    new, resize = Image.new, Image.Image.resize
+    monkeypatch.setattr(Image, "new", lambda mode, size, *more: sizes.append(size) or new(mode, size, *more))
+    monkeypatch.setattr(Image.Image, "resize", lambda one, size, *more: sizes.append(size) or resize(one, size, *more))
+    picture = new("RGB", size, "white")
+    square = np.asarray(targetpad(picture))
+    assert square[112, 112].min() > 0
+    assert square[0, 0].max() == 0
+    assert len(sizes) == 3
+    assert max(width * height for width, height in sizes) < 15_000_000
+
+
 def test_transparency_is_white_before_padding():
     assert np.asarray(squarepad(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), size=4)).min() == 255
 

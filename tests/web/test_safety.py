@@ -13,9 +13,10 @@ import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
+from composir.data.images import MAX_SCANS
 from composir.search import Retriever, index_folder
 from composir.web.limits import Limits
-from composir.web.pictures import MAX_SCANS, Cache, read_upload
+from composir.web.pictures import Cache, read_upload
 from composir.web.problems import Problem
 
 
@@ -82,7 +83,7 @@ NOT_A_PICTURE = {
     "only a signature": b"\x89PNG\r\n\x1a\n",
 }
 DAMAGED = {
-    "a cut JPEG": encoded(PHOTO, "JPEG")[:-200],
+    "a cut JPEG": encoded(PHOTO, "JPEG")[:-400],
     "a cut PNG": encoded(PHOTO)[:-1500],
     "a cut WebP": encoded(PHOTO, "WEBP", lossless=True)[:-1000],
     "float pixels": encoded(Image.new("F", (9, 9), 0.5), "TIFF"),

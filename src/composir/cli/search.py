@@ -38,6 +38,13 @@ def index(
     vectors_per_image: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Merge each picture's vectors to so many: smaller and faster.")
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pattern for folders that are left out, by name or path: 'raw', '2020/*'; repeatable, kept for later "
+            "runs; '' for none."
+        ),
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Start from nothing, as for another model.")] = False,
     engine: Annotated[str, typer.Option(help="Who embeds: local, or ray (all GPUs of this machine or a cluster).")] = (
         "local"
@@ -68,6 +75,7 @@ def index(
             backend=backend or ("qdrant" if options else None),
             options=options,
             vectors_per_image=vectors_per_image,
+            exclude=exclude,
             rebuild=rebuild,
             device=device,
             engine=engine,
@@ -76,11 +84,20 @@ def index(
             progress=bars.tell,
         )
     seconds = time.perf_counter() - start
+    if report.num_kept:
+        err.print(
+            f"warning: {report.num_kept:,} files in the index could not be looked at, and stay in it; "
+            "see what was skipped"
+        )
     if json_:
         print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})
         return 0
     for one in report.skipped:
         out.print(f"skipped {printable(one.file)}: {one.reason}", soft_wrap=True)
+    for one in report.noted:
+        out.print(f"note: {printable(one.file)}: {one.note}", soft_wrap=True)
+    if report.excluded:
+        out.print(f"left out: {', '.join(map(printable, report.excluded))}", soft_wrap=True)
     out.print(
         f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
@@ -131,7 +148,8 @@ def search(
         milliseconds = 1000 * (time.perf_counter() - start)
     if where is not None and not hits:
         err.print(
-            f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'",
+            f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'"
+            + (", and a [ in a name is written [[]" if "[" in where else ""),
             soft_wrap=True,
         )
     if contact_sheet:

@@ -176,7 +176,8 @@ def import_triplets(
     column_by_field = _columns(columns or {})
     _check_arguments(file, images, out, split=split or DEFAULT_SPLIT, gallery=gallery)
     table = _read_table(file, column_by_field, split)
-    names, reasons = find_pictures(images)
+    found = find_pictures(images)
+    names, reasons = found.names, found.reasons
     if not names:
         raise ComposirError(
             "holds no picture" + "".join(f" ({path}: {reason})" for path, reason in list(reasons.items())[:1]),

@@ -27,6 +27,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of RGB in [0, 1], from OpenAI's CLIP preprocessing."""
 
+MAX_PADDED_PIXELS = 2**25
+"""Of a tall picture with its borders: 130 MB; 2,000 x 6,000 are below it."""
+
 
 def targetpad(image: Image.Image, size: int = IMAGE_SIZE, ratio: float = TARGET_RATIO) -> Image.Image:
     """Return an RGB picture of ``size`` x ``size``; one longer than ``ratio`` is padded before the crop.
@@ -38,12 +41,12 @@ def targetpad(image: Image.Image, size: int = IMAGE_SIZE, ratio: float = TARGET_
         raise ComposirError(
             f"target ratio {ratio} is below 1", expected="long side / short side, 1 or more", fix="use 1.25"
         )
-    return _resize_and_crop(_pad(to_rgb(image), _targetpad_margins(image.size, ratio)), size)
+    return _square(to_rgb(image), _targetpad_margins(image.size, ratio), size)
 
 
 def squarepad(image: Image.Image, size: int = IMAGE_SIZE) -> Image.Image:
     """Return an RGB picture of ``size`` x ``size``, padded to a square: nothing is cropped but odd pixels."""
-    return _resize_and_crop(_pad(to_rgb(image), _squarepad_margins(image.size)), size)
+    return _square(to_rgb(image), _squarepad_margins(image.size), size)
 
 
 TRANSFORMS: dict[str, Callable[..., Image.Image]] = {"targetpad": targetpad, "squarepad": squarepad}
@@ -102,6 +105,8 @@ def _margins(picture: tuple[int, int], side: float) -> tuple[int, int]:
 def _pad(image: Image.Image, margins: tuple[int, int]) -> Image.Image:
     """Return the picture with black borders: the margins left and top, and as much right and bottom."""
     left, top = margins
+    if not left and not top:
+        return image
     page = Image.new("RGB", (image.width + 2 * left, image.height + 2 * top))
     page.paste(image, (left, top))
     return page
@@ -114,6 +119,20 @@ def _resize_and_crop_sizes(picture: tuple[int, int], size: int) -> tuple[tuple[i
     return (width, height), (round((width - size) / 2), round((height - size) / 2))
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    resized, (left, top) = _resize_and_crop_sizes(image.size, size)
-    return image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+def _square(image: Image.Image, margins: tuple[int, int], size: int) -> Image.Image:
+    """Return what padding with the margins, a resize and a centre crop give, without the whole padded picture.
+
+    Pillow resizes along rows, then along columns, and rounds after each. So borders above and below are added between
+    the two, and every byte is the same. Borders at the sides come before the first; where that would take more than
+    ``MAX_PADDED_PIXELS``, columns go first, which changes values by a few of 255 by rounding.
+    """
+    left, top = margins
+    padded = image.width + 2 * left, image.height + 2 * top
+    (width, height), corner = _resize_and_crop_sizes(padded, size)
+    bicubic = Image.Resampling.BICUBIC
+    if left and padded[0] * padded[1] > MAX_PADDED_PIXELS:
+        page = _pad(image.resize((image.width, height), bicubic), (left, 0)).resize((width, height), bicubic)
+    else:
+        rows = _pad(image, (left, 0)).resize((width, image.height), bicubic)
+        page = _pad(rows, (0, top)).resize((width, height), bicubic)
+    return page.crop((*corner, corner[0] + size, corner[1] + size))

@@ -366,7 +366,7 @@ def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, path: ImageSource, cor
     """Draw the image at its own aspect in the middle of a hairline square."""
     left, top = corner
     inner = THUMBNAIL - 2 * FRAME_WIDTH
-    thumbnail = ImageOps.contain(read_image(path), (inner, inner), Image.Resampling.LANCZOS)
+    thumbnail = ImageOps.contain(read_image(path, side=2 * inner, notes=[]), (inner, inner), Image.Resampling.LANCZOS)
     x = left + (THUMBNAIL - thumbnail.width) // 2
     y = top + (THUMBNAIL - thumbnail.height) // 2
     draw.rectangle((left, top, left + THUMBNAIL - 1, top + THUMBNAIL - 1), outline=_LINE_COLOUR)

@@ -1,6 +1,6 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
-from composir.search.embedding import Skipped, content_id
+from composir.search.embedding import Noted, Skipped, content_id
 from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
@@ -17,6 +17,7 @@ __all__ = [
     "Index",
     "IndexReport",
     "Manifest",
+    "Noted",
     "Retriever",
     "SearchQuery",
     "Skipped",

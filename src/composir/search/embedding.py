@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import read_image
+from composir.data.images import NO_MEMORY, UnseenError, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import read_ahead
 from composir.search.encoder import Encoder
@@ -32,11 +32,29 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that looks like a picture and is not in the index."""
+    """A file that looks like a picture, or a folder, that was passed over."""
 
     file: str
     """Relative to the root, with forward slashes."""
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A file that could not be looked at; what the index has of it stays."""
+
+    file: str
+    """As of ``Skipped``."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A file that was read, and what is odd about it."""
+
+    file: str
+    """As of ``Skipped``."""
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,8 @@ class Embedded:
     record: FileRecord
     vectors: np.ndarray | None
     """fp16 (vectors, dim); None where its image was known already, or is that of an earlier file of the batch."""
+    note: str = ""
+    """What is odd about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +74,11 @@ class _New:
 
     record: FileRecord
     prepared: Any
+    note: str
 
 
-Read = FileRecord | _New | Skipped
+Read = FileRecord | _New | Skipped | Unseen
+Result = Embedded | Skipped | Unseen
 
 
 def content_id(content: bytes) -> str:
@@ -73,7 +95,7 @@ class PictureEmbedder:
         self.num_vectors = num_vectors
         self.is_known = is_known
 
-    def batches(self, files: Sequence[Listed], *, num_workers: int) -> Iterator[list[Embedded | Skipped]]:
+    def batches(self, files: Sequence[Listed], *, num_workers: int) -> Iterator[list[Result]]:
         """Yield what became of the files, in order and in batches; threads read on meanwhile."""
         for batch in read_ahead(self._read, files, size=self.encoder.batch_size, num_workers=num_workers):
             yield self._embed(batch)
@@ -81,34 +103,51 @@ class PictureEmbedder:
     def _read(self, file: Listed) -> Read:
         """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
         try:
-            content = (self.root / file.path).read_bytes()
-        except OSError as error:
-            return Skipped(file.path, error.strerror or type(error).__name__)
-        record = FileRecord(file.path, content_id(content), file.size, file.mtime_ns, file.ctime_ns)
-        if self.is_known(record.id):
-            return record
-        try:
-            return _New(record, self.encoder.prepare(read_image(io.BytesIO(content))))
+            content = read_bytes(self.root / file.path)
+            record = FileRecord(file.path, content_id(content), file.size, file.mtime_ns, file.ctime_ns)
+            if self.is_known(record.id):
+                return record
+            notes: list[str] = []
+            picture = read_image(io.BytesIO(content), side=self.encoder.side, notes=notes)
+            return _New(record, self.encoder.prepare(picture), "; ".join(notes))
         except ComposirError as error:
-            return Skipped(file.path, error.message)
+            return (Unseen if isinstance(error, UnseenError) else Skipped)(file.path, error.message)
+        except MemoryError:
+            return Unseen(file.path, NO_MEMORY)
+        except Exception as error:  # whatever a model's own processor trips over
+            return Skipped(file.path, f"the model does not take it ({' '.join(str(error).split())})")
 
     @torch.inference_mode()
-    def _embed(self, batch: Sequence[Read]) -> list[Embedded | Skipped]:
+    def _embed(self, batch: Sequence[Read]) -> list[Result]:
         """Embed up to a batch of pictures."""
         new = {one.record.id: one for one in reversed(batch) if isinstance(one, _New)}  # the first of each content
         firsts = [one for one in batch if isinstance(one, _New) and new[one.record.id] is one]
-        vectors: dict[str, np.ndarray] = {}
-        if firsts:
-            targets = self.encoder.embed_pictures([one.prepared for one in firsts])
-            merged = merge_vectors(targets, self.num_vectors).half().cpu().numpy()
-            if not np.isfinite(merged).all():
-                raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")
-            vectors = {one.record.id: rows for one, rows in zip(firsts, merged, strict=True)}
-        results: list[Embedded | Skipped] = []
+        refused: dict[str, str] = {}
+        vectors = self._vectors(firsts, refused) if firsts else {}
+        results: list[Result] = []
         for one in batch:
-            if isinstance(one, Skipped):
+            if isinstance(one, (Skipped, Unseen)):
                 results.append(one)
+                continue
+            record = one.record if isinstance(one, _New) else one
+            if record.id in refused:
+                results.append(Skipped(record.path, refused[record.id]))
             else:
-                record = one.record if isinstance(one, _New) else one
-                results.append(Embedded(record, vectors.pop(record.id, None)))
+                results.append(
+                    Embedded(record, vectors.pop(record.id, None), one.note if isinstance(one, _New) else "")
+                )
         return results
+
+    def _vectors(self, pictures: Sequence[_New], refused: dict[str, str]) -> dict[str, np.ndarray]:
+        """Return the vectors of each picture by its id; those that the model refuses go to ``refused``, with why."""
+        try:
+            targets = self.encoder.embed_pictures([one.prepared for one in pictures])
+        except ValueError as error:  # as a model's own processor says that it does not take a shape
+            if len(pictures) > 1:
+                return {i: rows for one in pictures for i, rows in self._vectors([one], refused).items()}
+            refused[pictures[0].record.id] = f"the model does not take it ({' '.join(str(error).split())})"
+            return {}
+        merged = merge_vectors(targets, self.num_vectors).half().cpu().numpy()
+        if not np.isfinite(merged).all():
+            raise ComposirError("embeds pictures into numbers that are not finite", fix="give another --model")
+        return {one.record.id: rows for one, rows in zip(pictures, merged, strict=True)}

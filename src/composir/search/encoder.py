@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,10 @@ from composir.models.checkpoint import from_pretrained, require_whole, weights_h
 from composir.models.composer import Composer
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 
+SHRINK_AT_LEAST = 2
+"""A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
+SENTENCE_SIDE = 2048
+"""Pixels of the longer side that the processor of a sentence-transformers model is given at most."""
 GPU_BATCH = 64
 """Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
 NO_PICTURE = -1
@@ -32,6 +37,8 @@ class Encoder(Protocol):
     num_vectors: int
     """Of a picture."""
     dim: int
+    side: int
+    """Pixels of the longer side that a picture has to keep when it is decoded (``read_image``)."""
     batch_size: int
     """How many pictures ``embed_pictures`` takes at once."""
 
@@ -70,6 +77,8 @@ class ComposerEncoder:
         self.tower = model.tower.name
         self.num_vectors = model.config.num_query_tokens
         self.dim = model.config.embed_dim
+        ratio = self._tower.target_ratio if self._tower.transform == "targetpad" else 1.0
+        self.side = math.ceil(SHRINK_AT_LEAST * ratio * self._tower.image_size)
         self.batch_size = TOWER_BATCH if model.device.type == "cpu" else GPU_BATCH
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
@@ -112,6 +121,7 @@ class SentenceEncoder:
     backbone = "sentence-transformers"
     tower = ""
     num_vectors = 1
+    side = SENTENCE_SIDE
     batch_size = TOWER_BATCH
 
     def __init__(self, embedder: SentenceEmbedder) -> None:
@@ -120,8 +130,10 @@ class SentenceEncoder:
         self.dim = embedder.embed_text_only(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> Image.Image:
-        """Return the picture as it is: the model's own processor does the rest."""
-        return picture
+        """Return the picture, at most ``SENTENCE_SIDE`` pixels a side: the model's own processor does the rest."""
+        small = picture.copy()
+        small.thumbnail((SENTENCE_SIDE, SENTENCE_SIDE))
+        return small
 
     def embed_pictures(self, prepared: Sequence[Image.Image]) -> Float[Tensor, "batch vectors dim"]:
         """Return them as documents."""
@@ -135,14 +147,14 @@ class SentenceEncoder:
         parts = []
         if with_picture:
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-            parts.append(self.embedder.embed_pairs([pictures[place] for place in places], texts))
+            parts.append(self.embedder.embed_pairs([self.prepare(pictures[place]) for place in places], texts))
         if alone:
             parts.append(self.embedder.embed_text_only([asked[row][1] for row in alone]))
         return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
 
     def square(self, picture: Image.Image) -> Image.Image:
-        """Return the picture as it is."""
-        return picture
+        """Return the picture as the model's processor is given it."""
+        return self.prepare(picture)
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return the whole of it: how the processor cuts is not known."""

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from composir.data.images import find_pictures
+from composir.data.images import PICTURE_SUFFIXES, Found, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
 from composir.features import NUM_WORKERS
-from composir.search.embedding import Embedded, Listed, PictureEmbedder, Skipped
+from composir.files import telling_full_disk
+from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
 from composir.search.index import Index, Progress
 from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
 
+NUM_SUFFIXES_SHOWN = 8
+RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
+"""Of cameras' raw files, which no format here is."""
 IMAGES_A_COMMIT = 256
 """New images after which a kill cannot take them back."""
 LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
 """Who embeds: this process, or the workers of a Ray cluster."""
 
-Engine = Callable[[Sequence[Listed]], Iterator[list[Embedded | Skipped]]]
+Engine = Callable[[Sequence[Listed]], Iterator[list[Result]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,13 @@ class IndexReport:
     num_files: int
     num_added: int
     num_removed: int
+    num_kept: int
+    """Files in the index that could not be looked at, and stay in it; ``skipped`` says why."""
     skipped: tuple[Skipped, ...]
+    noted: tuple[Noted, ...]
+    """Files read by this run that are in the index, though something is odd about them."""
+    excluded: tuple[str, ...]
+    """Folders that were left out by a pattern."""
 
 
 def usable_device(device: str | None) -> str:
@@ -74,6 +86,7 @@ def index_folder(
     backend: str | None = None,
     options: Mapping[str, Any] | None = None,
     vectors_per_image: int | None = None,
+    exclude: Sequence[str] | None = None,
     rebuild: bool = False,
     device: str | None = None,
     engine: str = LOCAL,
@@ -85,14 +98,17 @@ def index_folder(
 
     What is already there and has not changed is left as it is; files that are gone are dropped; an image is known by
     its content, so that a file that was renamed, or a root that was moved, is not embedded again. A file that cannot
-    be read is reported and does not stop the run. A run that was killed is gone on with by the next.
+    be read is reported and does not stop the run. What cannot be looked at, as a file or folder that gives an error
+    and a folder that held pictures and is empty, keeps what the index has of it. A run that was killed is gone on with
+    by the next.
     ``engine="ray"`` lets the workers of a Ray cluster at ``address`` (without one: of this machine) embed; the index is
     the same.
 
-    ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``) and ``vectors_per_image`` are what an
-    index that exists was made with, unless given. Another backend is made from the vectors that are there; another
-    model or number of vectors needs ``rebuild``, which keeps the engine. Raises ``ComposirError`` for those, and for a
-    root that is no folder or holds no picture any more.
+    ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``), ``vectors_per_image`` and ``exclude``
+    (patterns for the name, or the path from the root, of folders that are left out) are what an index that exists was
+    made with, unless given. Another backend is made from the vectors that are there, and takes over once it is
+    complete; another model or number of vectors needs ``rebuild``, which keeps the engine. Raises ``ComposirError``
+    for those, for a root that is no folder or holds no picture that can be read, and for a full disk.
     """
     if engine not in ENGINES:
         raise ComposirError(f"engine {engine!r} is not known", fix=nearest(engine, ENGINES))
@@ -103,6 +119,7 @@ def index_folder(
         )
     if not root.is_dir():
         raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
+    picture_bounds()
     old = _old_manifest(out, rebuild=rebuild)
     encoder, manifest = _agree(
         out,
@@ -112,16 +129,23 @@ def index_folder(
         backend=backend,
         options=options,
         vectors_per_image=vectors_per_image,
+        exclude=exclude,
         rebuild=rebuild,
         device=device,
     )
     _require_index_or_empty(out)
-    with writing(out):
+    found = find_pictures(root, exclude=manifest.exclude)
+    if not found.names and (old is None or rebuild):
+        raise _holds_no_picture(root, found)
+    # Another engine is named once it has everything: till then, and where it fails, the old one answers.
+    is_change = old is not None and not rebuild and (old.backend, old.options) != (manifest.backend, manifest.options)
+    with _one_line_for_a_full_disk(out), writing(out):
         if rebuild:
             _clear(out)
         with closing(manifest.open_table(out)) as table:
             table.recover()
-            manifest.write(out)
+            if not is_change:
+                manifest.write(out)
             with closing(manifest.open_index(table)) as index:
                 work = Work(
                     model=manifest.model.find(out),
@@ -132,7 +156,54 @@ def index_folder(
                     num_threads=num_workers,
                 )
                 embed = _engine(engine, encoder, table, work=work, address=address)
-                return _Run(index, embed, root.resolve(), progress=progress).bring_up_to_date()
+                report = _Run(index, embed, root.resolve(), progress=progress).bring_up_to_date(found)
+            if is_change:
+                manifest.write(out)
+    if not report.num_images:
+        raise _none_can_be_read(root, report.skipped)
+    return report
+
+
+@contextmanager
+def _one_line_for_a_full_disk(out: Path) -> Iterator[None]:
+    try:
+        with telling_full_disk(out):
+            yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ComposirError(
+            f"cannot be written ({error.strerror})",
+            file=out,
+            fix="make room on its disk, then run the command again: it goes on",
+        ) from error
+
+
+def _holds_no_picture(root: Path, found: Found) -> ComposirError:
+    """Return the error for a folder without pictures, with what is there instead."""
+    there = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found.num_by_suffix.items()]
+    parts = [f"files: {', '.join(there[:NUM_SUFFIXES_SHOWN])}"] if there else []
+    parts += [f"{name}: {reason}" for name, reason in list(found.reasons.items())[:1]]
+    if found.excluded:
+        parts.append(f"left out: {', '.join(found.excluded[:NUM_SUFFIXES_SHOWN])}")
+    raw = sorted(set(found.num_by_suffix) & set(RAW_SUFFIXES))
+    return ComposirError(
+        f"holds no picture that is read ({'; '.join(parts) or 'nothing is there'})",
+        file=root,
+        expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
+        fix=f"export the {', '.join(raw)} files as JPEG" if raw else "give the folder that the pictures are in",
+    )
+
+
+def _none_can_be_read(root: Path, skipped: Sequence[Skipped]) -> ComposirError:
+    """Return the error for a folder of which nothing came into the index."""
+    reasons = Counter(one.reason for one in skipped).most_common(NUM_SUFFIXES_SHOWN)
+    needs_heic = any("pillow-heif" in reason for reason, _ in reasons)
+    return ComposirError(
+        f"holds no picture that can be read: {'; '.join(f'{count:,} x {reason}' for reason, count in reasons)}",
+        file=root,
+        fix="pip install 'composir[heic]'" if needs_heic else "mend the files, or export them again",
+    )
 
 
 def _old_manifest(out: Path, *, rebuild: bool) -> Manifest | None:
@@ -175,6 +246,7 @@ def _agree(
     backend: str | None,
     options: Mapping[str, Any] | None,
     vectors_per_image: int | None,
+    exclude: Sequence[str] | None,
     rebuild: bool,
     device: str | None,
 ) -> tuple[Encoder, Manifest]:
@@ -203,6 +275,7 @@ def _agree(
         raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=command)
     backend = backend or (old.backend if old else "exact")
     kept = old.options if old else {}
+    kept_out = old.exclude if old else ()
     if backend == "qdrant" and "collection" not in kept:
         kept = {**kept, "collection": f"composir-{uuid.uuid4().hex[:12]}"}
     return encoder, Manifest(
@@ -215,6 +288,7 @@ def _agree(
         dim=encoder.dim,
         backend=backend,
         options={**kept, **(options or {})},
+        exclude=tuple(pattern.removesuffix("/") for pattern in exclude if pattern) if exclude is not None else kept_out,
     )
 
 
@@ -236,12 +310,14 @@ class _Run:
         self.table: Table = index.table
         self.engine = engine
         self.progress = progress
-        self.skipped: list[Skipped] = []
+        self.skipped: dict[str, str] = {}
+        self.unseen: set[str] = set()
+        self.noted: list[Noted] = []
         self.added: set[str] = set()
         self.num_uncommitted = 0
 
-    def bring_up_to_date(self) -> IndexReport:
-        files = self._pictures()
+    def bring_up_to_date(self, found: Found) -> IndexReport:
+        files = self._pictures(found)
         known = {record.path: record for record in self.table.files()}
         if known and not files:
             raise ComposirError(
@@ -256,8 +332,9 @@ class _Run:
         except KeyboardInterrupt:
             self.table.commit(complete=False)
             raise
-        unreadable = {one.file for one in self.skipped}
-        self.table.drop_files([path for path in known if path not in files or path in unreadable])
+        lost = [path for path in known if path not in files or path in self.skipped]
+        kept = self._kept(lost, found.empty)
+        self.table.drop_files([path for path in lost if path not in kept])
         removed = self.table.ids_without_files()
         self.index.remove(removed)
         self.index.save(self.progress)
@@ -266,25 +343,57 @@ class _Run:
             num_files=sum(1 for _ in self.table.files()),
             num_added=len(self.added),
             num_removed=len(removed),
-            skipped=tuple(sorted(self.skipped, key=lambda one: one.file)),
+            num_kept=len(kept),
+            skipped=tuple(Skipped(path, reason) for path, reason in sorted(self.skipped.items())),
+            noted=tuple(sorted(self.noted, key=lambda one: one.file)),
+            excluded=found.excluded,
         )
 
-    def _pictures(self) -> dict[str, Listed]:
+    def _pictures(self, found: Found) -> dict[str, Listed]:
         """Return every picture file by its path from the root, in order; note why others are not taken."""
-        paths, reasons = find_pictures(self.root)
-        self.skipped += [Skipped(path, reason) for path, reason in reasons.items()]
+        self.skipped.update(found.reasons)
+        self.unseen.update(found.unseen)
         files = {}
-        for path in paths:
+        for path in found.names:
             try:
                 status = (self.root / path).stat()
+            except FileNotFoundError:  # a link to nothing, or gone since it was listed
+                self.skipped[path] = "no such file"
+                continue
             except OSError as error:
-                self.skipped.append(Skipped(path, error.strerror or type(error).__name__))
+                self._skip(Unseen(path, f"cannot be looked at ({error.strerror or type(error).__name__})"))
                 continue
             if stat.S_ISREG(status.st_mode):
                 files[path] = Listed(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             else:
-                self.skipped.append(Skipped(path, "not a regular file"))
+                self.skipped[path] = "not a regular file"
         return files
+
+    def _skip(self, one: Skipped | Unseen) -> None:
+        self.skipped[one.file] = one.reason
+        if isinstance(one, Unseen):
+            self.unseen.add(one.file)
+
+    def _kept(self, lost: Sequence[str], empty: Sequence[str]) -> set[str]:
+        """Return those of the files in the index that may still be there, and say so where the reason is told."""
+        num_kept: Counter[str] = Counter()
+        kept = set()
+        for path in lost:
+            folders = [str(folder) for folder in PurePosixPath(path).parents]
+            place = next((one for one in (path, *folders) if one in self.unseen or one in empty), None)
+            if place is not None:
+                kept.add(path)
+                num_kept[place] += 1
+        for place, count in num_kept.items():
+            stay = "stays" if count == 1 else "stay"
+            what = "what the index has of it" if count == 1 and place in kept else f"{count:,} in the index"
+            if place in self.unseen:
+                self.skipped[place] += f"; {what} {stay}"
+            else:
+                self.skipped[place] = (
+                    f"is empty, as the place of a missing drive is; {what} {stay} (delete the folder if they are gone)"
+                )
+        return kept
 
     def _read(self, files: Sequence[Listed]) -> None:
         """Read files that are new or changed, in order, and embed what they hold."""
@@ -296,7 +405,7 @@ class _Run:
                 self.progress("pictures", done, len(files))
         self.table.commit(complete=False)
 
-    def _take(self, batch: Sequence[Embedded | Skipped]) -> None:
+    def _take(self, batch: Sequence[Result]) -> None:
         """Put a batch into the table; a content that came in by an earlier one is not put in again."""
         read = [one for one in batch if isinstance(one, Embedded)]
         new = {one.record.id: one.vectors for one in read if one.vectors is not None}
@@ -304,7 +413,11 @@ class _Run:
         if new:
             self.index.add(list(new), np.stack(list(new.values())))
         self.table.put_files([one.record for one in read])
-        self.skipped += [one for one in batch if isinstance(one, Skipped)]
+        for one in batch:
+            if not isinstance(one, Embedded):
+                self._skip(one)
+            elif one.note:
+                self.noted.append(Noted(one.record.path, one.note))
         self.added |= set(new)
         self.num_uncommitted += len(new)
         if self.num_uncommitted >= IMAGES_A_COMMIT:

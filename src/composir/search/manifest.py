@@ -76,6 +76,8 @@ class Manifest(BaseModel):
     backend: str
     options: dict[str, Any] = {}
     """Of the engine."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of folders that are left out."""
 
     def write(self, folder: Path) -> None:
         """Write it into an index folder, whole or not at all."""

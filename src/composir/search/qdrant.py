@@ -60,13 +60,16 @@ class QdrantIndex(Index):
         return [[(UUID(str(point.id)).hex, point.score) for point in answer.points] for answer in answers]
 
     def _filter(self, where: str | None) -> Any:
-        """Return a filter by payload for a whole folder (``holidays/*``), for any other pattern one by ids."""
+        """Return a filter by payload for a whole folder (``holidays/*``), for any other pattern one by ids.
+
+        A name that is not ASCII has two spellings, of which the payload holds one.
+        """
         from qdrant_client import models  # noqa: PLC0415
 
         if where is None:
             return None
         folder = where.removesuffix("/*")
-        if folder != where and not set(folder) & set("*?["):
+        if folder != where and folder.isascii() and not set(folder) & set("*?["):
             match = models.FieldCondition(key="folders", match=models.MatchValue(value=folder))
             return models.Filter(must=[match])
         ids: list[Any] = [str(UUID(hex=image_id)) for image_id in self.table.ids_at(where)]

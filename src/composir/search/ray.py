@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from composir.errors import ComposirError
-from composir.search.embedding import Embedded, Listed, PictureEmbedder, Skipped
+from composir.search.embedding import Embedded, Listed, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import open_encoder
 from composir.search.table import ID_LENGTH, FileRecord
 
@@ -36,7 +36,7 @@ class Work:
 
 def embed_by_ray(
     work: Work, files: Sequence[Listed], known: np.ndarray, *, address: str | None
-) -> Iterator[list[Embedded | Skipped]]:
+) -> Iterator[list[Result]]:
     """Yield what became of the files, in order and in batches, embedded by the workers of a cluster.
 
     ``known`` is (images,), ASCII and sorted: the ids that need not be embedded again. ``address`` is that of a
@@ -94,10 +94,13 @@ class _Worker:
         names = [field.name for field in fields(Listed)]
         files = [Listed(str(row[0]), *map(int, row[1:])) for row in zip(*(rows[name] for name in names), strict=True)]
         (results,) = self.embedder.batches(files, num_workers=self.num_threads)
-        reasons = [one.reason if isinstance(one, Skipped) else "" for one in results]
-        ids = ["" if isinstance(one, Skipped) else one.record.id for one in results]
-        vectors = [b"" if isinstance(one, Skipped) or one.vectors is None else one.vectors.tobytes() for one in results]
-        columns = {"reason": reasons, "id": ids, "vectors": vectors}
+        read = [one if isinstance(one, Embedded) else None for one in results]
+        columns = {
+            "kind": [type(one).__name__ for one in results],
+            "said": [one.note if isinstance(one, Embedded) else one.reason for one in results],
+            "id": ["" if one is None else one.record.id for one in read],
+            "vectors": [b"" if one is None or one.vectors is None else one.vectors.tobytes() for one in read],
+        }
         return rows | {name: np.array(values, object) for name, values in columns.items()}
 
 
@@ -107,13 +110,14 @@ def _table(files: Sequence[Listed]) -> Any:
     return pyarrow.Table.from_pylist([asdict(file) for file in files])
 
 
-def _result(rows: dict[str, np.ndarray], place: int, num_vectors: int) -> Embedded | Skipped:
-    path, reason, vectors = str(rows["path"][place]), rows["reason"][place], rows["vectors"][place]
-    if reason:
-        return Skipped(path, str(reason))
+def _result(rows: dict[str, np.ndarray], place: int, num_vectors: int) -> Result:
+    path, said, vectors = str(rows["path"][place]), str(rows["said"][place]), rows["vectors"][place]
+    for kind in (Skipped, Unseen):
+        if rows["kind"][place] == kind.__name__:
+            return kind(path, said)
     size, mtime_ns, ctime_ns = (int(rows[name][place]) for name in ("size", "mtime_ns", "ctime_ns"))
     record = FileRecord(path, str(rows["id"][place]), size, mtime_ns, ctime_ns)
-    return Embedded(record, np.frombuffer(vectors, np.float16).reshape(num_vectors, -1) if vectors else None)
+    return Embedded(record, np.frombuffer(vectors, np.float16).reshape(num_vectors, -1) if vectors else None, said)
 
 
 def _is_in(known: np.ndarray, image_id: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.images import read_image
+from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import TOWER_BATCH, require_matching_head
 from composir.models.composer import Composer
@@ -26,6 +27,8 @@ from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table
+
+logger = logging.getLogger(__name__)
 
 Picture: TypeAlias = Image.Image | Path | str | bytes
 """A decoded picture, a file, or a file's content."""
@@ -51,15 +54,15 @@ class Hit:
     """From 1."""
     id: str
     path: Path
-    """Of the first of its files."""
+    """Of the first of its files that is there, of those that fit ``where``."""
     score: float
     """Cosine of the query and the nearest of the image's vectors; the matching logit where it was re-ranked."""
 
 
 class Images(Mapping[str, Path]):
-    """Every image of an index by its id: the file it was read from, the first where several hold it.
+    """Every image of an index by its id: its file, the first that is there where several hold it.
 
-    Ids come in the order of these paths.
+    Ids come in the order of the first paths.
     """
 
     def __init__(self, table: Table, root: Path) -> None:
@@ -67,16 +70,25 @@ class Images(Mapping[str, Path]):
         self._table = table
 
     def __getitem__(self, image_id: str) -> Path:
-        paths = self._table.paths_of(image_id)
-        if not paths:
+        file = self.file(image_id)
+        if file is None:
             raise KeyError(image_id)
-        return self.root / paths[0]
+        return file
 
     def __iter__(self) -> Iterator[str]:
         return (image_id for image_id, _ in self.page(0, len(self)))
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def files(self, image_id: str, where: str | None = None) -> list[Path]:
+        """Return all files with the image's content, in the order of their paths, or those that fit a pattern."""
+        return [self.root / path for path in self._table.paths_of(image_id, where)]
+
+    def file(self, image_id: str, where: str | None = None) -> Path | None:
+        """Return the first of ``files`` that is there; where none is, the first; None where the index has none."""
+        files = self.files(image_id, where)
+        return next((file for file in files if file.is_file()), files[0] if files else None)
 
     def page(self, start: int, count: int) -> list[tuple[str, Path]]:
         """Return ``count`` ids from place ``start``, with their files."""
@@ -204,13 +216,13 @@ class Retriever:
                 expected="a picture, and no negative text",
                 fix="leave out --rerank, or the negative text",
             )
-        ((pictures,), _) = _read_pictures([query])
+        ((pictures,), _) = _read_pictures([query], self.encoder.side)
         scores: list[float] = []
         with self._lock:
             references = self.model.tokens(pictures)  # (references, tokens, width)
             for start in range(0, len(hits[:count]), TOWER_BATCH):
                 batch = hits[:count][start : start + TOWER_BATCH]
-                candidates = self.model.tokens([hit.path for hit in batch])
+                candidates = self.model.tokens([_read(hit.path, self.encoder.side) for hit in batch])
                 words = self.model.tokenize([query.text] * len(batch))
                 logits = [self.model.match((one.expand(len(batch), -1, -1), candidates), *words) for one in references]
                 scores += torch.stack(logits).mean(dim=0).tolist()
@@ -224,7 +236,7 @@ class Retriever:
             return []
         for query in queries:
             _check(query)
-        pictures, references = _read_pictures(queries)
+        pictures, references = _read_pictures(queries, self.encoder.side)
         with self._lock, torch.inference_mode():
             embeddings = _embed(self.encoder, queries, pictures)
             answers: list[list[Hit]] = [[] for _ in queries]
@@ -236,7 +248,7 @@ class Retriever:
                 found = self.index.search(embeddings[places], top_k, where=where)
                 for place, candidates in zip(places, found, strict=True):
                     wanted = [one for one in candidates if one[0] not in left_out[place]]
-                    answers[place] = self._hits(wanted, queries[place].top_k)
+                    answers[place] = self._hits(wanted, queries[place].top_k, where)
             return answers
 
     def prepare(self, picture: Image.Image) -> Image.Image:
@@ -264,11 +276,13 @@ class Retriever:
             )
         return self.encoder.model
 
-    def _hits(self, found: Sequence[tuple[str, float]], top_k: int) -> list[Hit]:
+    def _hits(self, found: Sequence[tuple[str, float]], top_k: int, where: str | None) -> list[Hit]:
         hits: list[Hit] = []
         for image_id, score in found:
-            path = self.images.get(image_id)
-            if path is not None and len(hits) < top_k:  # none: removed since the index was read
+            if len(hits) == top_k:
+                break
+            path = self.images.file(image_id, where)
+            if path is not None:  # none: removed since the index was read
                 hits.append(Hit(len(hits) + 1, image_id, path, score))
         return hits
 
@@ -305,7 +319,7 @@ def _excluded(query: SearchQuery, references: Sequence[str]) -> Sequence[str]:
     return references if query.exclude is None else query.exclude
 
 
-def _read_pictures(queries: Sequence[SearchQuery]) -> tuple[list[list[Image.Image]], list[list[str]]]:
+def _read_pictures(queries: Sequence[SearchQuery], side: int) -> tuple[list[list[Image.Image]], list[list[str]]]:
     """Return the pictures of every query, and the ids of those whose content is known."""
     pictures: list[list[Image.Image]] = []
     ids: list[list[str]] = []
@@ -315,15 +329,20 @@ def _read_pictures(queries: Sequence[SearchQuery]) -> tuple[list[list[Image.Imag
         for picture in query.images:
             if isinstance(picture, Image.Image):
                 pictures[-1].append(picture)
-                continue
-            if isinstance(picture, bytes):
-                content = picture
-                pictures[-1].append(read_image(io.BytesIO(content)))
             else:
-                pictures[-1].append(read_image(picture))
-                content = Path(picture).read_bytes()
-            ids[-1].append(content_id(content))
+                content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
+                pictures[-1].append(_read(content if isinstance(picture, bytes) else Path(picture), side))
+                ids[-1].append(content_id(content))
     return pictures, ids
+
+
+def _read(source: Path | bytes, side: int) -> Image.Image:
+    """Return a picture as ``composir index`` reads it; what is odd about it is logged."""
+    notes: list[str] = []
+    picture = read_image(io.BytesIO(source) if isinstance(source, bytes) else source, side=side, notes=notes)
+    for note in notes:
+        logger.warning("%s: %s", "picture" if isinstance(source, bytes) else source, note)
+    return picture
 
 
 def _embed(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ NO_LOCKS_FIX = "keep the index on a local disk: composir index IMAGES_DIR --out 
 BUSY_SECONDS = 60
 """How long a reader or writer waits for the other's transaction."""
 
+_FITS = "(path GLOB ? OR (LENGTH(path) <> LENGTH(CAST(path AS BLOB)) AND nfc(path) GLOB ?))"
+"""Whether a path fits a pattern in NFC, asked for twice: only of a path that is not ASCII may NFC differ."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (vectors_file TEXT, num_rows INTEGER, version INTEGER, complete INTEGER);
 INSERT INTO state SELECT 'vectors-1.f16', 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM state);
@@ -101,6 +104,10 @@ class Snapshot:
         return np.sort(order[places[known[places] == wanted]])
 
 
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Hold the right to change an index, till the end or a kill; raise ``ComposirError`` where another process does."""
@@ -125,6 +132,7 @@ class Table:
         require_locks(folder, NO_LOCKS_FIX)
         self._lock = Lock()  # one connection for all threads
         self._database = sqlite3.connect(folder / DATABASE, timeout=BUSY_SECONDS, check_same_thread=False)
+        self._database.create_function("nfc", 1, _nfc, deterministic=True)
         if not self._query("SELECT 1 FROM sqlite_master WHERE name = 'files_by_id'"):
             self._database.executescript(_SCHEMA)
         self._num_rows = self._state()[1]
@@ -173,13 +181,18 @@ class Table:
         for row in self._query("SELECT * FROM files ORDER BY path"):
             yield FileRecord(*row)
 
-    def paths_of(self, image_id: str) -> list[str]:
-        """Return the paths of all files with the image's content, in order; none if there is no such image."""
-        return [path for (path,) in self._query("SELECT path FROM files WHERE id = ? ORDER BY path", image_id)]
+    def paths_of(self, image_id: str, where: str | None = None) -> list[str]:
+        """Return the paths of all files with the image's content, in order; those that fit a pattern, where given."""
+        fits, values = ("1", ()) if where is None else (_FITS, (_nfc(where),) * 2)
+        rows = self._query(f"SELECT path FROM files WHERE id = ? AND {fits} ORDER BY path", image_id, *values)
+        return [path for (path,) in rows]
 
     def ids_at(self, pattern: str) -> list[str]:
-        """Return the ids of images with a file whose path fits the pattern (``*``, ``?``, ``[a-z]``)."""
-        return [i for (i,) in self._query("SELECT DISTINCT id FROM files WHERE path GLOB ?", pattern)]
+        """Return the ids of images with a file whose path fits the pattern (``*``, ``?``, ``[a-z]``; ``[[]`` is ``[``).
+
+        Letters with accents are the same whether they are spelt as one character (NFC) or as two (NFD).
+        """
+        return [i for (i,) in self._query(f"SELECT DISTINCT id FROM files WHERE {_FITS}", *[_nfc(pattern)] * 2)]
 
     def images_in_order(self, start: int, count: int) -> list[tuple[str, str]]:
         """Return id and first path of ``count`` images from place ``start``, in the order of these paths."""

@@ -270,7 +270,9 @@ class _Service:
 
     def _uploaded(self, upload: UploadFile) -> _Reference:
         content = upload.file.read()
-        return self._reference(read_upload(content, max_pixels=self.limits.max_pixels), content_id(content))
+        side = self.retriever.encoder.side
+        picture = read_upload(content, max_pixels=self.limits.max_pixels, side=side)
+        return self._reference(picture, content_id(content))
 
     def _reference(self, picture: Image.Image, image_id: str) -> _Reference:
         width, height = picture.size
@@ -279,9 +281,9 @@ class _Service:
         picture.thumbnail((HEAT_SIDE, HEAT_SIDE))
         return _Reference(image_id, prepared, picture, (left / width, top / height, right / width, bottom / height))
 
-    def indexed(self, image_id: str) -> Image.Image:
-        """Return an image of the index."""
-        return read_indexed(self.retriever.images, self.retriever.images.root, image_id)
+    def indexed(self, image_id: str, *, side: int | None = None) -> Image.Image:
+        """Return an image of the index, as the model's is read, or with a longer side of at least ``side``."""
+        return read_indexed(self.retriever.images, image_id, side=side or self.retriever.encoder.side)
 
     async def search(self, query: SearchQuery) -> list[Hit]:
         """Return the answer to a query, embedded together with those of others."""
@@ -393,7 +395,8 @@ def _add_images(app: FastAPI, service: _Service) -> None:
         headers = {"ETag": f'"{image_id}-{size}"', "Cache-Control": PICTURE_AGE}
 
         def make() -> bytes:
-            return encode(service.indexed(image_id), SIDE_BY_SIZE[size])
+            side = SIDE_BY_SIZE[size]
+            return encode(service.indexed(image_id, side=2 * side), side)
 
         if _is_there(headers["ETag"], if_none_match) and image_id in service.retriever.images:
             return Response(status_code=304, headers=headers)

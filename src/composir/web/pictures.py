@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
@@ -13,20 +11,15 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from composir.data.images import read_image
+from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.models.trace import Reading, patches
 from composir.plots import SEQUENTIAL, heat
-from composir.search import content_id
+from composir.search import Images, content_id
 from composir.web.problems import Problem
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
-"""What an upload may be, by its content: formats whose readers run no other program."""
-MAX_SCANS = 100
-"""Of a JPEG; ordinary ones have up to 12, and each takes a pass over all pixels."""
-START_OF_SCAN = b"\xff\xda"
 MAX_SIDE = 4096
-"""Pixels of the longer side that are looked at; a very long picture is padded to nearly a square of it."""
+"""Pixels of the longer side that are looked at."""
 Size = Literal["thumbnail", "preview", "full"]
 SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": 320, "preview": 1024, "full": MAX_SIDE}
 """Pixels of the longer side, at most."""
@@ -37,15 +30,14 @@ HEAT_MIN_SPAN = 0.03
 """Of the gate: a gate that hardly differs between patches looks even."""
 
 
-def read_upload(content: bytes, *, max_pixels: int) -> Image.Image:
-    """Return the picture in an uploaded file, RGB, upright, its first frame, at most ``MAX_SIDE`` pixels a side.
+def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> Image.Image:
+    """Return the picture in an uploaded file, sRGB, upright, its first frame, at most ``MAX_SIDE`` pixels a side.
 
-    Raises ``Problem`` where it is none, is damaged, or has too many pixels; what it claims to be does not matter.
+    ``side`` and ``max_pixels`` are those of ``read_image``. Raises ``Problem`` where it is none, is damaged, or has
+    too many pixels; what it claims to be does not matter.
     """
-    if content.startswith(b"\xff\xd8") and content.count(START_OF_SCAN) > MAX_SCANS:
-        raise Problem(422, "damaged-picture", "the JPEG has more scans than any picture needs")
     try:
-        picture = read_image(io.BytesIO(content), formats=FORMATS, max_pixels=max_pixels)
+        picture = read_image(io.BytesIO(content), side=side, notes=[], max_pixels=max_pixels)
     except ComposirError as error:
         cause = error.__cause__
         if isinstance(cause, Image.DecompressionBombError):
@@ -60,24 +52,26 @@ def read_upload(content: bytes, *, max_pixels: int) -> Image.Image:
     return picture
 
 
-def read_indexed(images: Mapping[str, Path], root: Path, image_id: str) -> Image.Image:
-    """Return an indexed picture by its id; raises ``Problem`` where there is none, or not any more.
+def read_indexed(images: Images, image_id: str, *, side: int) -> Image.Image:
+    """Return an indexed picture by its id, from the first of its files that still holds it.
 
-    The id is looked up in the index, never made a path. Since it is the hash of the file's content, a file that was
-    changed, or replaced by a link to another, is not shown.
+    ``side`` is that of ``read_image``. Raises ``Problem`` where there is no such image, or not any more. The id is
+    looked up in the index, never made a path. Since it is the hash of the file's content, a file that was changed, or
+    replaced by a link to another, is not shown.
     """
-    path = images.get(image_id)
-    if path is None:
+    files = images.files(image_id)
+    if not files:
         raise Problem(404, "no-such-image", "the index has no image of this id")
-    try:
-        if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
-            raise OSError("not a file below the root")
-        content = path.read_bytes()
-        if content_id(content) != image_id:
-            raise OSError("another content")
-        return read_image(io.BytesIO(content))
-    except (OSError, ComposirError):
-        raise Problem(404, "image-gone", "the image's file is gone or has changed since it was indexed") from None
+    root = images.root.resolve()
+    for file in files:
+        try:
+            if file.resolve().is_relative_to(root) and file.is_file():
+                content = read_bytes(file)
+                if content_id(content) == image_id:
+                    return read_image(io.BytesIO(content), side=side, notes=[])
+        except (OSError, RuntimeError, ComposirError):  # a loop of links is a RuntimeError before Python 3.13
+            continue
+    raise Problem(404, "image-gone", "the image's file is gone or has changed since it was indexed")
 
 
 def encode(picture: Image.Image, side: int) -> bytes:
