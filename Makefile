@@ -25,7 +25,7 @@ test: $(READY)  ## Run the tests, on all cores.
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
-	$(BIN)/python benchmarks/real_size.py
+	$(BIN)/python scripts/real_size.py
 
 lint: $(READY)  ## Check format, lint, spelling, types and the direction of imports.
 	$(BIN)/ruff format --check .
