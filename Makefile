@@ -27,11 +27,12 @@ test: $(READY)  ## Run the tests, on all cores.
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
 	$(BIN)/python scripts/real_size.py
 
-lint: $(READY)  ## Check format, lint, spelling, types and the direction of imports.
+lint: $(READY)  ## Check format, lint, spelling, types, dead code and the direction of imports.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)  ## Format the code and mend what ruff can mend.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from composir.benchmark.synthetic import queries_near, synthetic_targets
+from composir.benchmark.synthetic import queries_near, synthetic_blocks
 from composir.errors import ComposirError
 from composir.scoring import similarity
 from composir.search import INDEXES, Table, content_id
@@ -66,6 +66,10 @@ def same(found, expected):
 @pytest.fixture(params=INDEXES)
 def backend(request):
     return request.param
+
+
+def synthetic_targets(num_images, num_vectors, dim, seed=0):
+    return np.concatenate(list(synthetic_blocks(num_images, num_vectors, dim, seed=seed)))
 
 
 @pytest.fixture
