@@ -28,13 +28,14 @@ fuzz: $(READY)  ## Run the property tests on 20 times as many examples, new ones
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
-	$(BIN)/python benchmarks/real_size.py
+	$(BIN)/python scripts/real_size.py
 
-lint: $(READY)  ## Check format, lint, spelling, types and the direction of imports.
+lint: $(READY)  ## Check format, lint, spelling, types, dead code and the direction of imports.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)  ## Format the code and mend what ruff can mend.

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from composir.scoring import similarity
     from composir.search import Retriever
 
-__all__ = ["Retriever", "load", "push_to_hub", "save_pretrained", "similarity"]
+    __version__: str
+
+__all__ = ["Retriever", "__version__", "load", "push_to_hub", "save_pretrained", "similarity"]
 
 
 def __getattr__(name: str) -> object:
@@ -27,4 +29,21 @@ def __getattr__(name: str) -> object:
         from composir.search import Retriever
 
         return Retriever
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'composir' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what there is, the names that are not imported yet among it: TAB completes them."""
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """Return the version of the installed package; ``uninstalled`` for a source tree on the path."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("composir")
+    except PackageNotFoundError:
+        return "uninstalled"

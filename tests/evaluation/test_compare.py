@@ -1,10 +1,8 @@
-"""How sure a difference is: every figure by hand, or by a short slow version that it must equal."""
+"""Groups of results beside each other: every figure by hand, or by a short slow version that it must equal."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import itertools
 import json
 import math
 from pathlib import Path
@@ -12,22 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from scipy import stats
 
 from composir.errors import ComposirError
-from composir.evaluation import (
-    Saved,
-    compare,
-    comparison_tables,
-    find_rankings,
-    load_groups,
-    measure,
-    rank,
-    save_rankings,
-    signature_fields,
-)
-from composir.evaluation.compare import holm, sign_flip_p_value
+from composir.evaluation import Saved, compare, measure, rank, signature_fields
+from composir.evaluation.significance import holm
 
 NUM_IMAGES = 60
 
@@ -113,55 +100,6 @@ def test_one_query_alone_says_nothing(split_of):
     (one,) = compare({"a": [saved(split, [20])], "b": [saved(split, [1], path="b")]}).differences
     # Either sign is as far from zero: p = 1. Every draw is the one query.
     assert (one.delta, one.low, one.high, one.p_value, one.num_queries) == (1, 1, 1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [],
-        [0.0, 0.0],
-        [0.25],
-        [0.25, 0.25],
-        [1 / 3, 1 / 3, 1 / 3],
-        [0.1, 0.2, 0.3],  # 0.1 + 0.2 - 0.3 is not quite zero
-        [0.1, 0.2, -0.3],
-        [0.125] * 6 + [-0.125] * 2 + [0.0] * 9,
-        [0.01, 0.5, -0.02, 0.3, 0.07, -0.11, 0.013],
-    ],
-)
-def test_the_p_value_is_near_the_share_of_all_sign_changes(parts):
-    sums = [math.fsum(sign * part for sign, part in zip(signs, parts, strict=True))
-            for signs in itertools.product((1, -1), repeat=len(parts))]  # fmt: skip
-    exact = sum(abs(total) >= abs(math.fsum(parts)) - 1e-9 for total in sums) / len(sums)
-    # A share of 10,000 draws is off by 0.005 at most, one standard error; four of them are allowed.
-    assert sign_flip_p_value(np.array(parts)) == pytest.approx(exact, abs=0.02)
-    if exact == 1:
-        assert sign_flip_p_value(np.array(parts)) == 1
-
-
-def test_the_p_value_equals_the_short_version():
-    parts = np.random.default_rng(0).normal(0.01, 0.05, 40)
-    kept = np.random.default_rng(7).integers(0, 2, (500, 40), dtype=np.int8)
-    count = 0
-    for row in kept.tolist():
-        total = sum(part if keep else -part for keep, part in zip(row, parts.tolist(), strict=True))
-        count += abs(total) >= abs(sum(parts.tolist())) - 1e-12
-    assert 0 < count < 500
-    assert sign_flip_p_value(parts, num_flips=500, seed=7) == (count + 1) / 501
-
-
-def test_the_p_value_is_never_zero_and_does_not_depend_on_scale_or_sign():
-    parts = np.full(200, 0.005)
-    assert sign_flip_p_value(parts) == 1 / 10_001
-    other = np.random.default_rng(1).normal(0.1, 1, 50)
-    assert sign_flip_p_value(other) == sign_flip_p_value(-other) == sign_flip_p_value(1e-6 * other)
-
-
-def test_the_p_value_of_no_difference_is_even():
-    """Where neither is better, p-values below 0.05 are 5 % of all: here 400 pairs, 20 of them, give or take 4.4."""
-    rng = np.random.default_rng(2)
-    found = [sign_flip_p_value(rng.normal(0, 1, 30), num_flips=400, seed=number) for number in range(400)]
-    assert 0.02 < np.mean([p <= 0.05 for p in found]) < 0.085
 
 
 def test_the_interval_equals_the_short_version(split_of):
@@ -290,20 +228,13 @@ def test_runs_with_other_seeds_are_not_paired(split_of, seeds):
     )
 
 
-def test_groups_of_unequal_size_equal_scipys_welch(split_of):
-    split = split_of(4)
-    a = runs(split, {0: [1, 60, 60, 60], 1: [60] * 4, 2: [1, 1, 60, 60]}, "a")
-    b = runs(split, {0: [1, 1, 1, 60], 1: [1, 1, 60, 60]}, "b")
-    (one,) = compare({"a": a, "b": b}).differences
-    expected = stats.ttest_ind([3 / 4, 1 / 2], [1 / 4, 0, 1 / 2], equal_var=False)
-    assert one.over_seeds.p_value == pytest.approx(expected.pvalue)
-    assert (one.over_seeds.low, one.over_seeds.high) == pytest.approx(tuple(expected.confidence_interval()))
-    assert one.num_seeds == 2
-
-
 def test_a_group_of_one_run_has_no_test_over_seeds(split_of):
     split = split_of(2)
-    (one,) = compare({"a": runs(split, {0: [1, 60], 1: [1, 1]}, "a"), "b": runs(split, {0: [1, 1]}, "b")}).differences
+    a = runs(split, {0: [1, 60], 1: [1, 1], 2: [1, 60]}, "a")
+    b = runs(split, {0: [1, 1], 1: [60, 60]}, "b")
+    (one,) = compare({"a": a, "b": b}).differences
+    assert (one.over_seeds.test, one.num_seeds) == ("Welch t", 2)  # of unequal size: of the smaller
+    (one,) = compare({"a": a, "b": b[:1]}).differences
     assert (one.over_seeds, one.num_seeds) == (None, 1)
 
 
@@ -321,14 +252,6 @@ def test_runs_that_do_not_vary(split_of, seeds_of_b):
 
 
 # -- several differences -----------------------------------------------------------------------------------------------
-
-
-def test_holm_by_hand():
-    # In order 0.005 * 4 = 0.02, 0.01 * 3 = 0.03, 0.03 * 2 = 0.06, and 0.04 * 1, which is not less than 0.06 before it.
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1, 1]
-    assert holm([0.2]) == [0.2]
-    assert holm([]) == []
 
 
 def test_all_differences_shown_are_corrected_for(split_of):
@@ -464,113 +387,3 @@ def test_a_metric_that_is_not_there(split_of):
         "fix: give --metric one of: recall_at_1, recall_at_5",
     )
     assert list(compare({"a": [whole], "b": [half]}, ["recall_at_5"]).rows[0].metrics) == ["recall_at_1", "recall_at_5"]
-
-
-# -- sources -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(split_of, tmp_path, monkeypatch):
-    """A folder with runs r0 and r1 (rankings in best/), a checkpoint c, a file f and a run o of an older version."""
-    monkeypatch.chdir(tmp_path)
-    split = split_of(3)
-    for name, place, seed in (("r0", "r0/best", 0), ("r1", "r1/best", 1), ("c", "c", 2), ("x=1,y", "x=1,y/best", 3)):
-        Path(place).mkdir(parents=True)
-        Path(place, "recipe.toml").write_text(f"seed = {seed}\n")
-        result = measure({"composed": [ranking_at(split, [1, 2 + 10 * seed, 60])]}, weights_hash=name)
-        save_rankings(result, Path(place, "rankings.safetensors"))
-    save_rankings(measure({"composed": [ranking_at(split, [60, 60, 60])]}, weights_hash="f"), Path("f"))
-    Path("o/best").mkdir(parents=True)
-    Path("empty").mkdir()
-    return tmp_path
-
-
-@pytest.mark.usefixtures("folder")
-def test_sources_are_paths_or_names_of_groups():
-    groups = load_groups(["r0", "g=r1,c", "f", "g=f", "x=1,y", "n=x=1,y", "./r1/best/"])
-    assert {name: [str(one.path) for one in group] for name, group in groups.items()} == {
-        "r0": ["r0/best/rankings.safetensors"],
-        "g": ["r1/best/rankings.safetensors", "c/rankings.safetensors", "f"],
-        "f": ["f"],
-        "x=1,y": ["x=1,y/best/rankings.safetensors"],
-        "n": ["x=1,y/best/rankings.safetensors"],
-        "r1/best": ["r1/best/rankings.safetensors"],
-    }
-    assert [one.seed for one in groups["g"]] == [1, 2, None]
-    assert [one.weights_hash for one in groups["g"]] == ["r1", "c", "f"]
-
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        (
-            ["r0", "./r0"],
-            "./r0 is given twice; expected each result once; "
-            "fix: to compare it with itself, name both: a=./r0 b=./r0",
-        ),
-        (["=r0"], "'=r0' has no name where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
-        (["g="], "'g=' has no path where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
-        (["g=r0,,r1"], "'g=r0,,r1' has no path where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
-        (
-            ["r0", "r7"],
-            "r7: no such file or folder; "
-            "expected a file of --save-rankings, a checkpoint folder, a run folder, or NAME=PATH[,PATH...]; "
-            "fix: composir evaluate --model DIR --data-root DIR --save-rankings FILE writes such a file",
-        ),
-        (
-            ["o"],
-            "o: holds no rankings.safetensors; "
-            "expected a checkpoint folder with rankings.safetensors, or a run folder whose best/ has it; "
-            "fix: composir evaluate --model o/best --data-root DIR --save-rankings o/best/rankings.safetensors",
-        ),
-        (
-            ["empty"],
-            "empty: holds no rankings.safetensors; "
-            "expected a checkpoint folder with rankings.safetensors, or a run folder whose best/ has it; "
-            "fix: composir evaluate --model empty --data-root DIR --save-rankings empty/rankings.safetensors",
-        ),
-    ],
-)  # fmt: skip
-def test_sources_that_are_none(sources, message):
-    assert_says(lambda: load_groups(sources), message)
-
-
-@pytest.mark.usefixtures("folder")
-def test_the_rankings_of_a_folder():
-    assert find_rankings(Path("c")) == Path("c/rankings.safetensors")
-    assert find_rankings(Path("f")) == Path("f")
-
-
-# -- what a person sees ------------------------------------------------------------------------------------------------
-
-
-def printed(comparison):
-    console = Console(width=120, record=True, file=io.StringIO())
-    for view in comparison_tables(comparison):
-        console.print(view)
-    return console.export_text()
-
-
-def test_the_tables_say_what_was_found(split_of):
-    split = split_of(4)
-    a = runs(split, {3: [1, 60, 60, 60], 8: [60, 60, 60, 60]}, "a")
-    b = runs(split, {8: [1, 60, 60, 60], 3: [1, 1, 1, 60]}, "b")
-    text = printed(compare({"plain": a, "gate": b}, ["recall_at_10", "recall_at_1"]))
-    assert "12.50  0.00–37.50" in text
-    assert "differences of R@10, percentage points" in text
-    assert "differences of R@1, percentage points" in text
-    assert "gate − plain" in text
-    assert "+37.50" in text
-    assert "2 runs, paired t" in text
-    assert "-121.33 to +196.33" in text
-    assert "0.2048" in text
-    assert text.count("ties:pessimistic") == 1
-    assert "weights:" not in text
-
-
-def test_what_two_runs_do_not_prove_is_a_dash(split_of):
-    split = split_of(2)
-    a, b = (runs(split, {0: ranks, 1: ranks}, name) for name, ranks in (("a", [60, 60]), ("b", [1, 1])))
-    (line,) = [line for line in printed(compare({"a": a, "b": b})).splitlines() if "2 runs, paired t" in line]
-    assert line.count("–") == 3

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation import PROTOCOLS, Ranking, average_precision, averages, intervals, measure, per_query, rank
-from composir.evaluation.metrics import protocol_of
+from composir.evaluation.metrics import metric_label, protocol_of
 
 NUM_IMAGES = 60
 
@@ -421,3 +421,20 @@ def test_protocols_name_metrics_that_exist():
     for protocol in PROTOCOLS.values():
         assert protocol.primary in protocol.keys
         assert {part for parts in protocol.means.values() for part in parts} <= set(protocol.keys)
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ("recall_at_5", "R@5"),
+        ("recall_subset_at_1", "R_s@1"),
+        ("mean_r5_rs1", "mean(R@5+R_s@1)"),
+        ("mean_of_seven", "mean of all seven"),
+        ("toptee.mean_r10_r50", "toptee mean(R@10+R@50)"),
+        ("mean_r1_r10_r50", "mean(R@1+R@10+R@50)"),
+        ("map_at_10", "mAP@10"),
+        ("spatial relations.map_at_10", "spatial relations mAP@10"),
+    ],
+)
+def test_metrics_have_the_names_of_the_field(key, label):
+    assert metric_label(key) == label

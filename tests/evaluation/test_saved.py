@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from composir.data.triplets import Query
 from composir.errors import ComposirError
-from composir.evaluation import Saved, load_rankings, measure, rank, save_rankings
+from composir.evaluation import Saved, find_rankings, load_groups, load_rankings, measure, rank, save_rankings
 from composir.evaluation.saved import digest
 
 NUM_IMAGES = 60
@@ -398,3 +399,80 @@ def test_another_split_than_the_one_that_was_ranked(cirr, file, change, message)
 def test_every_field_of_a_query_is_in_the_file(file):
     document = json.loads(load_file(file)["splits"].tobytes())
     assert set(document["splits"][0]["queries"][0]) == {field.name for field in dataclasses.fields(Query)}
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(cirr, tmp_path, monkeypatch):
+    """A folder with runs r0 and r1 (rankings in best/), a checkpoint c, a file f and a run o of an older version."""
+    monkeypatch.chdir(tmp_path)
+    for name, place, seed in (("r0", "r0/best", 0), ("r1", "r1/best", 1), ("c", "c", 2), ("x=1,y", "x=1,y/best", 3)):
+        Path(place).mkdir(parents=True)
+        Path(place, "recipe.toml").write_text(f"seed = {seed}\n")
+        result = measure({"composed": ranked([cirr], seed)}, weights_hash=name)
+        save_rankings(result, Path(place, "rankings.safetensors"))
+    save_rankings(measure({"composed": ranked([cirr])}, weights_hash="f"), Path("f"))
+    Path("o/best").mkdir(parents=True)
+    Path("empty").mkdir()
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+def test_sources_are_paths_or_names_of_groups():
+    groups = load_groups(["r0", "g=r1,c", "f", "g=f", "x=1,y", "n=x=1,y", "./r1/best/"])
+    assert {name: [str(one.path) for one in group] for name, group in groups.items()} == {
+        "r0": ["r0/best/rankings.safetensors"],
+        "g": ["r1/best/rankings.safetensors", "c/rankings.safetensors", "f"],
+        "f": ["f"],
+        "x=1,y": ["x=1,y/best/rankings.safetensors"],
+        "n": ["x=1,y/best/rankings.safetensors"],
+        "r1/best": ["r1/best/rankings.safetensors"],
+    }
+    assert [one.seed for one in groups["g"]] == [1, 2, None]
+    assert [one.weights_hash for one in groups["g"]] == ["r1", "c", "f"]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (
+            ["r0", "./r0"],
+            "./r0 is given twice; expected each result once; "
+            "fix: to compare it with itself, name both: a=./r0 b=./r0",
+        ),
+        (["=r0"], "'=r0' has no name where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
+        (["g="], "'g=' has no path where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
+        (["g=r0,,r1"], "'g=r0,,r1' has no path where one must be; expected PATH, NAME=PATH or NAME=PATH,PATH"),
+        (
+            ["r0", "r7"],
+            "r7: no such file or folder; "
+            "expected a file of --save-rankings, a checkpoint folder, a run folder, or NAME=PATH[,PATH...]; "
+            "fix: composir evaluate --model DIR --data-root DIR --save-rankings FILE writes such a file",
+        ),
+        (
+            ["o"],
+            "o: holds no rankings.safetensors; "
+            "expected a checkpoint folder with rankings.safetensors, or a run folder whose best/ has it; "
+            "fix: composir evaluate --model o/best --data-root DIR --save-rankings o/best/rankings.safetensors",
+        ),
+        (
+            ["empty"],
+            "empty: holds no rankings.safetensors; "
+            "expected a checkpoint folder with rankings.safetensors, or a run folder whose best/ has it; "
+            "fix: composir evaluate --model empty --data-root DIR --save-rankings empty/rankings.safetensors",
+        ),
+    ],
+)  # fmt: skip
+def test_sources_that_are_none(sources, message):
+    with pytest.raises(ComposirError) as error:
+        load_groups(sources)
+    assert str(error.value) == message
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_rankings_of_a_folder():
+    assert find_rankings(Path("c")) == Path("c/rankings.safetensors")
+    assert find_rankings(Path("f")) == Path("f")

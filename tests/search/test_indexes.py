@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from composir.benchmark.synthetic import queries_near, synthetic_blocks
 from composir.errors import ComposirError
 from composir.scoring import similarity
 from composir.search import INDEXES, Table, content_id
 from composir.search.faiss import CANDIDATE_VECTORS, SCAN_BELOW, recall
-from composir.search.measure import queries_near, synthetic_targets
 from composir.search.qdrant import QdrantIndex
 from composir.search.table import FileRecord, writing
 
@@ -66,6 +66,10 @@ def same(found, expected):
 @pytest.fixture(params=INDEXES)
 def backend(request):
     return request.param
+
+
+def synthetic_targets(num_images, num_vectors, dim, seed=0):
+    return np.concatenate(list(synthetic_blocks(num_images, num_vectors, dim, seed=seed)))
 
 
 @pytest.fixture

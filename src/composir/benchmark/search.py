@@ -17,11 +17,11 @@ import torch
 
 from composir.benchmark.processes import in_fresh_process
 from composir.benchmark.sizes import DIM, NUM_VECTORS
+from composir.benchmark.synthetic import IMAGES_A_BLOCK, queries_near, synthetic_blocks
 from composir.machine import describe_machine
 from composir.scoring import similarity
 from composir.search import INDEXES, Index, Table, merge_vectors
 from composir.search.faiss import recall
-from composir.search.measure import IMAGES_A_BLOCK, queries_near, synthetic_blocks
 from composir.search.table import writing
 
 SEARCH_QUERIES, SEARCH_TOP_K, NUM_WARM_UP = 100, 10, 10
@@ -53,8 +53,8 @@ def benchmark_search(
 ) -> dict[str, Any]:
     """Return seconds, memory, disk and recall of every engine, as ``composir benchmark search`` prints them.
 
-    The embeddings are those of ``composir.search.measure``: 32 x 256 an image, near copies of each other, merged to
-    ``vectors_per_image``. By case, such as ``faiss 10000x32``:
+    The embeddings are those of ``composir.benchmark.synthetic``: 32 x 256 an image, near copies of each other, merged
+    to ``vectors_per_image``. By case, such as ``faiss 10000x32``:
 
     - ``seconds``: ``build`` (once; merging, writing the vectors, and the engine from them), ``alone`` (every query by
       itself, after a warm-up of ten) and ``batch`` (all queries at once, a query's share);

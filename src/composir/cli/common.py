@@ -22,7 +22,6 @@ USER_ERROR, INTERRUPTED = 2, 130
 app = typer.Typer(
     help="Composed image retrieval: a picture and a sentence that says what should differ, answered by a ranking.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,4 @@
-"""The commands to start with: ``quickstart`` and ``selfcheck``."""
+"""What one starts with: ``--version``, ``quickstart`` and ``selfcheck``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from typing import Annotated
 
 import typer
 
+import composir
 from composir.cli.common import Bars, Json, app, out, print_json
 from composir.cli.train import TrainBars
 from composir.errors import command
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"composir {composir.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_a_command(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
 
 
 @app.command(rich_help_panel="Start here")

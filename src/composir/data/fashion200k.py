@@ -20,7 +20,6 @@ from composir.data.triplets import Query, Split, Tree
 SPLITS = ("train", "test")
 LABELS = ("dress", "jacket", "pants", "skirt", "top")
 """The label files of each split, one a kind of clothing; together they are one gallery."""
-COLUMNS = ("file", "score", "caption")
 
 NAME_BY_MARK = str.maketrans({".": "dotmark", "?": "questionmark", "&": "andmark", "*": "starmark"})
 """How the published loader spells marks in captions, and so in the sentences made of them."""

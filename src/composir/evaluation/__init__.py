@@ -1,16 +1,6 @@
 """Similarity, ranking, metrics and what a person sees of them: one definition of each."""
 
-from composir.evaluation.compare import (
-    Comparison,
-    Difference,
-    OverSeeds,
-    Run,
-    Standing,
-    compare,
-    find_rankings,
-    load_groups,
-    over_seeds,
-)
+from composir.evaluation.compare import Comparison, Difference, Run, Standing, compare
 from composir.evaluation.evaluator import Embedder, Progress, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
     METRIC_VERSION,
@@ -20,27 +10,19 @@ from composir.evaluation.metrics import (
     averages,
     check_scorable,
     intervals,
+    metric_label,
     per_query,
     protocol_of,
     recalls,
 )
 from composir.evaluation.page import write_page
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, rank, rank_blocks
-from composir.evaluation.report import (
-    Cell,
-    Row,
-    audit_lines,
-    comparison_tables,
-    contact_sheet,
-    grid,
-    metric_label,
-    rerank_lines,
-    table,
-)
 from composir.evaluation.rerank import Matcher, rerank
 from composir.evaluation.result import COMPOSED, KINDS, Audit, Gain, Result, measure
-from composir.evaluation.saved import Saved, load_rankings, save_rankings
+from composir.evaluation.saved import Saved, find_rankings, load_groups, load_rankings, save_rankings
+from composir.evaluation.sheet import Cell, Row, contact_sheet, grid
 from composir.evaluation.signature import signature_fields, signature_text
+from composir.evaluation.significance import OverSeeds, over_seeds
 from composir.evaluation.similarity import similarity
 from composir.evaluation.submission import (
     check_predictions,
@@ -49,6 +31,7 @@ from composir.evaluation.submission import (
     require_test_server,
     write_submission,
 )
+from composir.evaluation.tables import audit_lines, comparison_tables, rerank_lines, table
 
 __all__ = [
     "COMPOSED",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from composir.errors import ComposirError, command, nearest
+from composir.errors import ComposirError, nearest
 from composir.evaluation.metrics import (
-    CONFIDENCE,
-    DRAWS_PER_BLOCK,
     NUM_RESAMPLES,
     averages,
     intervals,
@@ -23,13 +20,9 @@ from composir.evaluation.metrics import (
 )
 from composir.evaluation.ranking import Ranking
 from composir.evaluation.result import COMPOSED, Values
-from composir.evaluation.saved import RANKINGS, Saved, load_rankings, split_difference
+from composir.evaluation.saved import Saved, split_difference
 from composir.evaluation.signature import signature_text
-
-NUM_FLIPS = 10_000
-"""Random sign changes of a randomisation test: its p-value is never below 1 / 10,001."""
-NO_SPREAD = 1e-12
-"""Figures closer than this are the same but for rounding."""
+from composir.evaluation.significance import NUM_FLIPS, OverSeeds, holm, over_seeds, sign_flip_p_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +48,6 @@ class Standing:
     intervals: dict[str, tuple[float, float]]
     """The 95 % bootstrap intervals over queries of ``metrics``."""
     runs: tuple[Run, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OverSeeds:
-    """How sure a difference is when the models are trained again, judged by the spread of the runs."""
-
-    test: str
-    """``paired t`` where both groups have the same seeds, each once, else ``Welch t``."""
-    low: float | None
-    high: float | None
-    """The 95 % interval of the difference; None where the runs differ but do not vary: no spread to judge by."""
-    p_value: float | None
-    """Two-sided; None as above, 1 where all runs are the same."""
-    p_adjusted: float | None = None
-    """After Holm, over all differences of the comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,98 +166,6 @@ def compare(
     return Comparison(rows, _adjust(differences), fields)
 
 
-def sign_flip_p_value(contributions: Float64[np.ndarray, " _"], *, num_flips: int = NUM_FLIPS, seed: int = 0) -> float:
-    """Return the two-sided p-value of the paired randomisation test of a sum of differences.
-
-    If neither model were better, each query's difference could as well have had the other sign. The p-value is the
-    share of random sign changes whose sum is as far from zero as the one found or further, with that one counted as
-    one of them: (count + 1) / (``num_flips`` + 1) (Fisher, 1935; Phipson and Smyth, 2010).
-    """
-    parts = contributions[contributions != 0]  # a sign does nothing to the others
-    reach = abs(parts.sum()) - NO_SPREAD * np.abs(parts).sum()
-    rng = np.random.default_rng(seed)
-    rows_per_block = max(1, DRAWS_PER_BLOCK // max(1, len(parts)))
-    count = 0
-    for start in range(0, num_flips, rows_per_block):
-        num_rows = min(rows_per_block, num_flips - start)
-        kept = rng.integers(0, 2, (num_rows, len(parts)), dtype=np.int8).astype(np.float64)
-        sums = 2 * (kept @ parts) - parts.sum()  # those kept count as they are, the others the other way round
-        count += int((np.abs(sums) >= reach).sum())
-    return (count + 1) / (num_flips + 1)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for how many there are, in the same order (Holm, 1979).
-
-    The smallest of n is multiplied by n, the next by n - 1, ..., none is less than one before it or more than 1.
-    """
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values, np.float64)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted.tolist()
-
-
-def load_groups(sources: Sequence[str]) -> dict[str, list[Saved]]:
-    """Return the results that ``sources`` name, by group, in their order.
-
-    A source is a path (a group of its own, named by it), ``NAME=PATH`` or ``NAME=PATH,PATH``; a name that comes
-    again gets more runs. A path is a file of rankings, a checkpoint folder or a run folder, whose best checkpoint
-    counts. Raises ``ComposirError`` where there are no rankings, or a path without a name comes twice.
-    """
-    paths_by_name: dict[str, list[str]] = {}
-    for source in sources:
-        name, paths = _parse_source(source)
-        if not name:
-            (name,) = paths
-            if name in paths_by_name:
-                raise ComposirError(
-                    f"{source} is given twice",
-                    expected="each result once",
-                    fix=f"to compare it with itself, name both: a={source} b={source}",
-                )
-        paths_by_name.setdefault(name, []).extend(paths)
-    return {name: [load_rankings(find_rankings(Path(path))) for path in paths] for name, paths in paths_by_name.items()}
-
-
-def find_rankings(path: Path) -> Path:
-    """Return the file of rankings that ``path`` is, or that its checkpoint or run folder holds."""
-    if not path.exists():
-        raise ComposirError(
-            "no such file or folder",
-            file=path,
-            expected="a file of --save-rankings, a checkpoint folder, a run folder, or NAME=PATH[,PATH...]",
-            fix="composir evaluate --model DIR --data-root DIR --save-rankings FILE writes such a file",
-        )
-    if path.is_file():
-        return path
-    folders = (path, path / "best")
-    for folder in folders:
-        if (folder / RANKINGS).is_file():
-            return folder / RANKINGS
-    checkpoint = next(folder for folder in reversed(folders) if folder.is_dir())
-    raise ComposirError(
-        f"holds no {RANKINGS}",
-        file=path,
-        expected=f"a checkpoint folder with {RANKINGS}, or a run folder whose best/ has it",
-        fix=command("evaluate", "--model", checkpoint, "--data-root", "DIR", "--save-rankings", checkpoint / RANKINGS),
-    )
-
-
-def _parse_source(source: str) -> tuple[str, list[str]]:
-    """Return the name, empty where there is none, and the paths; a path that exists is never taken apart."""
-    if "=" not in source or Path(source).exists():
-        return "", [str(Path(source))]
-    name, _, rest = source.partition("=")
-    paths = [rest] if Path(rest).exists() else rest.split(",")
-    if not name or not all(paths):
-        raise ComposirError(
-            f"{source!r} has no {'path' if name else 'name'} where one must be",
-            expected="PATH, NAME=PATH or NAME=PATH,PATH",
-        )
-    return name, paths
-
-
 def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
     if len(groups) < 2:
         given = "one group" if groups else "nothing"
@@ -383,23 +269,6 @@ def _contributions(changes: Values, metric: str) -> Float64[np.ndarray, " _"]:
         columns = [changes[category][key]]
     counted = [column[~np.isnan(column)] for column in columns]
     return np.concatenate([column / (len(column) * len(counted)) for column in counted])
-
-
-def over_seeds(first: Float64[np.ndarray, " _"], second: Float64[np.ndarray, " _"], *, paired: bool) -> OverSeeds:
-    """Return the t test of the runs' figures, two or more of each, ``second`` minus ``first``.
-
-    ``paired``: the runs of the same seed stand at the same place; else Welch's test (Welch, 1947).
-    """
-    kind = "paired t" if paired else "Welch t"
-    spread = np.ptp(second - first) if paired else max(np.ptp(first), np.ptp(second))
-    if spread < NO_SPREAD:
-        same = abs(second.mean() - first.mean()) < NO_SPREAD
-        return OverSeeds(kind, 0.0, 0.0, 1.0) if same else OverSeeds(kind, None, None, None)
-    from scipy import stats  # noqa: PLC0415 (a second of import that only seeds need)
-
-    test: Any = stats.ttest_rel(second, first) if paired else stats.ttest_ind(second, first, equal_var=False)
-    interval = test.confidence_interval(CONFIDENCE)
-    return OverSeeds(kind, float(interval.low), float(interval.high), float(test.pvalue))
 
 
 def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | None:

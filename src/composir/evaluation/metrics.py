@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -89,6 +90,14 @@ PROTOCOLS: dict[str, MetricProtocol] = {
     ),
 }
 
+_LABELS = {
+    "mean_r5_rs1": "mean(R@5+R_s@1)",
+    "mean_of_seven": "mean of all seven",
+    "mean_r10_r50": "mean(R@10+R@50)",
+    "mean_r1_r10_r50": "mean(R@1+R@10+R@50)",
+}
+_PREFIXES = {"recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
+
 
 def protocol_of(dataset: str) -> MetricProtocol:
     """Return what is measured on ``dataset``; raise ``ComposirError`` where it is not in ``PROTOCOLS``."""
@@ -99,6 +108,15 @@ def protocol_of(dataset: str) -> MetricProtocol:
             fix=nearest(dataset, PROTOCOLS),
         )
     return PROTOCOLS[dataset]
+
+
+def metric_label(key: str) -> str:
+    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``."""
+    category, _, name = key.rpartition(".")
+    name = _LABELS.get(name, name)
+    for prefix, short in _PREFIXES.items():
+        name = re.sub(f"^{prefix}", short, name)
+    return f"{category} {name}".strip()
 
 
 def check_scorable(splits: Sequence[Split]) -> None:

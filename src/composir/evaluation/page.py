@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from composir.data.images import read_image
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
-from composir.evaluation.metrics import averages, intervals, protocol_of, recalls, solved
+from composir.evaluation.metrics import averages, intervals, metric_label, protocol_of, recalls, solved
 from composir.evaluation.published import published_beside
 from composir.evaluation.ranking import PADDING, Ranking, first_ranks, hits
-from composir.evaluation.report import NUM_SHOWN, Retrieved, metric_label, retrieved
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result
+from composir.evaluation.sheet import NUM_SHOWN, Retrieved, retrieved
 from composir.files import write_text
 
 PAGE = "index.html"

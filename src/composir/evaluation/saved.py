@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from composir.data.triplets import Query, Split
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 from composir.evaluation.ranking import PADDING, Ranking, check_gallery, describe
 from composir.evaluation.result import COMPOSED, KINDS, Rerank, Result
 from composir.evaluation.signature import signature_fields
@@ -136,6 +136,66 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         rerank=rerank,
         seed=_seed_beside(file),
     )
+
+
+def load_groups(sources: Sequence[str]) -> dict[str, list[Saved]]:
+    """Return the results that ``sources`` name, by group, in their order.
+
+    A source is a path (a group of its own, named by it), ``NAME=PATH`` or ``NAME=PATH,PATH``; a name that comes
+    again gets more runs. A path is a file of rankings, a checkpoint folder or a run folder, whose best checkpoint
+    counts. Raises ``ComposirError`` where there are no rankings, or a path without a name comes twice.
+    """
+    paths_by_name: dict[str, list[str]] = {}
+    for source in sources:
+        name, paths = _parse_source(source)
+        if not name:
+            (name,) = paths
+            if name in paths_by_name:
+                raise ComposirError(
+                    f"{source} is given twice",
+                    expected="each result once",
+                    fix=f"to compare it with itself, name both: a={source} b={source}",
+                )
+        paths_by_name.setdefault(name, []).extend(paths)
+    return {name: [load_rankings(find_rankings(Path(path))) for path in paths] for name, paths in paths_by_name.items()}
+
+
+def find_rankings(path: Path) -> Path:
+    """Return the file of rankings that ``path`` is, or that its checkpoint or run folder holds."""
+    if not path.exists():
+        raise ComposirError(
+            "no such file or folder",
+            file=path,
+            expected="a file of --save-rankings, a checkpoint folder, a run folder, or NAME=PATH[,PATH...]",
+            fix="composir evaluate --model DIR --data-root DIR --save-rankings FILE writes such a file",
+        )
+    if path.is_file():
+        return path
+    folders = (path, path / "best")
+    for folder in folders:
+        if (folder / RANKINGS).is_file():
+            return folder / RANKINGS
+    checkpoint = next(folder for folder in reversed(folders) if folder.is_dir())
+    raise ComposirError(
+        f"holds no {RANKINGS}",
+        file=path,
+        expected=f"a checkpoint folder with {RANKINGS}, or a run folder whose best/ has it",
+        fix=command("evaluate", "--model", checkpoint, "--data-root", "DIR", "--save-rankings", checkpoint / RANKINGS),
+    )
+
+
+def _parse_source(source: str) -> tuple[str, list[str]]:
+    """Return the name, empty where there is none, and the paths; a path that exists is never taken apart."""
+    if "=" not in source or Path(source).exists():
+        return "", [str(Path(source))]
+    name, _, rest = source.partition("=")
+    paths = [rest] if Path(rest).exists() else rest.split(",")
+    if not name or not all(paths):
+        raise ComposirError(
+            f"{source!r} has no {'path' if name else 'name'} where one must be",
+            expected="PATH, NAME=PATH or NAME=PATH,PATH",
+        )
+    return name, paths
 
 
 def split_difference(splits: Sequence[Split], others: Sequence[Split]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
+import composir
 from composir.data.triplets import Split
 from composir.evaluation.metrics import METRIC_VERSION
 
@@ -29,17 +29,10 @@ def signature_fields(splits: Sequence[Split], *, weights_hash: str, num_reranked
         **({"rerank": f"matching head, best {num_reranked}"} if num_reranked else {}),
         "metrics": METRIC_VERSION,
         "weights": weights_hash,
-        "composir": _own_version(),
+        "composir": composir.__version__,
     }
 
 
 def signature_text(fields: Mapping[str, str]) -> str:
     """Return the fields as one string without spaces: ``dataset:CIRR|split:val|gallery:original|...``."""
     return "|".join(f"{name}:{'-'.join(value.split())}" for name, value in fields.items())
-
-
-def _own_version() -> str:
-    try:
-        return version("composir")
-    except PackageNotFoundError:
-        return "uninstalled"

@@ -2,7 +2,7 @@
 
     pip install locust
     composir serve INDEX --port 8000
-    locust -f benchmarks/serve_load.py --headless --users 50 --spawn-rate 25 --run-time 2m --host http://localhost:8000
+    locust -f scripts/serve_load.py --headless --users 50 --spawn-rate 25 --run-time 2m --host http://localhost:8000
 
 At the end it prints locust's table, how often the server said "come back later" (503 with Retry-After, which counts as
 an answer), and the server's memory over time.

@@ -18,9 +18,10 @@ target."""
 def synthetic_blocks(
     num_images: int, num_vectors: int, dim: int, *, seed: int = 0, every: int = 1
 ) -> Iterator[np.ndarray]:
-    """Yield ``synthetic_targets`` in blocks of images, without ever holding all; with ``every`` each so-many-th block.
+    """Yield L2-normalised fp16 (images, num_vectors, dim) block by block; with ``every`` each so-many-th block.
 
-    Every block has random numbers of its own, so one that is passed over costs nothing.
+    Images lie around themes, an image's vectors are near copies of each other. Every block has random numbers of its
+    own, so one that is passed over costs nothing.
     """
     themes = _gauss(max(8, num_images // IMAGES_A_THEME), dim, seed=(seed, 0))
     for number, start in enumerate(range(0, num_images, IMAGES_A_BLOCK)):
@@ -31,11 +32,6 @@ def synthetic_blocks(
             vectors = _gauss(count, num_vectors, dim, seed=(seed, 2, number))
             vectors.mul_(VECTOR_SPREAD).add_(images[:, None])
             yield nn.functional.normalize(vectors, dim=-1, out=vectors).half().numpy()
-
-
-def synthetic_targets(num_images: int, num_vectors: int, dim: int, *, seed: int = 0) -> np.ndarray:
-    """Return L2-normalised fp16 (num_images, num_vectors, dim): images around themes, near copies within an image."""
-    return np.concatenate(list(synthetic_blocks(num_images, num_vectors, dim, seed=seed)))
 
 
 def queries_near(vectors: np.ndarray, num_queries: int, *, seed: int = 0) -> Float[Tensor, "num_queries dim"]:

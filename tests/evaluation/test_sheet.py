@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor
-from rich.console import Console
 
 from composir.errors import ComposirError
-from composir.evaluation import Cell, Result, Row, contact_sheet, grid, metric_label, rank, table
-from composir.evaluation.report import (
+from composir.evaluation import Cell, Row, contact_sheet, grid, rank
+from composir.evaluation.sheet import (
     CAPTION_HEIGHT,
     GAP,
     HEADING_HEIGHT,
@@ -97,7 +95,7 @@ def test_a_missed_target_stands_at_the_end_in_a_dashed_red_frame(make_ranking, t
 def captions_drawn(monkeypatch):
     captions = []
     monkeypatch.setattr(
-        "composir.evaluation.report.grid",
+        "composir.evaluation.sheet.grid",
         lambda rows, path: captions.extend([cell.caption for cell in row.cells] for row in rows),
     )
     return captions
@@ -124,7 +122,7 @@ def test_a_hidden_test_query_has_no_frame_and_no_extra_image(make_split, make_qu
 
 def rows_drawn(monkeypatch):
     notes = []
-    monkeypatch.setattr("composir.evaluation.report.grid", lambda rows, path: notes.append([row.note for row in rows]))
+    monkeypatch.setattr("composir.evaluation.sheet.grid", lambda rows, path: notes.append([row.note for row in rows]))
     return notes
 
 
@@ -198,65 +196,3 @@ def test_letters_beyond_ascii_are_drawn(picture, tmp_path, letter):
         grid([Row(picture, sentence, ())], tmp_path / "sheet.png")
         sheets.append(np.asarray(Image.open(tmp_path / "sheet.png")))
     assert (sheets[0] != sheets[1]).any()
-
-
-@pytest.fixture
-def result(make_ranking) -> Result:
-    return Result(
-        metrics={
-            "recall_at_10": 0.4,
-            "recall_at_50": 0.6,
-            "mean_r10_r50": 0.5,
-            "dress.recall_at_10": 0.12345,
-        },
-        intervals={
-            "recall_at_10": (0.35, 0.45),
-            "recall_at_50": (0.55, 0.65),
-            "mean_r10_r50": (0.45, 0.55),
-            "dress.recall_at_10": (0.1, 0.2),
-        },
-        baselines={
-            "image_only": dict.fromkeys(["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.01),
-            "text_only": dict.fromkeys(["recall_at_10", "recall_at_50", "mean_r10_r50", "dress.recall_at_10"], 0.02),
-        },
-        audit=None,
-        signature_fields={"dataset": "FashionIQ", "split": "val", "weights": "abc"},
-        rankings={"composed": (make_ranking([0, 1], dataset="FashionIQ", category="dress"),)},
-    )
-
-
-def printed(result: Result) -> list[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(table(result))
-    assert isinstance(console.file, io.StringIO)
-    return [" ".join(line.replace("│", " ").split()) for line in console.file.getvalue().splitlines()]
-
-
-def test_the_table_stands_in_percent_beside_the_baselines(result):
-    lines = printed(result)
-    assert "FashionIQ val: 2 queries, 60 gallery images" in lines
-    assert "R@10 40.00 35.00 – 45.00 1.00 2.00" in lines
-    assert "mean(R@10+R@50) 50.00 45.00 – 55.00 1.00 2.00" in lines
-    assert "dress R@10 12.35 10.00 – 20.00 1.00 2.00" in lines
-    assert "dataset:FashionIQ split:val weights:abc" in lines
-
-
-def test_the_table_without_baselines(result):
-    assert "R@10 40.00 35.00 – 45.00" in printed(dataclasses.replace(result, baselines={}))
-
-
-@pytest.mark.parametrize(
-    ("key", "label"),
-    [
-        ("recall_at_5", "R@5"),
-        ("recall_subset_at_1", "R_s@1"),
-        ("mean_r5_rs1", "mean(R@5+R_s@1)"),
-        ("mean_of_seven", "mean of all seven"),
-        ("toptee.mean_r10_r50", "toptee mean(R@10+R@50)"),
-        ("mean_r1_r10_r50", "mean(R@1+R@10+R@50)"),
-        ("map_at_10", "mAP@10"),
-        ("spatial relations.map_at_10", "spatial relations mAP@10"),
-    ],
-)
-def test_metrics_have_the_names_of_the_field(key, label):
-    assert metric_label(key) == label

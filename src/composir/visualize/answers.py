@@ -1,0 +1,148 @@
+"""What a model makes of a picture with each sentence: its trace, and its ranking of a gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composir.data import Query, Split
+from composir.data.check import require_images
+from composir.data.images import ImageSource, file_of, find_pictures, read_image
+from composir.errors import ComposirError
+from composir.evaluation import PADDING, rank_embeddings
+from composir.features import CachedEmbedder, Progress, TokenCache, default_cache_dir, fill_splits
+from composir.models.composer import Composer
+from composir.models.trace import Trace, without_fusions
+
+NUM_SHOWN = 8
+"""Retrieved pictures in a row."""
+IMAGES_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved picture."""
+
+    name: str
+    source: ImageSource
+    score: float
+    is_target: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of the picture with one sentence."""
+
+    text: str
+    trace: Trace
+    target: ImageSource | None
+    """The picture whose score is attributed: the one given, else the known answer, else the first retrieved."""
+    rankings: Mapping[str, tuple[Hit, ...]]
+    """The best pictures by name of the row; empty without a gallery."""
+
+
+def gallery_of_folder(folder: Path) -> Split:
+    """Return a split without queries whose gallery is every picture below the folder; one without any is an error."""
+    if not folder.is_dir():
+        raise ComposirError("is not a folder", file=folder, fix="give a folder of pictures with --gallery")
+    names = find_pictures(folder).names
+    if not names:
+        raise ComposirError("holds no picture", file=folder, fix="give a folder with .jpg, .png or other pictures")
+    images = {name: folder / name for name in names}
+    return Split("", "gallery", "", (), tuple(names), images, "folder", True, "as given", file=folder)
+
+
+def gallery_of_splits(splits: Sequence[Split], image: Path) -> Split:
+    """Return the split that the picture is from, else the only one; several and none of them fits is an error."""
+    holding = [split for split in splits if _name_in(split, image)]
+    if len(splits) > 1 and not holding:
+        raise ComposirError(
+            "is in none of the categories " + ", ".join(split.category for split in splits),
+            file=image,
+            fix="say which gallery is meant with --categories",
+        )
+    return (holding or splits)[0]
+
+
+def answer(
+    model: Composer,
+    image: Path,
+    texts: Sequence[str],
+    *,
+    gallery: Split | None = None,
+    target: Path | None = None,
+    cache_dir: Path | None = None,
+    num_shown: int = NUM_SHOWN,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Return what the model makes of the picture with each sentence: its trace, and its ranking of the gallery.
+
+    A model with a fusion ranks twice, as it is and with the fusion left out (the same weights). Where the gallery's
+    split asks the very same question (picture and sentence), its targets are known and marked.
+    """
+    rankings: list[dict[str, tuple[Hit, ...]]] = [{} for _ in texts]
+    known: list[tuple[str, ...]] = [() for _ in texts]
+    if gallery is not None:
+        split = _with_questions(gallery, image, texts)
+        known = [query.targets for query in split.queries]
+        rankings = _rank(model, image, split, cache_dir or default_cache_dir(), num_shown=num_shown, progress=progress)
+    answers = []
+    for text, ranked, targets in zip(texts, rankings, known, strict=True):
+        source: ImageSource | None = target
+        if source is None and gallery is not None:
+            source = gallery.images[targets[0]] if targets else next(iter(ranked.values()))[0].source
+        seen = model.trace(image, text, None if source is None else read_image(source))
+        answers.append(Answer(text, seen, source, ranked))
+    return answers
+
+
+def _name_in(split: Split, image: Path) -> str:
+    """Return the picture's name in the split, "" where it is none of its files."""
+    path = image.resolve()
+    return next((name for name, source in split.images.items() if file_of(source).resolve() == path), "")
+
+
+def _with_questions(gallery: Split, image: Path, texts: Sequence[str]) -> Split:
+    name = _name_in(gallery, image)
+    targets = {query.text: query.targets for query in gallery.queries if query.reference == name}
+    questions = tuple(
+        Query(str(number), name, text, (text,), targets=targets.get(text, ())) for number, text in enumerate(texts)
+    )
+    return replace(gallery, queries=questions)
+
+
+def _rank(
+    model: Composer, image: Path, split: Split, cache_dir: Path, *, num_shown: int, progress: Progress | None
+) -> list[dict[str, tuple[Hit, ...]]]:
+    """Return the best pictures for each sentence by how they were ranked."""
+    assert model.tower is not None  # the caller traces pictures with it
+    require_images([split])
+    tokens = TokenCache(model.tower, cache_dir)
+    fill_splits(tokens, [split], progress)
+    embedder = CachedEmbedder(model, tokens)
+    paths = [split.images[name] for name in split.gallery]
+    targets = torch.cat(
+        [embedder.embed_gallery(paths[i : i + IMAGES_PER_BATCH]) for i in range(0, len(paths), IMAGES_PER_BATCH)]
+    )
+    texts = [query.text for query in split.queries]
+    ways: dict[str, Callable[[Composer], Any]] = {"as trained": nullcontext}
+    if model.config.fusion != "none":
+        ways = {"with the fusion": nullcontext, "fusion left out": without_fusions}
+    rankings: list[dict[str, tuple[Hit, ...]]] = [{} for _ in texts]
+    for way, entering in ways.items():
+        with entering(model), torch.inference_mode():
+            queries: Tensor = model.embed_query([image] * len(texts), texts)
+        ranking = rank_embeddings(queries, targets, split)
+        for row, query in enumerate(split.queries):
+            best = zip(ranking.top[row, :num_shown], ranking.scores[row, :num_shown], strict=True)
+            rankings[row][way] = tuple(
+                Hit(name, split.images[name], float(score), name in query.targets)
+                for name, score in ((split.gallery[place], score) for place, score in best if place != PADDING)
+            )
+    return rankings

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from composir.visualize import MAPS
+
+
+def test_limits_are_shared_and_even_maps_look_even():
+    gate = next(one for one in MAPS if one.key == "gate")
+    assert gate.limits([np.array([[0.50, 0.52]])]) == pytest.approx((0.46, 0.56))  # 0.02 apart, shown 0.1 wide
+    assert gate.limits([np.array([[0.1, 0.2]]), np.array([[0.5, 0.9]])]) == pytest.approx((0.1, 0.9))
+    change = next(one for one in MAPS if one.key == "relative_change")
+    assert change.limits([np.array([[1.0, 2.0]])]) == (0, 2)
+    worth = next(one for one in MAPS if one.diverging)
+    assert worth.limits([np.array([[1.0, -2.0]])]) == (-2, 2)
