@@ -1,8 +1,7 @@
 """The composed-retrieval model: a Q-Former that reads a picture and a sentence together.
 
-The arithmetic is SPRC's (Bai et al., ICLR 2024) on BLIP-2's Q-Former (Li et al., ICML 2023, arXiv 2301.12597),
-built from Hugging Face's parts. Axis words: batch, tokens (image patches), queries (Q-Former), words, width (of an
-image token), hidden (of the Q-Former), dim (of an embedding).
+The arithmetic is SPRC's (Bai et al., ICLR 2024) on BLIP-2's Q-Former (``qformer.py``). Axis words: batch, tokens
+(image patches), queries (Q-Former), words, width (of an image token), hidden (of the Q-Former), dim (of an embedding).
 """
 
 from __future__ import annotations
@@ -16,17 +15,14 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2TextEmbeddings
 
 from composir.data.images import read_image
 from composir.data.transforms import TARGET_RATIO
 from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
-from composir.models.attention import FewQueriesAttention, Layout, SelfAttention
 from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
+from composir.models.qformer import INITIALIZER_RANGE, QFormer, TextEmbeddings
 from composir.models.trace import Trace, trace
 from composir.parallel import gather
 from composir.scoring import similarity
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
     from composir.models.vision import Tower
 
 TEMPERATURE_INIT = 0.07
-INITIALIZER_RANGE = 0.02
 GLOBAL, LOCAL, BOTH = "global", "local", "both"
 SCORINGS = (GLOBAL, LOCAL, BOTH)
 """How a query can be scored: by its one embedding, part by part, or by both."""
@@ -149,25 +144,8 @@ class Composer(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.gradient_checkpointing = False
-        """In training, keep of each layer but the last what goes in, and compute it again in the backward pass."""
-        qformer = Blip2QFormerConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=config.max_position_embeddings,
-            cross_attention_frequency=config.cross_attention_frequency,
-            encoder_hidden_size=config.hidden_size if config.num_adapted_tokens else config.token_width,
-            use_qformer_text_input=True,
-        )
-        qformer._attn_implementation = "sdpa"
-        self.text_embeddings = Blip2TextEmbeddings(qformer)
-        self.qformer = Blip2QFormerModel(qformer)
-        self._replace_attention()
+        self.text_embeddings = TextEmbeddings(config)
+        self.qformer = QFormer(config, config.hidden_size if config.num_adapted_tokens else config.token_width)
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.prompt_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.vision_proj = nn.Linear(config.hidden_size, config.embed_dim)
@@ -198,15 +176,6 @@ class Composer(nn.Module):
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
 
-    def _replace_attention(self) -> None:
-        """Replace the library's attention: to the image and in the last layer few queries look at many states."""
-        layers = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
-        *others, last = (layer.attention for layer in layers)
-        for attention in (*(layer.crossattention for layer in layers if layer.has_cross_attention), last):
-            attention.register_module("attention", FewQueriesAttention(attention.attention))
-        for attention in others:
-            attention.register_module("attention", SelfAttention(attention.attention))
-
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -222,43 +191,6 @@ class Composer(nn.Module):
         self.load_state_dict({**weights, **tower}, strict=True)
 
     # -- the four passes -------------------------------------------------------------------------------------------
-
-    def _read(
-        self,
-        queries: Float[Tensor, "batch_or_1 queries hidden"],
-        words: Float[Tensor, "batch words hidden"] | None = None,
-        mask: Int[Tensor, "batch words"] | None = None,
-        image_tokens: Float[Tensor, "batch tokens width"] | None = None,
-        *,
-        at: slice,
-    ) -> Float[Tensor, "batch read hidden"]:
-        """Return the Q-Former's last hidden states at some positions; queries come first, words behind them.
-
-        The same as ``Blip2QFormerModel`` gives there, but nothing is computed for padding, and of the last layer only
-        what is read. With image tokens the queries look at them, and only queries can be read.
-        """
-        if words is None or mask is None:
-            layout, embeddings = Layout(queries.shape[1]), queries
-        else:
-            layout = self._layout(mask)
-            embeddings = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
-        rows = self.qformer.dropout(self.qformer.layernorm(layout.rows(embeddings)))
-        *layers, last = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
-        for layer in layers:
-            if self.gradient_checkpointing and self.training:
-                rows = checkpoint(_pass_layer, layer, rows, layout, image_tokens, use_reentrant=False)
-            else:
-                rows = _pass_layer(layer, rows, layout, image_tokens)
-        hidden = layout.sequences(rows)
-        read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=layout.attend)
-        if image_tokens is None:
-            return last.feed_forward_chunk(read)
-        if last.has_cross_attention:
-            read = last.crossattention(read, encoder_hidden_states=image_tokens)
-        return last.feed_forward_chunk_query(read)
-
-    def _layout(self, mask: Int[Tensor, "batch words"]) -> Layout:
-        return Layout.of(self.config.num_query_tokens, mask)
 
     def _adapt(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
         return image_tokens if self.adapter is None else self.adapter(image_tokens)
@@ -296,7 +228,7 @@ class Composer(nn.Module):
         for fuse in self._fusions_at("tokens"):
             tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
         queries = slice(self.config.num_query_tokens)
-        return self._read(self.query_tokens, text, attention_mask, self._adapt(tokens), at=queries)
+        return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), at=queries)
 
     def compose(
         self,
@@ -327,7 +259,7 @@ class Composer(nn.Module):
     ) -> Float[Tensor, "batch read hidden"]:
         """Return the hidden states of the first words behind queries, no picture read; [CLS] is the first of them."""
         cls = self.config.num_query_tokens
-        return self._read(queries, text, attention_mask, at=slice(cls, cls + num_words))
+        return self.qformer(queries, text, attention_mask, at=slice(cls, cls + num_words))
 
     def _parts(
         self,
@@ -406,7 +338,7 @@ class Composer(nn.Module):
         if self.training and self.config.dropout:  # else all pictures meet the same queries, made ready once
             queries = queries.expand(len(image_tokens), -1, -1)
         tokens = self._adapt(self._normalised(image_tokens))
-        return self._read(queries, image_tokens=tokens, at=slice(None))
+        return self.qformer(queries, image_tokens=tokens, at=slice(None))
 
     def encode_prompt(
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
@@ -444,7 +376,7 @@ class Composer(nn.Module):
         """
         tokens = torch.cat([self._adapt(self._normalised(picture)) for picture in pictures], dim=1)
         text, queries = self.text_embeddings(input_ids), slice(self.config.num_query_tokens)
-        hidden = self._read(self.query_tokens, text, attention_mask, tokens, at=queries)
+        hidden = self.qformer(self.query_tokens, text, attention_mask, tokens, at=queries)
         return self.itm_head(hidden)[..., 1].mean(dim=1)
 
     def gate_values(
@@ -571,20 +503,3 @@ class Composer(nn.Module):
         With a ``target`` also its score, and what each patch of either picture is worth to it.
         """
         return trace(self, image, text, target)
-
-
-def _pass_layer(
-    layer: Blip2QFormerLayer,
-    rows: Float[Tensor, "rows hidden"],
-    layout: Layout,
-    image_tokens: Float[Tensor, "batch tokens width"] | None,
-) -> Float[Tensor, "rows hidden"]:
-    """Return the rows behind a layer; with image tokens the queries look at them, and have their own feed-forward."""
-    rows = layer.attention(rows, layout=layout)
-    if image_tokens is None:
-        return layer.feed_forward_chunk(rows)
-    queries, words = layout.split(rows)
-    if layer.has_cross_attention:
-        queries = layer.crossattention(queries, encoder_hidden_states=image_tokens)
-    queries = layer.feed_forward_chunk_query(queries).flatten(0, 1)
-    return queries if words is None else torch.cat([queries, layer.feed_forward_chunk(words)])

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from composir.data.images import read_image
-from composir.models.attention import Layout
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.gated_fusion import GatedFusion
+from composir.models.qformer import FewQueriesAttention
 from composir.scoring import similarity
 
 if TYPE_CHECKING:
@@ -275,11 +275,10 @@ class _Watcher:
     attentions: list[Tensor] = field(default_factory=list)
 
     def register(self, model: Composer) -> list[torch.utils.hooks.RemovableHandle]:
-        layers: list[Any] = list(model.qformer.encoder.layer)
-        looking = [layer.crossattention.attention for layer in layers if layer.has_cross_attention]
+        looking = [layer.crossattention.attention for layer in model.qformer.layers if layer.has_cross_attention]
         handles = [module.register_forward_hook(self.on_fusion) for module in _token_fusions(model)]
-        handles.append(layers[0].attention.register_forward_pre_hook(self.on_start, with_kwargs=True))
-        handles += [module.register_forward_hook(self.on_look, with_kwargs=True) for module in looking]
+        handles.append(model.qformer.register_forward_pre_hook(self.on_start))
+        handles += [module.register_forward_hook(self.on_look) for module in looking]
         handles.append(looking[-1].register_forward_hook(self.on_end))
         return handles
 
@@ -293,25 +292,16 @@ class _Watcher:
             elif isinstance(module, TextGuidedAttention):
                 self.of_fusions["text_attention"] = module.attention(inputs[0], module.summarise(*inputs[1:]))
 
-    def on_start(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-        """A pass begins: only with a sentence is there something to mask."""
-        layout: Layout | None = named.get("layout")  # of all layers but the last, which is given the mask alone
-        mask = named.get("encoder_attention_mask") if layout is None else layout.mask
-        self.with_text = mask is not None
+    def on_start(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A pass begins; behind the queries come the words, where there are any."""
+        self.with_text = len(inputs) > 1 and inputs[1] is not None
         self.attentions = []
 
     @torch.no_grad()
-    def on_look(self, module: Any, inputs: tuple[Tensor, ...], named: dict[str, Any], output: object) -> None:
-        """A layer has looked at the picture: fused attention keeps no weights, so they are computed here."""
-        with torch.autocast(named["hidden_states"].device.type, enabled=False):
-            query, key = (
-                linear(states.detach().float()).unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
-                for linear, states in (
-                    (module.query, named["hidden_states"]),
-                    (module.key, named["encoder_hidden_states"]),
-                )
-            )  # (batch, heads, queries, head width) and (batch, heads, tokens, head width)
-            self.attentions.append(torch.softmax(query @ key.transpose(2, 3) * module.scaling, dim=-1).cpu())
+    def on_look(self, module: FewQueriesAttention, inputs: tuple[Tensor, ...], output: object) -> None:
+        """A layer has looked at the picture: its weights are not kept, so they are computed here."""
+        queries, states, *_ = inputs
+        self.attentions.append(module.weights(queries.detach(), states.detach()).cpu())
 
     def on_end(self, *_: object) -> None:
         of_fusions: dict[str, Tensor] = {}
