@@ -8,7 +8,7 @@ from transformers import Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention, Blip2TextEmbeddings
 
 from composir.benchmark.steps import LibraryQFormer, library_config
-from composir.models.composer import ComposerConfig
+from composir.models.config import ComposerConfig
 from composir.models.qformer import Layout, QFormer, SelfAttention, TextEmbeddings
 
 WORDS = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from composir.benchmark.steps import LibraryAttention
 from composir.models.presets import build
-from composir.models.trace import patches, trace, watch, without_fusions
+from composir.models.trace import patches, watch, without_fusions
 from composir.scoring import similarity
 
 TEXT = "make it red"
@@ -88,7 +88,7 @@ def test_cross_attention_is_what_the_library_s_attention_says(make_model, pictur
         for layer in model.qformer.layers
         if layer.has_cross_attention
     ]
-    traced = trace(model, pictures[0], TEXT)
+    traced = model.trace(pictures[0], TEXT)
     for handle in handles:
         handle.remove()
     np.testing.assert_allclose(traced.cross_attention[0], seen[0][0].detach(), atol=1e-6)

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.convert import HF_RULES, LAVIS_RULES, Rule, rename, their_name
 from composir.models.fusion import GATE, NONE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS

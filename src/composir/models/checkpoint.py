@@ -15,7 +15,8 @@ from torch import Tensor
 
 from composir.errors import ComposirError
 from composir.files import replacing_folder
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.fusion import fusion_names
 from composir.models.presets import BACKBONES, TOWERS
 from composir.models.sources import (
