@@ -25,7 +25,8 @@ from PIL import Image
 import composir
 from composir.features import TokenCache
 from composir.models.blip2 import BLIP2_VOCABULARY
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.convert import to_lavis
 from composir.models.tensors import LazyTensors
 from composir.models.transfer import convert

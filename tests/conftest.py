@@ -23,7 +23,8 @@ from torch import Tensor
 
 from composir.cli import main
 from composir.models.checkpoint import save_pretrained
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.convert import rename
 from composir.models.presets import build
 from composir.search import index_folder

@@ -24,7 +24,8 @@ from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import size_text
 from composir.machine import available_memory
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
-from composir.models.composer import GLOBAL, SCORINGS, Composer
+from composir.models.composer import Composer
+from composir.models.sprc import GLOBAL, SCORINGS
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 from composir.models.vision import Tower
 from composir.token_store import TokenStore

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Blip2QFormerModel
 
+from composir.benchmark.steps import library_config
 from composir.losses import contrastive_loss
 from composir.models.convert import rename
 from composir.models.presets import build
@@ -43,7 +44,7 @@ def test_reading_a_few_positions_equals_the_library_s_whole_pass(golden, golden_
     words = model.text_embeddings(ids)
     embeddings = torch.cat([model.query_tokens.expand(len(ids), -1, -1), words], dim=1)
     whole_mask = torch.cat([mask.new_ones(len(ids), queries), mask], dim=1)
-    library = Blip2QFormerModel(model.qformer.config).eval()
+    library = Blip2QFormerModel(library_config(model.config, "sdpa")).eval()
     library.load_state_dict(model.qformer.state_dict())
     whole = library(
         query_embeds=embeddings, query_length=queries, attention_mask=whole_mask, encoder_hidden_states=reference
@@ -52,7 +53,7 @@ def test_reading_a_few_positions_equals_the_library_s_whole_pass(golden, golden_
     torch.testing.assert_close(model.fuse(reference, ids, mask), whole[:, :queries], **TOLERANCE)
     text = library(query_embeds=embeddings, query_length=0, attention_mask=whole_mask).last_hidden_state
     for at in (slice(0, 1), slice(queries, queries + 1), slice(3, 9)):
-        read = model._read(model.query_tokens, words, mask, at=at)
+        read = model.qformer(model.query_tokens, words, mask, at=at)
         torch.testing.assert_close(read, text[:, at], **TOLERANCE)
 
 

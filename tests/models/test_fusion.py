@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from composir.losses import contrastive_loss
-from composir.models.composer import ComposerConfig
+from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, WEIGHTS, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
 from composir.models.fusion.combiner import Combiner

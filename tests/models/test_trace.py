@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from composir.benchmark.steps import LibraryAttention
 from composir.models.presets import build
-from composir.models.trace import patches, trace, watch, without_fusions
+from composir.models.trace import patches, watch, without_fusions
 from composir.scoring import similarity
 
 TEXT = "make it red"
@@ -73,16 +74,21 @@ def test_gate_and_change_are_those_of_the_formula(make_model, pictures):
     np.testing.assert_allclose(seen.relative_change, expected.detach(), atol=1e-5)
 
 
-def test_cross_attention_is_what_the_model_without_fused_attention_says(make_model, pictures):
+def test_cross_attention_is_what_the_library_s_attention_says(make_model, pictures):
     model = make_model()
-    model.qformer.config._attn_implementation = "eager"
     seen = []
+
+    def ask_the_library(module, inputs, output):
+        library = LibraryAttention(module, model.config).library.eval()
+        library.config._attn_implementation = "eager"
+        seen.append(library(inputs[0], encoder_hidden_states=inputs[1])[1])
+
     handles = [
-        layer.crossattention.attention.register_forward_hook(lambda module, args, out: seen.append(out[1]))
-        for layer in model.qformer.encoder.layer
+        layer.crossattention.attention.register_forward_hook(ask_the_library)
+        for layer in model.qformer.layers
         if layer.has_cross_attention
     ]
-    traced = trace(model, pictures[0], TEXT)
+    traced = model.trace(pictures[0], TEXT)
     for handle in handles:
         handle.remove()
     np.testing.assert_allclose(traced.cross_attention[0], seen[0][0].detach(), atol=1e-6)

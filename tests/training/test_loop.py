@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
 from composir.evaluation import load_rankings, measure
-from composir.models.attention import SelfAttention
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
+from composir.models.qformer import SelfAttention
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
 from composir.training.memory import StepMemory
 

@@ -56,5 +56,5 @@ def test_checkpointing_look_alikes_and_more_pictures_are_in_it():
     model = build("tiny", fusion="none", num_hidden_layers=6)
     plain = measure_step(model, TEXTS)
     assert measure_step(model, TEXTS, pictures_per_triplet=4).per_triplet > 1.1 * plain.per_triplet
-    model.gradient_checkpointing = True
+    model.qformer.gradient_checkpointing = True
     assert measure_step(model, TEXTS).per_triplet < 0.5 * plain.per_triplet

@@ -143,7 +143,7 @@ def test_a_model_without_a_gate_has_another_map():
     name, values = heat_of(Reading(True, attention), 1)
     assert name == "attention"
     np.testing.assert_allclose(values, attention[1].mean(dim=(0, 1, 2))[1:].reshape(3, 3), rtol=1e-6)
-    name, values = heat_of(Reading(True, attention, text_attention=torch.rand(2, 10)), 0)
+    name, values = heat_of(Reading(True, attention, maps={"text_attention": torch.rand(2, 10)}), 0)
     assert (name, values.shape) == ("text_attention", (3, 3))
 
 

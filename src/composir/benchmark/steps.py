@@ -11,16 +11,15 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Blip2QFormerModel
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from composir.losses import alignment_loss, contrastive_loss
-from composir.models.attention import FewQueriesAttention, Layout
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.fusion import NONE
 from composir.models.presets import BACKBONES, build
+from composir.models.qformer import FewQueriesAttention, Layout, QFormer
 from composir.scoring import similarity
 
 REAL = "real"
@@ -100,31 +99,84 @@ LADDER = _ladder()
 """From the published way to this package's, one part a rung."""
 
 
-def read_whole(
-    self: Composer,
-    queries: Tensor,
-    words: Tensor | None = None,
-    mask: Tensor | None = None,
-    image_tokens: Tensor | None = None,
-    *,
-    at: slice,
-) -> Tensor:
-    """Return what ``Composer._read`` returns, by the library's whole pass: all positions of all layers."""
-    if words is not None and mask is not None:
-        queries = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
-        mask = torch.cat([mask.new_ones(len(words), queries.shape[1] - words.shape[1]), mask], dim=1)
-    return self.qformer(
-        query_embeds=queries,
-        query_length=0 if image_tokens is None else self.config.num_query_tokens,
-        attention_mask=mask,
-        encoder_hidden_states=image_tokens,
-    ).last_hidden_state[:, at]
+class LibraryQFormer(nn.Module):
+    """Hugging Face's Q-Former with the parameters of ours, not copies, called like ours: all positions of all layers
+    are computed."""
+
+    def __init__(self, ours: QFormer, config: ComposerConfig, attention: str) -> None:
+        from transformers import Blip2QFormerModel  # noqa: PLC0415 (seconds, and only this comparison needs it)
+
+        super().__init__()
+        self.num_query_tokens = config.num_query_tokens
+        with torch.device("meta"):
+            self.library = Blip2QFormerModel(library_config(config, attention)).train()
+        for name, parameter in ours.named_parameters():
+            part, _, leaf = name.rpartition(".")
+            setattr(self.library.get_submodule(part), leaf, parameter)
+        self.layernorm = self.library.layernorm
+
+    def forward(
+        self,
+        queries: Tensor,
+        words: Tensor | None = None,
+        mask: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        *,
+        at: slice,
+    ) -> Tensor:
+        """Return what ``QFormer`` returns."""
+        if words is not None and mask is not None:
+            queries = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
+            mask = torch.cat([mask.new_ones(len(words), queries.shape[1] - words.shape[1]), mask], dim=1)
+        return self.library(
+            query_embeds=queries,
+            query_length=0 if image_tokens is None else self.num_query_tokens,
+            attention_mask=mask,
+            encoder_hidden_states=image_tokens,
+        ).last_hidden_state[:, at]
 
 
-def layout_with_padding(self: Composer, mask: Tensor) -> Layout:
-    """Return what ``Composer._layout`` returns, but padding has rows, too; attention does not see it all the same."""
-    whole = Layout.of(self.config.num_query_tokens, torch.ones_like(mask))
-    return replace(whole, mask=Layout.of(self.config.num_query_tokens, mask).mask)
+class LibraryAttention(nn.Module):
+    """Hugging Face's attention with the projections of ours, called like ours: every state has a key and a value."""
+
+    def __init__(self, ours: FewQueriesAttention, config: ComposerConfig) -> None:
+        from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention  # noqa: PLC0415
+
+        super().__init__()
+        with torch.device("meta"):
+            self.library = Blip2QFormerMultiHeadAttention(library_config(config, "sdpa")).train()
+        self.library.query, self.library.key, self.library.value = ours.query, ours.key, ours.value
+
+    def forward(self, queries: Tensor, states: Tensor, attend: Tensor | None = None) -> Tensor:
+        """Return what ``FewQueriesAttention`` returns."""
+        return self.library(queries, encoder_hidden_states=states, encoder_attention_mask=attend)[0]
+
+
+def library_config(config: ComposerConfig, attention: str) -> Any:
+    """Return Hugging Face's ``Blip2QFormerConfig`` of a model's sizes; ``attention`` is ``eager`` or ``sdpa``."""
+    from transformers import Blip2QFormerConfig  # noqa: PLC0415
+
+    sizes = Blip2QFormerConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.max_position_embeddings,
+        cross_attention_frequency=config.cross_attention_frequency,
+        encoder_hidden_size=config.hidden_size if config.num_adapted_tokens else config.token_width,
+        use_qformer_text_input=True,
+    )
+    sizes._attn_implementation = attention
+    return sizes
+
+
+def layout_with_padding(self: QFormer, mask: Tensor) -> Layout:
+    """Return what ``QFormer._layout`` returns, but padding has rows, too; attention does not see it all the same."""
+    whole = Layout.of(self.num_query_tokens, torch.ones_like(mask))
+    return replace(whole, mask=Layout.of(self.num_query_tokens, mask).mask)
 
 
 @dataclass(frozen=True)
@@ -161,25 +213,15 @@ def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = N
 def in_way(model: Composer, way: Way) -> Composer:
     """Return a model that holds the same parameters, not copies, and computes as ``way`` says."""
     other = copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
-    if way.library:
-        config = other.qformer.config
-        config._attn_implementation = way.library
-        with torch.device("meta"):
-            library = Blip2QFormerModel(config)
-        for name, _ in list(library.named_parameters()):
-            part, _, leaf = name.rpartition(".")
-            setattr(library.get_submodule(part), leaf, model.qformer.get_parameter(name))
-        other.qformer = library.train()
-        vars(other)["_read"] = MethodType(read_whole, other)
-    elif way.all_keys:
-        for name, few in list(other.qformer.named_modules()):
+    ours = other.qformer
+    if way.all_keys:
+        for name, few in list(ours.named_modules()):
             if isinstance(few, FewQueriesAttention):
-                with torch.device("meta"):
-                    attention = Blip2QFormerMultiHeadAttention(other.qformer.config)
-                attention.query, attention.key, attention.value = few.query, few.key, few.value
-                other.qformer.set_submodule(name, attention.train())
+                ours.set_submodule(name, LibraryAttention(few, other.config))
     if way.padding_rows:
-        vars(other)["_layout"] = MethodType(layout_with_padding, other)
+        vars(ours)["_layout"] = MethodType(layout_with_padding, ours)
+    if way.library:
+        vars(other)["_modules"]["qformer"] = LibraryQFormer(model.qformer, other.config, way.library)
     return other
 
 
@@ -231,6 +273,7 @@ class Step:
         self, model: Composer, way: Way, optimizer: torch.optim.Optimizer | None = None, **settings: Any
     ) -> None:
         self.model, self.way, self.settings = in_way(model, way), way, settings
+        self.parameters = dict(model.named_parameters())  # by this package's names, in whatever way they are used
         self.losses_of = torch.compile(losses_of) if way.compiled else losses_of
         self.optimizer = optimizer or make_optimizer(model, per_tensor=way.per_tensor_optimizer)
 
@@ -261,7 +304,7 @@ class Step:
             total = self.backward(batch).item()
         gradients = {
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.parameters.items()
             if parameter.requires_grad
         }
         self.optimizer.zero_grad()

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError, listed
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.convert import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
 from composir.models.fusion import GATE, NONE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS

@@ -17,7 +17,8 @@ from torch import Tensor
 from composir.errors import ComposirError, listed
 from composir.files import replacing_folder
 from composir.models.blip2 import not_finite, require_qformer
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.fusion import fusion_names
 from composir.models.presets import BACKBONES, TOWERS
 from composir.models.sources import (

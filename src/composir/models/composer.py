@@ -1,548 +1,44 @@
-"""The composed-retrieval model: a Q-Former that reads a picture and a sentence together.
-
-The arithmetic is SPRC's (Bai et al., ICLR 2024) on BLIP-2's Q-Former (Li et al., ICML 2023, arXiv 2301.12597),
-built from Hugging Face's parts. Axis words: batch, tokens (image patches), queries (Q-Former), words, width (of an
-image token), hidden (of the Q-Former), dim (of an embedding).
-"""
+"""The composed-retrieval model on pictures and sentences: a frozen vision tower, words, and SPRC behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerLayer, Blip2TextEmbeddings
+from torch import Tensor
 
 from composir.data.images import read_image
-from composir.data.transforms import TARGET_RATIO
-from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
-from composir.models.attention import FewQueriesAttention, Layout, SelfAttention
-from composir.models.fusion import FUSIONS, GATE, NONE, fusion_names
-from composir.models.fusion.attention import TextGuidedAttention
-from composir.models.gated_fusion import ALPHA_INIT, GatedFusion
-from composir.models.trace import Trace, trace
-from composir.parallel import gather
-from composir.scoring import similarity
-
-if TYPE_CHECKING:
-    from composir.models.text import Tokenizer
-    from composir.models.vision import Tower
-
-TEMPERATURE_INIT = 0.07
-INITIALIZER_RANGE = 0.02
-GLOBAL, LOCAL, BOTH = "global", "local", "both"
-SCORINGS = (GLOBAL, LOCAL, BOTH)
-"""How a query can be scored: by its one embedding, part by part, or by both."""
+from composir.models.config import ComposerConfig
+from composir.models.sprc import Sprc
+from composir.models.text import Tokenizer
+from composir.models.trace import Trace, Traced, trace
+from composir.models.vision import Tower
 
 
-class ComposerConfig(BaseModel):
-    """Every size and switch of a model; what ``config.json`` of a checkpoint holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    backbone: str = "tiny"
-    """Key of ``BACKBONES``: names the vision tower and the tokenizer."""
-    token_width: int = Field(gt=0)
-    """Width of the tower's image tokens (1408 for ViT-g)."""
-    hidden_size: int = Field(gt=0)
-    """Width of the Q-Former."""
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    intermediate_size: int = Field(gt=0)
-    cross_attention_frequency: int = Field(default=2, gt=0)
-    """Every this many layers one reads the image tokens, the first included."""
-    vocab_size: int = Field(gt=0)
-    max_position_embeddings: int = Field(default=512, gt=0)
-    num_query_tokens: int = Field(default=32, gt=0)
-    """Vectors an image is embedded into."""
-    embed_dim: int = Field(default=256, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    max_words: int = Field(default=32, gt=2)
-    """Tokens of a sentence that are read, [CLS] and [SEP] included."""
-    num_adapted_tokens: int = Field(default=0, ge=0)
-    """Tokens an image has where a learned adapter (standardise, project, add positions) stands before the Q-Former,
-    as for towers that were not trained with one; 0 means none, as in BLIP-2."""
-    fusion: str = GATE
-    """Keys of ``FUSIONS`` joined by +, or ``none``: nothing is constructed, and the model is SPRC. What was made before
-    there were several says ``use_gated_fusion`` instead: true is ``gate``, false ``none``."""
-    alpha_init: float = ALPHA_INIT
-    """Start of the gate's scalar, and of the attention's."""
-    gate_layer_norm: bool = False
-    """The gate reads the reference's tokens through a layer norm; the published one does not."""
-    temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
-    matching_head: bool = False
-    """Whether the weights of ``itm_head`` come from training; else they are as they started, and rank nothing."""
-    transform: Literal["targetpad", "squarepad"] = "targetpad"
-    """How a picture becomes the tower's square."""
-    target_ratio: float = Field(default=TARGET_RATIO, ge=1)
-    """Targetpad: pictures longer than this are padded to it before the crop."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_the_former_switch(cls, fields: dict[str, object]) -> dict[str, object]:
-        if "use_gated_fusion" not in fields:
-            return fields
-        rest = {name: value for name, value in fields.items() if name != "use_gated_fusion"}
-        return {**rest, "fusion": GATE if fields["use_gated_fusion"] else NONE}
-
-    @field_validator("fusion")
-    @classmethod
-    def _is_known(cls, fusion: str) -> str:
-        fusion_names(fusion)
-        return fusion
-
-
-class TokenAdapter(nn.Module):
-    """Image tokens of a tower that has never met a Q-Former: projected to its width, with learned positions."""
-
-    POSITION_STD = 0.5
-
-    def __init__(self, num_tokens: int, token_width: int, hidden_size: int) -> None:
-        super().__init__()
-        self.projection = nn.Linear(token_width, hidden_size)
-        self.positions = nn.Parameter(torch.randn(num_tokens, hidden_size) * self.POSITION_STD)
-        self.norm = nn.LayerNorm(hidden_size)
-
-    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
-        """Return the tokens the Q-Former's cross-attention reads."""
-        return self.norm(self.projection(tokens) + self.positions)
-
-
-class Standardise(nn.Module):
-    """Image tokens with each channel's mean taken off and divided by its standard deviation, as measured once."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, token_width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(token_width))
-        self.register_buffer("std", torch.ones(token_width))
-
-    def fit(self, tokens: Float[Tensor, "batch tokens width"]) -> None:
-        """Set mean and standard deviation to those of ``tokens``; a constant channel keeps its scale."""
-        flat = tokens.flatten(0, 1).double()
-        std = flat.std(dim=0)
-        self.mean.copy_(flat.mean(dim=0))
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
-
-    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        """Return ``(tokens - mean) / std``."""
-        return (tokens - self.mean) / self.std
-
-
-class Composer(nn.Module):
+class Composer(Sprc):
     """SPRC's model (``blip2_cir_align_prompt``), with gated fusion of the reference's tokens where it is on.
 
     ``embed_query`` and ``embed_target`` take pictures and sentences, ``encode_query`` and ``encode_target`` the
     tokens they turn into; evaluation, search and training all pass through these.
     """
 
-    def __init__(self, config: ComposerConfig, *, tower: Tower | None = None, tokenizer: Tokenizer | None = None):
-        super().__init__()
-        self.config = config
+    def __init__(
+        self, config: ComposerConfig, *, tower: Tower | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        super().__init__(config)
         self.tokenizer = tokenizer
-        self.gradient_checkpointing = False
-        """In training, keep of each layer but the last what goes in, and compute it again in the backward pass."""
-        qformer = Blip2QFormerConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            max_position_embeddings=config.max_position_embeddings,
-            cross_attention_frequency=config.cross_attention_frequency,
-            encoder_hidden_size=config.hidden_size if config.num_adapted_tokens else config.token_width,
-            use_qformer_text_input=True,
-        )
-        qformer._attn_implementation = "sdpa"
-        self.text_embeddings = Blip2TextEmbeddings(qformer)
-        self.qformer = Blip2QFormerModel(qformer)
-        self._replace_attention()
-        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
-        self.prompt_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
-        self.vision_proj = nn.Linear(config.hidden_size, config.embed_dim)
-        self.text_proj = nn.Linear(config.hidden_size, config.embed_dim)
-        self.itm_head = nn.Linear(config.hidden_size, 2)
-        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
-        self.standardise = Standardise(config.token_width) if config.num_adapted_tokens else None
-        self.adapter = (
-            TokenAdapter(config.num_adapted_tokens, config.token_width, config.hidden_size)
-            if config.num_adapted_tokens
-            else None
-        )
-        nn.init.normal_(self.query_tokens, std=INITIALIZER_RANGE)
-        nn.init.normal_(self.prompt_tokens, std=INITIALIZER_RANGE)
-        for embedding in (self.text_embeddings.word_embeddings, self.text_embeddings.position_embeddings):
-            nn.init.normal_(embedding.weight, std=INITIALIZER_RANGE)
-        self.gated_fusion: GatedFusion | None = None
-        self.fusions = nn.ModuleDict()
-        # In a fork of the generator: all else starts the same from one seed whatever the fusion.
-        with torch.random.fork_rng(devices=[]):
-            for name in fusion_names(config.fusion):
-                module = FUSIONS[name].make(config)
-                if isinstance(module, GatedFusion):
-                    self.gated_fusion = module
-                else:
-                    self.fusions[name] = module
         self.tower = tower
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
-
-    def _replace_attention(self) -> None:
-        """Replace the library's attention: to the image and in the last layer few queries look at many states."""
-        layers = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
-        *others, last = (layer.attention for layer in layers)
-        for attention in (*(layer.crossattention for layer in layers if layer.has_cross_attention), last):
-            attention.register_module("attention", FewQueriesAttention(attention.attention))
-        for attention in others:
-            attention.register_module("attention", SelfAttention(attention.attention))
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.query_tokens.device
-
-    def own_weights(self) -> dict[str, Tensor]:
-        """Return all weights but the frozen tower's, by name: what a checkpoint holds."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("tower.")}
-
-    def load_own_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over all weights but the tower's; a name too many or too few raises ``RuntimeError``."""
-        tower = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("tower.")}
-        self.load_state_dict({**weights, **tower}, strict=True)
-
-    # -- the four passes -------------------------------------------------------------------------------------------
-
-    def _read(
-        self,
-        queries: Float[Tensor, "batch_or_1 queries hidden"],
-        words: Float[Tensor, "batch words hidden"] | None = None,
-        mask: Int[Tensor, "batch words"] | None = None,
-        image_tokens: Float[Tensor, "batch tokens width"] | None = None,
-        *,
-        at: slice,
-    ) -> Float[Tensor, "batch read hidden"]:
-        """Return the Q-Former's last hidden states at some positions; queries come first, words behind them.
-
-        The same as ``Blip2QFormerModel`` gives there, but nothing is computed for padding, and of the last layer only
-        what is read. With image tokens the queries look at them, and only queries can be read.
-        """
-        if words is None or mask is None:
-            layout, embeddings = Layout(queries.shape[1]), queries
-        else:
-            layout = self._layout(mask)
-            embeddings = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
-        rows = self.qformer.dropout(self.qformer.layernorm(layout.rows(embeddings)))
-        *layers, last = cast("list[Blip2QFormerLayer]", self.qformer.encoder.layer)
-        for layer in layers:
-            if self.gradient_checkpointing and self.training:
-                rows = checkpoint(_pass_layer, layer, rows, layout, image_tokens, use_reentrant=False)
-            else:
-                rows = _pass_layer(layer, rows, layout, image_tokens)
-        hidden = layout.sequences(rows)
-        read = last.attention(hidden[:, at], encoder_hidden_states=hidden, encoder_attention_mask=layout.attend)
-        if image_tokens is None:
-            return last.feed_forward_chunk(read)
-        if last.has_cross_attention:
-            read = last.crossattention(read, encoder_hidden_states=image_tokens)
-        return last.feed_forward_chunk_query(read)
-
-    def _layout(self, mask: Int[Tensor, "batch words"]) -> Layout:
-        return Layout.of(self.config.num_query_tokens, mask)
-
-    def _adapt(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens hidden"]:
-        return image_tokens if self.adapter is None else self.adapter(image_tokens)
-
-    def _normalised(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        tokens = image_tokens.to(self.query_tokens.dtype)
-        return tokens if self.standardise is None else self.standardise(tokens)
-
-    def _fusions_at(self, place: str) -> list[nn.Module]:
-        """Return the modules that act there, the gate first."""
-        modules = {GATE: self.gated_fusion, **self.fusions}
-        return [module for name, module in modules.items() if module is not None and FUSIONS[name].place == place]
-
-    def start_fusions_as_identity(self) -> None:
-        """Let the gate and the attention start without an effect, where the model has them."""
-        for module in self._fusions_at("tokens"):
-            cast("GatedFusion | TextGuidedAttention", module).start_as_identity()
-
-    def fuse(
-        self,
-        image_tokens: Float[Tensor, "batch tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch queries hidden"]:
-        """Return the queries after reading the reference and the sentence together (pass 1)."""
-        return self._fuse(image_tokens, self.text_embeddings(input_ids), attention_mask)
-
-    def _fuse(
-        self,
-        image_tokens: Float[Tensor, "batch tokens width"],
-        text: Float[Tensor, "batch words hidden"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch queries hidden"]:
-        tokens = self._normalised(image_tokens)
-        for fuse in self._fusions_at("tokens"):
-            tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
-        queries = slice(self.config.num_query_tokens)
-        return self._read(self.query_tokens, text, attention_mask, self._adapt(tokens), at=queries)
-
-    def compose(
-        self,
-        fused_queries: Float[Tensor, "batch queries hidden"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
-        hidden = self.answer(fused_queries, input_ids, attention_mask)
-        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
-
-    def answer(
-        self,
-        fused_queries: Float[Tensor, "batch queries hidden"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch hidden"]:
-        """Return the hidden state at [CLS] of the sentence behind the fused queries."""
-        return self._sentence(fused_queries, self.text_embeddings(input_ids), attention_mask, num_words=1)[:, 0]
-
-    def _sentence(
-        self,
-        queries: Float[Tensor, "batch queries hidden"],
-        text: Float[Tensor, "batch words hidden"],
-        attention_mask: Int[Tensor, "batch words"],
-        *,
-        num_words: int,
-    ) -> Float[Tensor, "batch read hidden"]:
-        """Return the hidden states of the first words behind queries, no picture read; [CLS] is the first of them."""
-        cls = self.config.num_query_tokens
-        return self._read(queries, text, attention_mask, at=slice(cls, cls + num_words))
-
-    def _parts(
-        self,
-        fused_queries: Float[Tensor, "batch queries hidden"],
-        words: Float[Tensor, "batch words hidden"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch parts dim"]:
-        """Return the vectors of the local score: each fused query and each word but [CLS], weights in their length.
-
-        Queries and words weigh a half each, alike among themselves, so that the score is a mean; padding is zero.
-        """
-        queries = nn.functional.normalize(self.text_proj(fused_queries), dim=-1) / fused_queries.shape[1]
-        counts = attention_mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
-        spoken = (
-            nn.functional.normalize(self.text_proj(words[:, 1:]), dim=-1) * counts / counts.sum(dim=1, keepdim=True)
-        )
-        return torch.cat([queries, spoken], dim=1) / 2
-
-    def encode_query_parts(
-        self,
-        image_tokens: Float[Tensor, "batch tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-        *,
-        scoring: str,
-    ) -> Float[Tensor, "batch parts dim"]:
-        """Return the vectors of each query that ``similarity`` adds up, for ``scoring`` ``local`` or ``both``.
-
-        ``local``: every fused query and word looks for the target's vector that fits it best, and the mean counts
-        (late interaction). ``both``: the mean of that and of the one query embedding's score (``global``). There are
-        always as many parts as the longest sentence would have, those beyond this one's being zero.
-        """
-        fused = self.fuse(image_tokens, input_ids, attention_mask)
-        text = self.text_embeddings(input_ids)
-        words = self._sentence(fused, text, attention_mask, num_words=input_ids.shape[1])
-        parts = self._parts(fused, words, attention_mask)
-        padding = self.config.num_query_tokens + self.config.max_words - 1 - parts.shape[1]
-        parts = nn.functional.pad(parts, (0, 0, 0, padding))
-        if scoring == LOCAL:
-            return parts
-        query = nn.functional.normalize(self.text_proj(words[:, 0]), dim=-1)
-        prompt = self.encode_prompt(input_ids, attention_mask) if self._fusions_at("query") else query
-        return torch.cat([self._join(query, image_tokens, prompt)[:, None], parts], dim=1) / 2
-
-    def encode_query(
-        self,
-        image_tokens: Float[Tensor, "batch tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        query = self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
-        if not self._fusions_at("query"):
-            return query
-        return self._join(query, image_tokens, self.encode_prompt(input_ids, attention_mask))
-
-    def _join(
-        self,
-        query: Float[Tensor, "batch dim"],
-        image_tokens: Float[Tensor, "batch tokens width"],
-        sentence: Float[Tensor, "batch dim"],
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the query after the fusions that act on it; the reference is the mean of its vectors as a target."""
-        for fuse in self._fusions_at("query"):
-            reference = nn.functional.normalize(self.encode_target(image_tokens).mean(dim=1), dim=-1)
-            query = nn.functional.normalize(fuse(query, reference, sentence), dim=-1)
-        return query
-
-    def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
-        """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
-        return nn.functional.normalize(self.vision_proj(self.look(image_tokens)), dim=-1)
-
-    def look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
-        """Return the queries after reading a picture alone."""
-        queries = self.query_tokens
-        if self.training and self.config.dropout:  # else all pictures meet the same queries, made ready once
-            queries = queries.expand(len(image_tokens), -1, -1)
-        tokens = self._adapt(self._normalised(image_tokens))
-        return self._read(queries, image_tokens=tokens, at=slice(None))
-
-    def encode_prompt(
-        self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
-    ) -> Float[Tensor, "batch dim"]:
-        """Return the L2-normalised embedding of the sentence behind the prompt tokens, no picture read (pass 4)."""
-        prompted = self._prompted(self.text_embeddings.word_embeddings(input_ids))
-        return nn.functional.normalize(
-            self.text_proj(self._sentence(*prompted, attention_mask, num_words=1)[:, 0]), dim=-1
-        )
-
-    def _prompted(
-        self, words: Float[Tensor, "batch words hidden"]
-    ) -> tuple[Float[Tensor, "batch queries hidden"], Float[Tensor, "batch words hidden"]]:
-        """Return the prompt tokens and the words with the positions of [CLS], prompt, rest.
-
-        The positions say the order, so that the prompt can stand before the words, as the fused queries do.
-        """
-        num_prompt, num_words = self.config.num_query_tokens, words.shape[1]
-        cls, prompt, rest = self.text_embeddings.position_embeddings.weight[: num_prompt + num_words].split(
-            [1, num_prompt, num_words - 1]
-        )
-        return (self.prompt_tokens + prompt).expand(len(words), -1, -1), words + torch.cat([cls, rest])
-
-    def match(
-        self,
-        pictures: Sequence[Float[Tensor, "batch tokens width"]],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, " batch"]:
-        """Return how well each sentence matches the pictures it is given with, as a logit: higher is better.
-
-        The queries read the sentence and the tokens of all ``pictures``, one behind the other, and ``itm_head``
-        judges each; the logit is the mean over queries. With one picture this is BLIP-2's image-text matching; with
-        the reference and a candidate, in this order, SPRC's re-ranking. The gate has no part in it.
-        """
-        tokens = torch.cat([self._adapt(self._normalised(picture)) for picture in pictures], dim=1)
-        text, queries = self.text_embeddings(input_ids), slice(self.config.num_query_tokens)
-        hidden = self._read(self.query_tokens, text, attention_mask, tokens, at=queries)
-        return self.itm_head(hidden)[..., 1].mean(dim=1)
-
-    def gate_values(
-        self,
-        image_tokens: Float[Tensor, "batch tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Return the gate in (0, 1) by patch and channel; a model without the gate raises ``RuntimeError``."""
-        if self.gated_fusion is None:
-            raise RuntimeError("this model has no gated fusion")
-        text = self.qformer.layernorm(self.text_embeddings(input_ids))
-        return self.gated_fusion.gate_and_delta(self._normalised(image_tokens), text, attention_mask)[0]
-
-    @torch.no_grad()
-    def center(
-        self,
-        reference_tokens: Float[Tensor, "batch tokens width"],
-        target_tokens: Float[Tensor, "batch tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-    ) -> None:
-        """Set the heads' biases so that query and target outputs have mean zero over these triplets.
-
-        Without it a fresh Q-Former gives all pictures nearly the same embedding, and the loss stays at the logarithm
-        of the batch for a hundred steps.
-        """
-        fused = self.fuse(reference_tokens, input_ids, attention_mask)
-        hidden = self.answer(fused, input_ids, attention_mask)
-        self.text_proj.bias.sub_(self.text_proj(hidden).mean(dim=0))
-        self.vision_proj.bias.sub_(self.vision_proj(self.look(target_tokens)).mean(dim=(0, 1)))
-
-    # -- training --------------------------------------------------------------------------------------------------
-
-    def training_losses(
-        self,
-        reference_tokens: Float[Tensor, "batch tokens width"],
-        target_tokens: Float[Tensor, "candidates tokens width"],
-        input_ids: Int[Tensor, "batch words"],
-        attention_mask: Int[Tensor, "batch words"],
-        *,
-        same_target: Bool[Tensor, "batch candidates"] | None = None,
-        contrast: ContrastiveLoss = contrastive_loss,
-        local: bool = False,
-        num_all: tuple[int, int] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
-
-        ``target_tokens`` holds the targets in the order of the queries; further pictures behind them are negatives
-        for every query. ``same_target[i, j]`` marks a candidate j that is the very image of query i's target, which
-        is then no negative. With neither, the losses are the published ones. ``contrast`` takes the place of the
-        contrastive loss, with ``local`` there is also ``loss_local``: that of the local score (``encode_query_parts``)
-        of every query with every candidate.
-
-        Where several processes train, each gives its ``share`` of the queries and of the candidates, and ``num_all``
-        says how many there are of both; the losses, and ``same_target``, are then those of all of them.
-        """
-        num_queries, num_candidates = num_all or (len(input_ids), len(target_tokens))
-        num_words = input_ids.shape[1]
-        words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
-        text = words + self.text_embeddings.position_embeddings.weight[:num_words]
-        fused = self._fuse(reference_tokens, text, attention_mask)
-        target = self.encode_target(target_tokens)
-        # Passes 2 and 4 as one: they are as long as each other, and a batch twice as large is less than twice the work.
-        prompt_tokens, prompted_text = self._prompted(words)
-        answers, prompted = self._sentence(
-            torch.cat([fused, prompt_tokens]),
-            torch.cat([text, prompted_text]),
-            attention_mask.repeat(2, 1),
-            num_words=num_words if local else 1,
-        ).chunk(2)
-        query, prompt = (
-            nn.functional.normalize(self.text_proj(states[:, 0]), dim=-1) for states in (answers, prompted)
-        )
-        query = self._join(query, reference_tokens, prompt)
-        query, prompt, target = (
-            gather(query, num_queries),
-            gather(prompt, num_queries),
-            gather(target, num_candidates),
-        )
-        losses = {
-            "loss_itc": contrast(similarity(query, target) / self.temperature, same_target),
-            "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
-            "loss_align": alignment_loss(gather(fused.mean(dim=1, keepdim=True), num_queries), self.prompt_tokens),
-        }
-        if local:
-            parts = gather(self._parts(fused, answers, attention_mask), num_queries)
-            losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
-        return losses
-
-    # -- pictures and sentences ------------------------------------------------------------------------------------
 
     def tokens(self, images: Sequence[Image.Image | Path | str]) -> Float[Tensor, "batch tokens width"]:
         """Return the tower's image tokens of pictures or image files."""
         if self.tower is None:
             raise RuntimeError("this model was built without a vision tower and works on tokens only")
-        pictures = [image if isinstance(image, Image.Image) else read_image(Path(image)) for image in images]
-        return self.tower.tokens(pictures).to(self.device)
+        return self.tower.tokens([_open(image) for image in images]).to(self.device)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
         """Return input ids and attention mask of normalised sentences, padded to the longest of them."""
@@ -570,21 +66,16 @@ class Composer(nn.Module):
 
         With a ``target`` also its score, and what each patch of either picture is worth to it.
         """
-        return trace(self, image, text, target)
+        picture, ids_and_mask = _open(image), self.tokenize([text])
+        return trace(
+            self, self._traced(picture), *ids_and_mask, None if target is None else self._traced(_open(target))
+        )
+
+    def _traced(self, picture: Image.Image) -> Traced:
+        tokens = self.tokens([picture])
+        assert self.tower is not None  # its tokens were just made
+        return Traced(tokens, self.tower.box(picture.size))
 
 
-def _pass_layer(
-    layer: Blip2QFormerLayer,
-    rows: Float[Tensor, "rows hidden"],
-    layout: Layout,
-    image_tokens: Float[Tensor, "batch tokens width"] | None,
-) -> Float[Tensor, "rows hidden"]:
-    """Return the rows behind a layer; with image tokens the queries look at them, and have their own feed-forward."""
-    rows = layer.attention(rows, layout=layout)
-    if image_tokens is None:
-        return layer.feed_forward_chunk(rows)
-    queries, words = layout.split(rows)
-    if layer.has_cross_attention:
-        queries = layer.crossattention(queries, encoder_hidden_states=image_tokens)
-    queries = layer.feed_forward_chunk_query(queries).flatten(0, 1)
-    return queries if words is None else torch.cat([queries, layer.feed_forward_chunk(words)])
+def _open(image: Image.Image | Path | str) -> Image.Image:
+    return image if isinstance(image, Image.Image) else read_image(Path(image))

@@ -8,20 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-ALPHA_INIT = 0.5
+from composir.models.token_fusion import ALPHA_INIT, TokenFusion, alpha, feed_forward
 
 
-def mean_over_words(
-    text_tokens: Float[Tensor, "batch words text_width"], text_mask: Int[Tensor, "batch words"] | None = None
-) -> Float[Tensor, "batch text_width"]:
-    """Return the mean over the real words (mask 1), or over all words without a mask."""
-    if text_mask is None:
-        return text_tokens.mean(dim=1)
-    weight = text_mask.to(text_tokens.dtype).unsqueeze(-1)  # (batch, words, 1)
-    return (text_tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-
-
-class GatedFusion(nn.Module):
+class GatedFusion(TokenFusion):
     """``fused = x + alpha * sigmoid(W2 relu(W1 [x; t])) * tanh(V2 relu(V1 t))`` for each image token x.
 
     ``t`` is the mean of the sentence's token embeddings over its real (unmasked) words, projected to the image
@@ -48,35 +38,10 @@ class GatedFusion(nn.Module):
         text_size = hidden_size if text_size is None else text_size
         self.hidden_size = hidden_size
         self.text_proj = nn.Linear(text_size, hidden_size) if text_size != hidden_size else None
-        self.gate = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.Sigmoid(),
-        )
-        self.delta = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.Tanh(),
-        )
-        self.alpha = nn.Parameter(torch.tensor([float(alpha_init)]))
+        self.gate = feed_forward(hidden_size, nn.Sigmoid(), 2 * hidden_size)
+        self.delta = feed_forward(hidden_size, nn.Tanh())
+        self.alpha = alpha(alpha_init)
         self.norm = nn.LayerNorm(hidden_size) if layer_norm else None
-
-    def start_as_identity(self) -> None:
-        """Zero the last layer of the direction: nothing is changed until training moves it."""
-        last = cast(nn.Linear, self.delta[2])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def summarise(
-        self,
-        text_tokens: Float[Tensor, "batch words text_width"],
-        text_mask: Int[Tensor, "batch words"] | None = None,
-    ) -> Float[Tensor, "batch width"]:
-        """Return t: the mean over the real words (mask 1), or over all words without a mask."""
-        mean = mean_over_words(text_tokens, text_mask)
-        return mean if self.text_proj is None else self.text_proj(mean)
 
     def gate_and_delta(
         self,
@@ -103,3 +68,12 @@ class GatedFusion(nn.Module):
         """Return the image tokens as the sentence changes them, same shape; ``text_mask`` is 1 for real words."""
         gate, delta = self.gate_and_delta(image_tokens, text_tokens, text_mask)
         return torch.addcmul(image_tokens, gate, (self.alpha * delta).unsqueeze(1))
+
+    def maps(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        text_tokens: Float[Tensor, "batch words text_width"],
+        text_mask: Int[Tensor, "batch words"] | None = None,
+    ) -> dict[str, Float[Tensor, "batch tokens"]]:
+        """Return ``gate``: how far it is open at each patch, in (0, 1), mean over the channels."""
+        return {"gate": self.gate_and_delta(image_tokens, text_tokens, text_mask)[0].mean(dim=-1)}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from composir.errors import ComposirError, nearest
 from composir.models.blip2 import EXPECTED, initialise, read_backbone
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.fusion import GATE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.sources import CLIP_FILE, EVA_FILE, convert_command, open_source

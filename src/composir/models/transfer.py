@@ -16,7 +16,8 @@ from composir.errors import ComposirError, listed
 from composir.files import replacing
 from composir.models.blip2 import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
 from composir.models.checkpoint import model_card, write_folder
-from composir.models.composer import Composer, ComposerConfig
+from composir.models.composer import Composer
+from composir.models.config import ComposerConfig
 from composir.models.convert import to_lavis
 from composir.models.fusion import GATE, NONE
 from composir.models.presets import blip2_tokenizer

@@ -20,7 +20,7 @@ from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import TOWER_BATCH, require_matching_head
 from composir.models.composer import Composer
-from composir.models.trace import NUM_READINGS, Reading, watch
+from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
 from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
 from composir.search.folder import usable_device

@@ -394,7 +394,7 @@ class _Run:
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)
         assert self.model.tower is not None
-        self.model.gradient_checkpointing = recipe.gradient_checkpointing
+        self.model.qformer.gradient_checkpointing = recipe.gradient_checkpointing
         self.contrast = LOSSES[recipe.contrastive_loss]
         if recipe.contrastive_loss == "hn-nce":
             self.contrast = partial(self.contrast, beta=recipe.hard_negative_beta, alpha=recipe.hard_negative_alpha)

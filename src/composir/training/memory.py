@@ -71,15 +71,15 @@ def measure_step(
         per_triplet = max(more - few, 0) // (MORE - FEW)
         return max(few - FEW * per_triplet, 0), per_triplet
 
-    was_training, checkpointing = model.training, model.gradient_checkpointing
+    was_training, checkpointing = model.training, model.qformer.gradient_checkpointing
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         fixed, per_triplet = line()
         if checkpointing:
-            model.gradient_checkpointing = False
+            model.qformer.gradient_checkpointing = False
             per_triplet += line()[1] // model.config.num_hidden_layers
     model.train(was_training)
-    model.gradient_checkpointing = checkpointing
+    model.qformer.gradient_checkpointing = checkpointing
     return StepMemory(fixed, per_triplet)
 
 

@@ -18,8 +18,8 @@ from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
-from composir.models.gated_fusion import ALPHA_INIT
 from composir.models.presets import BACKBONES
+from composir.models.token_fusion import ALPHA_INIT
 
 MODELS = (MODEL_NAME,)
 FUSION_SWITCH = "gated_fusion"

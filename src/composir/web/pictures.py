@@ -114,13 +114,11 @@ class Cache:
 def heat_of(reading: Reading, row: int) -> tuple[str, Float32[np.ndarray, "rows columns"]]:
     """Return the name of the map that best says where the model looked, and its values by patch.
 
-    ``gate``: how far the gate is open, 0 to 1; ``text_attention``: where the sentence looks; ``attention``: where the
-    query tokens look; each in the place of those before, for a model without them.
+    The first of the fusions' own (``gate``: how far the gate is open, 0 to 1; ``text_attention``: where the sentence
+    looks); ``attention``, where the query tokens look, for a model without any.
     """
-    for name in ("gate", "text_attention"):
-        values = getattr(reading, name)
-        if values is not None:
-            return name, patches(values[row].numpy())
+    for name, values in reading.maps.items():
+        return name, patches(values[row].numpy())
     return "attention", patches(reading.cross_attention[row].mean(dim=(0, 1, 2)).numpy())
 
 

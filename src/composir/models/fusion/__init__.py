@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -15,19 +15,31 @@ from composir.models.fusion.plain_sum import PlainSum
 from composir.models.fusion.tirg import TirgGating
 from composir.models.gated_fusion import GatedFusion
 
-if TYPE_CHECKING:
-    from composir.models.composer import ComposerConfig
-
 GATE, NONE = "gate", "none"
 WEIGHTS = ("gated_fusion.", "fusions.")
 """How the names of a model's weights begin that belong to a fusion."""
+
+
+class Sizes(Protocol):
+    """What a fusion is made from; ``ComposerConfig`` says what each is."""
+
+    @property
+    def token_width(self) -> int: ...  # noqa: D102
+    @property
+    def hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def embed_dim(self) -> int: ...  # noqa: D102
+    @property
+    def alpha_init(self) -> float: ...  # noqa: D102
+    @property
+    def gate_layer_norm(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Fusion:
     """One way to join sentence and reference: how its module is made, and where in the model it acts."""
 
-    make: Callable[[ComposerConfig], nn.Module]
+    make: Callable[[Sizes], nn.Module]
     place: Literal["tokens", "query"]
     """``tokens``: ``(image tokens, words, mask)`` to image tokens, before the Q-Former reads them.
     ``query``: ``(composed query's, reference's, sentence's embedding)`` to what is normalised to be the query's."""

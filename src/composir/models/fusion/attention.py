@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from composir.models.gated_fusion import ALPHA_INIT, mean_over_words
+from composir.models.token_fusion import ALPHA_INIT, TokenFusion, alpha, feed_forward
 
 
-class TextGuidedAttention(nn.Module):
+class TextGuidedAttention(TokenFusion):
     """``fused_i = x_i + alpha * N A_i * tanh(V2 relu(V1 t))`` for the N image tokens x of a picture.
 
     ``A = softmax((Wq t) (Wk x)^T / sqrt(H))`` over the patches is the map of where the sentence t looks; N makes its
@@ -25,28 +23,8 @@ class TextGuidedAttention(nn.Module):
         self.text_proj = nn.Linear(text_size, hidden_size) if text_size != hidden_size else None
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)  # it would add the same to all patches
-        self.delta = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.Tanh(),
-        )
-        self.alpha = nn.Parameter(torch.tensor([float(alpha_init)]))
-
-    def start_as_identity(self) -> None:
-        """Zero the last layer of the direction: nothing is changed until training moves it."""
-        last = cast(nn.Linear, self.delta[2])
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def summarise(
-        self,
-        text_tokens: Float[Tensor, "batch words text_width"],
-        text_mask: Int[Tensor, "batch words"] | None = None,
-    ) -> Float[Tensor, "batch width"]:
-        """Return t: the mean over the real words (mask 1), or over all words without a mask."""
-        mean = mean_over_words(text_tokens, text_mask)
-        return mean if self.text_proj is None else self.text_proj(mean)
+        self.delta = feed_forward(hidden_size, nn.Tanh())
+        self.alpha = alpha(alpha_init)
 
     def attention(
         self,
@@ -68,3 +46,12 @@ class TextGuidedAttention(nn.Module):
         text = self.summarise(text_tokens, text_mask)
         weight = self.attention(image_tokens, text) * image_tokens.shape[1]  # (batch, tokens), mean 1
         return image_tokens + self.alpha * weight.unsqueeze(-1) * self.delta(text).unsqueeze(1)
+
+    def maps(
+        self,
+        image_tokens: Float[Tensor, "batch tokens width"],
+        text_tokens: Float[Tensor, "batch words text_width"],
+        text_mask: Int[Tensor, "batch words"] | None = None,
+    ) -> dict[str, Float[Tensor, "batch tokens"]]:
+        """Return ``text_attention``: where the sentence looks, the sum 1."""
+        return {"text_attention": self.attention(image_tokens, self.summarise(text_tokens, text_mask))}
