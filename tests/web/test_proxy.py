@@ -134,10 +134,10 @@ def test_a_browser_is_let_in_and_nobody_else(proxied, retriever):
         assert other.get(picture, headers={"Cookie": cookie}).status_code == 200
 
 
-def test_the_cookie_is_for_the_prefix_alone(proxied):
+def test_the_cookie_is_for_the_prefix_that_is_known(proxied, request):
+    told = "not told" not in request.node.name
     cookie = proxied.post("api/session").headers["set-cookie"]
-    (path,) = re.findall("Path=([^;]+)", cookie)
-    assert str(urlsplit(str(proxied.base_url)).path).startswith(path)
+    assert re.findall("Path=([^;]+)", cookie) == ["/pictures" if told else "/"]
 
 
 def test_the_prefix_alone_leads_to_the_page(shapes_index, running):
