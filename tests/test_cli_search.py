@@ -140,6 +140,8 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
         (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
         (["serve", "no/index", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
         (["serve", "no/index", "--queue", "0"], ["--queue", "0"]),
+        (["index", ".", "--out", "x", "--model", "m", "--device", "foo"], ["--device 'foo' is none", "expected cpu"]),
+        (["search", "no/index", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
