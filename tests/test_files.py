@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,3 +63,27 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path):
         os.umask(before)
     for file in (tmp_path / "weights.safetensors", tmp_path / "model" / "weights.safetensors"):
         assert oct(file.stat().st_mode & 0o777) == "0o640"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_way_whoever_meets_it(tmp_path, error):
+    with pytest.raises(OSError, match="No space left on device") as caught, replacing(tmp_path / "a"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    with pytest.raises(OSError, match="No space left on device"), replacing_folder(tmp_path / "b"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_does_not_say_why_is_a_full_disk_where_nothing_is_left(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="failed writing file"), replacing(tmp_path / "a"):
+        raise RuntimeError("failed writing file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device"), replacing(tmp_path / "a"):
+        raise RuntimeError("failed writing file")
