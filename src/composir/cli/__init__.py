@@ -85,7 +85,7 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
     message = str(error.format_message())
     parameter = getattr(error, "param", None)
     low, high = (_limit(parameter, end) for end in ("min", "max"))
-    if low is not None and high is not None:
+    if parameter is not None and low is not None and high is not None:
         message = f"{parameter.opts[0]}: expected a number from {low:,} to {high:,}"
     flag = next((flag for flag in getattr(parameter, "opts", []) if flag in arguments[:-1]), None)
     if flag:
