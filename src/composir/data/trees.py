@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -179,31 +180,29 @@ def _unclear(split: Split, unclear: dict[Path, list[Path]]) -> Problem:
 
 def _notes(tree: Tree, moved: dict[Path, Path], splits: Sequence[Split]) -> list[Note]:
     """Return a note on where the files were found, if that is not a published folder."""
-    places_by_folder: dict[Path, list[str]] = {}
-
-    def places(file: Path) -> list[str]:
-        """Return the published folders that hold a file."""
-        if file.parent not in places_by_folder:
-            places_by_folder[file.parent] = _places(file.parent, tree)
-        return places_by_folder[file.parent]
-
-    elsewhere = {expected: file for expected, file in moved.items() if not places(file)}
+    expected_by_found: dict[str, set[str]] = {}
+    num_by_found: Counter[str] = Counter()
+    for expected, file in moved.items():
+        folder = os.path.dirname(file)  # noqa: PTH120
+        expected_by_found.setdefault(folder, set()).add(os.path.dirname(expected))  # noqa: PTH120
+        num_by_found[folder] += 1
+    elsewhere = [folder for folder in num_by_found if not _places(folder, tree)]
     if not elsewhere:
         return []
     num_files = len({file_of(source) for split in splits if split.tree == tree for source in split.images.values()})
-    folders = sorted({file.parent for file in elsewhere.values()})
-    if len(folders) > MAX_FOLDERS:
-        folders = [Path(os.path.commonpath(folders))]
+    folders = sorted(elsewhere) if len(elsewhere) <= MAX_FOLDERS else [os.path.commonpath(elsewhere)]
     found = ", ".join(f"{os.path.relpath(folder, tree.home)}/" for folder in folders)
-    published = dict.fromkeys(place for expected in elsewhere for place in places(expected)) or tree.places
+    expected_folders = sorted(set().union(*(expected_by_found[folder] for folder in elsewhere)))
+    published = dict.fromkeys(place for folder in expected_folders for place in _places(folder, tree)) or tree.places
     message = (
-        f"{len(elsewhere):,} of {num_files:,} images were found in {found}, "
+        f"{sum(num_by_found[folder] for folder in elsewhere):,} of {num_files:,} images were found in {found}, "
         f"not in {' or '.join(f'{place}/' for place in published)} as published"
     )
     return [Note(str(tree.home), "", message)]
 
 
-def _places(folder: Path, tree: Tree) -> list[str]:
+def _places(folder: str, tree: Tree) -> list[str]:
+    """Return the published folders that a folder is one of."""
     below_home = Path(os.path.relpath(folder, tree.home)).as_posix()
     return [
         place for place in tree.places if fnmatchcase(below_home, place) and below_home.count("/") == place.count("/")
