@@ -247,7 +247,7 @@ def test_where_shows_the_copy_that_fits_and_the_first_that_is_there_is_shown(pic
 
 @pytest.mark.parametrize("backend", ["exact", "qdrant"])
 def test_patterns_match_names_however_they_are_spelt(pictures, tmp_path, model_folder, backend):
-    for number, name in enumerate(("Caf\xe9", "Cafe\u0301 2", "[x]")):
+    for number, name in enumerate(("Gr\xfcn", "Gru\u0308n 2", "[x]")):
         (pictures / name).mkdir()
         Image.new("RGB", (9, 9), (number, 0, 0)).save(pictures / name / f"{number}.png")
     index_folder(pictures, tmp_path / "index", model=model_folder, backend=backend)
@@ -256,8 +256,8 @@ def test_patterns_match_names_however_they_are_spelt(pictures, tmp_path, model_f
         def found(where):
             return sorted(hit.path.name for hit in retriever.search(None, "x", where=where))
 
-        assert found("Caf\xe9/*") == found("Cafe\u0301/*") == ["0.png"]
-        assert found("Caf\xe9 2/*") == found("Cafe\u0301 2/*") == found("Caf? 2*") == ["1.png"]
-        assert found("Caf[\xe9e]*") == ["0.png", "1.png"]
+        assert found("Gr\xfcn/*") == found("Gru\u0308n/*") == ["0.png"]
+        assert found("Gr\xfcn 2/*") == found("Gru\u0308n 2/*") == found("Gr?n 2*") == ["1.png"]
+        assert found("Gr[\xfcu]n*") == ["0.png", "1.png"]
         assert found("[[]x]/*") == ["2.png"]
         assert found("[x]/*") == []
