@@ -1,5 +1,6 @@
 # Everything works from a fresh clone with Python >= 3.10 and nothing else.
 PYTHON ?= python3
+EXAMPLES ?= 1000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -24,8 +25,8 @@ quickstart: $(READY)  ## Generate data, train the mini model with the gate, meas
 test: $(READY)  ## Run the tests, on all cores.
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
 
-fuzz: $(READY)  ## Run the property tests on 20 times as many examples, new ones every time (about half an hour).
-	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
+fuzz: $(READY)  ## Run the property tests on new examples, EXAMPLES (1000) each, ten times those of make test.
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
 	$(BIN)/python scripts/real_size.py

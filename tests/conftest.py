@@ -48,7 +48,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "fuzz",
     hypothesis.settings.get_profile("repeatable"),
-    max_examples=2000,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")),
     derandomize=False,
     print_blob=True,
     suppress_health_check=list(hypothesis.HealthCheck),

@@ -31,8 +31,8 @@ def test_ablate_takes_the_flags_of_train_and_prints_what_the_contract_names(run,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "many"], "--seeds 'many' are no numbers; expected 5, or 0,3,7"),
-        (["--seeds", "0"], "--seeds '0' gives no seed"),
+        (["--seeds", "many"], "--seeds 'many' are no numbers; expected how many, from 1 to 1,000, or which ones"),
+        (["--seeds", "0"], "--seeds '0' is out of range; expected how many, from 1"),
         (["--seed", "3"], "ablate has seeds and stopped trainings of its own"),
         (["--vary", "alpha_init"], "--vary 'alpha_init' has no values; expected key=a,b"),
         (["--vary", "alpha_init=0,1", "--vary", "alpha-init=2,3"], "--vary 'alpha-init=2,3' repeats a key"),

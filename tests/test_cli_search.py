@@ -140,6 +140,8 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
         (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
         (["serve", "no/index", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
         (["serve", "no/index", "--queue", "0"], ["--queue", "0"]),
+        (["index", ".", "--out", "x", "--model", "m", "--device", "foo"], ["--device 'foo' is none", "expected cpu"]),
+        (["search", "no/index", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
     ],
 )
 def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
@@ -149,3 +151,56 @@ def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, argu
     assert len(err.strip().splitlines()) == 1, err
     assert all(word in err for word in words), err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_are_left_out_by_pattern_and_kept_files_are_warned_of(run, gallery, model, tmp_path):
+    pictures, index = tmp_path / "pictures", tmp_path / "index"
+    for place in ("fine", "raw"):
+        shutil.copytree(gallery, pictures / place)
+    code, out, err = run("index", pictures, "--model", model, "--out", index, "--exclude", "raw", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["num_files"], document["excluded"], document["num_kept"]) == (12, ["raw"], 0)
+    code, out, err = run("index", pictures, "--out", index)
+    assert (code, err) == (0, "")
+    assert "left out: raw\n" in out
+    (pictures / "fine").rename(tmp_path / "away")
+    (pictures / "fine").mkdir()
+    shutil.copy(tmp_path / "away/val-red-ellipse.png", pictures)
+    code, out, err = run("index", pictures, "--out", index, "--json")
+    assert json.loads(out)["num_kept"] == 12
+    assert "warning: 12 files in the index could not be looked at, and stay in it; see what was skipped\n" in err
+    code, out, _ = run("index", pictures, "--out", index, "--exclude", "")
+    assert "left out" not in out
+
+
+def test_a_cut_jpeg_is_searched_by_and_drawn_with_a_note(run, shapes_root, model, tmp_path):
+    from PIL import Image  # noqa: PLC0415
+
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    Image.open(shapes_root / "dev/val-red-ellipse.png").save(gallery / "cut.jpg")
+    (gallery / "cut.jpg").write_bytes((gallery / "cut.jpg").read_bytes()[:-1])
+    code, out, err = run("index", gallery, "--model", model, "--out", tmp_path / "index")
+    assert code == 0, err
+    assert "note: cut.jpg: its last bytes are missing; it is used as far as it goes\n" in out
+    asked = ["--image", gallery / "cut.jpg", "--keep-reference", "--contact-sheet", tmp_path / "sheet.png"]
+    code, out, err = run("search", tmp_path / "index", *asked)
+    assert code == 0, err
+    assert (tmp_path / "sheet.png").exists()
+
+
+def test_a_pattern_with_a_bracket_that_fits_nothing_says_how_to_write_one(run, index):
+    code, _, err = run("search", index, "--text", "x", "--where", "set [x]/*")
+    assert code == 0
+    assert "nothing to find at --where 'set [x]/*'" in err
+    assert "a [ in a name is written [[]" in err
+
+
+def test_a_folder_without_pictures_is_a_mistake(run, model, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.DNG").touch()
+    code, out, err = run("index", tmp_path / "raw", "--model", model, "--out", tmp_path / "index", "--json")
+    assert (code, out) == (2, "")
+    assert "holds no picture that is read (files: 1 .dng); expected files that end in .jpg" in err
+    assert len(err.strip().splitlines()) == 1

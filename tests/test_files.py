@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import sqlite3
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,3 +95,27 @@ def test_a_disk_that_never_answers_about_locks_is_not_waited_for(tmp_path, monke
     with pytest.raises(ComposirError, match=r"grants no file locks \(no answer within 0.01 s\)"):
         require_locks(tmp_path, "move it")
     answered.set()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_way_whoever_meets_it(tmp_path, error):
+    with pytest.raises(OSError, match="No space left on device") as caught, replacing(tmp_path / "a"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    with pytest.raises(OSError, match="No space left on device"), replacing_folder(tmp_path / "b"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_does_not_say_why_is_a_full_disk_where_nothing_is_left(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="failed writing file"), replacing(tmp_path / "a"):
+        raise RuntimeError("failed writing file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left on device"), replacing(tmp_path / "a"):
+        raise RuntimeError("failed writing file")

@@ -34,7 +34,7 @@ def test_the_command_prints_a_row_an_engine(run):
     assert "processor" in out
     code, _, err = run("benchmark", "search", "--images", "many")
     assert code == 2
-    assert "--images is 'many'; expected whole numbers from 1 with commas" in err
+    assert "--images is 'many'; expected whole numbers from 1 to 1,000,000,000 with commas" in err
     code, _, err = run("benchmark", "search", "--backends", "exact2")
     assert code == 2
     assert "backend 'exact2' is not known; fix: did you mean 'exact'?" in err

@@ -38,6 +38,11 @@ def guarded(shapes_index) -> Iterator[str]:
     yield from running(shapes_index, api_key=KEY)
 
 
+@pytest.fixture(scope="module")
+def prefixed(shapes_index) -> Iterator[str]:
+    yield from running(shapes_index, api_key=KEY, root_path="/pictures")
+
+
 @pytest.fixture
 def picture() -> dict:
     """Return a file that the index does not hold, as a person would choose it."""
@@ -311,3 +316,24 @@ def test_the_documentation_opens_and_loads_nothing_from_elsewhere(address, visit
     page.wait_for_load_state("networkidle")
     assert stayed(requests, address)
     assert complaints == []
+
+
+def test_page_and_documentation_stay_below_a_prefix(prefixed, visit):
+    page, requests, complaints = visit(prefixed, viewport=DESKTOP)  # without the slash at the end
+    page.fill("#key", KEY)
+    page.press("#key", "Enter")
+    expect(page.locator(".hit")).to_have_count(12)
+    assert page.locator(".hit img").first.evaluate("one => one.decode().then(() => one.naturalWidth)") == 60
+    page.locator(".hit").first.click()
+    page.wait_for_url(f"{prefixed}/#*")
+    assert len(search(page, "make it blue")) == 11
+    page.locator("nav a[href=docs]").click()
+    health = page.locator("#operations-server-health_api_health_get")
+    health.click()
+    health.locator(".try-out__btn").click()
+    health.locator(".execute").click()
+    expect(health.locator(".request-url").first).to_contain_text(f"{prefixed}/api/health")
+    expect(health.locator(".live-responses-table")).to_contain_text('"num_images": 12')
+    elsewhere = [url for url in requests if not url.startswith((f"{prefixed}/", "data:", "blob:"))]
+    assert elsewhere == [prefixed]
+    assert [one for one in complaints if "401" not in one] == []

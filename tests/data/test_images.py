@@ -671,15 +671,15 @@ def test_pictures_are_found_below_a_folder(tmp_path, monkeypatch):
 
 def test_folders_that_machines_make_and_those_that_are_excluded_are_left_out(tmp_path):
     names = ["a/@eaDir/t.png", "#recycle/t.png", "$RECYCLE.BIN/t.png", "x/.Trash-1000/t.png", "Trash/t.png"]
-    names += ["raw/t.png", "2020/raw/t.png", "2020/old/t.png", "Cafe\u0301/t.png", "[x]/t.png"]
+    names += ["raw/t.png", "2020/raw/t.png", "2020/old/t.png", "Gru\u0308n/t.png", "[x]/t.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "nothing").mkdir()
-    found = find_pictures(tmp_path, exclude=["raw", "2020/o*", "Caf\xe9", "[[]x]"])
+    found = find_pictures(tmp_path, exclude=["raw", "2020/o*", "Gr\xfcn", "[[]x]"])
     assert found.names == ["Trash/t.png"]
     assert sorted(found.excluded) == [
-        "#recycle", "$RECYCLE.BIN", "2020/old", "2020/raw", "Cafe\u0301", "[x]", "a/@eaDir", "raw",
+        "#recycle", "$RECYCLE.BIN", "2020/old", "2020/raw", "Gru\u0308n", "[x]", "a/@eaDir", "raw",
     ]  # fmt: skip
     assert found.empty == ("nothing",)
     assert len(find_pictures(tmp_path).names) == 6

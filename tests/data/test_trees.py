@@ -141,6 +141,19 @@ def test_the_folder_of_the_category_is_taken(fashioniq_root):
     assert files("FashionIQ", fashioniq_root) == {"dress0": "images/dress/dress0.png"}
 
 
+def test_an_image_of_two_categories_with_a_folder_each_is_no_duplicate(fashioniq_root):
+    for name in ("captions/cap.toptee.val.json", "image_splits/split.toptee.val.json"):
+        (fashioniq_root / name).write_text((fashioniq_root / name.replace("toptee", "dress")).read_text())
+    for category, name in (("dress", "dress"), ("toptee", "dress"), ("shirt", "shirt")):
+        for number in range(4):
+            (fashioniq_root / f"images/{category}").mkdir(parents=True, exist_ok=True)
+            picture = Image.new("RGB", (8, 8), (number, len(name), ord(name[0])))
+            picture.save(fashioniq_root / f"images/{category}/{name}{number}.png")
+    checked = check_dataset("FashionIQ", fashioniq_root)
+    assert checked.problems == []
+    assert checked.counts["toptee.val"]["num_duplicate_images"] == 0
+
+
 def test_two_files_of_one_name_are_a_problem_that_names_both(cirr_root):
     for name in "ab":
         (cirr_root / f"dev/{name}.png").unlink()

@@ -5,11 +5,13 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import composir
 from composir.errors import ComposirError
 from composir.search import content_id, index_folder, merge_vectors, read_manifest
 
-from .conftest import same_state, state
+from .conftest import draw, same_state, state
 
 
 @pytest.fixture
@@ -235,6 +237,192 @@ def test_a_lost_drive_does_not_empty_the_index(pictures, out, model_folder):
     assert len(state(out)[0]) == 20
 
 
+# -- what cannot be looked at ------------------------------------------------------------------------------------------
+
+
+def unlistable(monkeypatch, name):
+    """Let a folder of this name give an error when it is listed."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_pictures(pictures, out, model_folder, monkeypatch, count):
+    index_folder(pictures, out, model=model_folder)
+    before = state(out)
+    (pictures / "00.png").unlink()
+    with monkeypatch.context() as patch:
+        unlistable(patch, "sea")
+        report = index_folder(pictures, out)
+    assert (report.num_images, report.num_removed, report.num_kept) == (19, 1, 5)
+    assert [(one.file, one.reason) for one in report.skipped] == [
+        ("sea", "cannot be listed (Permission denied); 5 in the index stay")
+    ]
+    count()
+    report = index_folder(pictures, out)
+    assert (report.num_images, report.num_kept, report.skipped, count()) == (19, 0, (), 0)
+    assert state(out)[0] == before[0][1:]
+
+
+def test_a_folder_that_is_suddenly_empty_keeps_its_pictures_till_it_is_gone(pictures, out, model_folder):
+    (pictures / "sea/deep").mkdir()
+    shutil.copy(pictures / "sea/15.png", pictures / "sea/deep/15.png")
+    index_folder(pictures, out, model=model_folder)
+    away = (pictures / "sea").rename(pictures.parent / "away")
+    (pictures / "sea").mkdir()
+    report = index_folder(pictures, out)
+    assert (report.num_images, report.num_files, report.num_kept) == (20, 21, 6)
+    ((file, reason),) = [(one.file, one.reason) for one in report.skipped]
+    assert (file, reason) == (
+        "sea",
+        "is empty, as the place of a missing drive is; 6 in the index stay (delete the folder if they are gone)",
+    )
+    (pictures / "sea").rmdir()
+    report = index_folder(pictures, out)
+    assert (report.num_images, report.num_removed, report.num_kept, report.skipped) == (15, 5, 0, ())
+    away.rename(pictures / "sea")
+    assert index_folder(pictures, out).num_images == 20
+
+
+def test_an_empty_folder_that_never_held_a_picture_is_nothing_to_speak_of(pictures, out, model_folder):
+    (pictures / "empty").mkdir()
+    for _ in range(2):
+        assert index_folder(pictures, out, model=model_folder).skipped == ()
+
+
+def test_a_file_that_gives_an_error_keeps_its_picture(pictures, out, model_folder, monkeypatch):
+    index_folder(pictures, out, model=model_folder)
+    stat, read = Path.stat, Path.read_bytes
+
+    def failing_stat(path, **options):
+        if path.name == "03.png":
+            raise OSError(5, "Input/output error", str(path))
+        return stat(path, **options)
+
+    def failing_read(path):
+        if path.name in ("04.png", "new.png"):
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    os.utime(pictures / "04.png", (1, 1))
+    shutil.copy(pictures / "05.png", pictures / "new.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", failing_stat)
+        patch.setattr(Path, "read_bytes", failing_read)
+        report = index_folder(pictures, out)
+    assert (report.num_images, report.num_removed, report.num_kept) == (20, 0, 2)
+    assert [(one.file, one.reason) for one in report.skipped] == [
+        ("03.png", "cannot be looked at (Input/output error); what the index has of it stays"),
+        ("04.png", "cannot be opened (Input/output error); what the index has of it stays"),
+        ("new.png", "cannot be opened (Input/output error)"),
+    ]
+    assert index_folder(pictures, out).num_files == 21
+
+
+def test_a_picture_that_needs_too_much_memory_or_that_the_model_refuses_is_skipped(
+    pictures, out, model_folder, monkeypatch
+):
+    prepare, embed = encoder.ComposerEncoder.prepare, encoder.ComposerEncoder.embed_pictures
+    refused = []
+
+    def failing(self, picture):
+        if picture.size == (9, 9):
+            raise MemoryError
+        if picture.size == (8, 8):
+            raise RuntimeError("no such\nshape")
+        prepared = prepare(self, picture)
+        if picture.size == (7, 7):
+            refused.append(prepared.tobytes())
+        return prepared
+
+    def refusing(self, prepared):
+        if any(one.tobytes() in refused for one in prepared):
+            raise ValueError("too long")
+        return embed(self, prepared)
+
+    monkeypatch.setattr(encoder.ComposerEncoder, "prepare", failing)
+    monkeypatch.setattr(encoder.ComposerEncoder, "embed_pictures", refusing)
+    for side, colour in ((9, "red"), (8, "green"), (7, "blue")):
+        Image.new("RGB", (side, side), colour).save(pictures / f"00-{side}.png")
+    report = index_folder(pictures, out, model=model_folder)
+    assert report.num_images == 20
+    assert [(one.file, one.reason) for one in report.skipped] == [
+        ("00-7.png", "the model does not take it (too long)"),
+        ("00-8.png", "the model does not take it (no such shape)"),
+        ("00-9.png", "needs more memory than there is left"),
+    ]
+
+
+# -- odd pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_thin_picture_costs_the_others_nothing(pictures, out, model_folder):
+    Image.new("RGB", (60_000, 1), "red").save(pictures / "wide.png")
+    Image.new("RGB", (1, 60_000), "red").save(pictures / "tall.png")
+    report = index_folder(pictures, out, model=model_folder)
+    assert (report.num_images, report.skipped) == (22, ())
+
+
+def test_a_picture_beyond_the_bounds_is_skipped(pictures, out, model_folder, monkeypatch):
+    monkeypatch.setenv("COMPOSIR_MAX_SIDE", "63")
+    Image.new("RGB", (40, 40), "red").save(pictures / "small.png")
+    report = index_folder(pictures, out, model=model_folder)
+    assert report.num_images == 1
+    assert {one.reason for one in report.skipped} == {
+        "too many pixels: 64 x 48; at most 250,000,000, and 63 a side, are taken"
+    }
+    monkeypatch.setenv("COMPOSIR_MAX_SIDE", "0")
+    with pytest.raises(ComposirError, match=r"the environment variable COMPOSIR_MAX_SIDE is '0'; expected a whole"):
+        index_folder(pictures, out)
+
+
+def test_a_cut_jpeg_is_indexed_with_a_note_and_found_by_itself(pictures, out, model_folder, caplog):
+    Image.open(pictures / "01.png").save(pictures / "cut.jpg", quality=95)
+    (pictures / "cut.jpg").write_bytes((pictures / "cut.jpg").read_bytes()[:-2])
+    report = index_folder(pictures, out, model=model_folder)
+    assert (report.num_images, report.skipped) == (21, ())
+    note = "its last bytes are missing; it is used as far as it goes"
+    assert [(one.file, one.note) for one in report.noted] == [("cut.jpg", note)]
+    with composir.Retriever(out) as retriever:
+        hits = retriever.search(pictures / "cut.jpg", "x", top_k=30, exclude=())
+    assert len(hits) == 21
+    assert f"cut.jpg: {note}" in caplog.text
+
+
+def test_large_jpegs_are_decoded_at_a_scale_that_changes_next_to_nothing(tmp_path, out, model_folder):
+    root = tmp_path / "large"
+    root.mkdir()
+    large = draw(3).resize((1600, 1200), Image.Resampling.BICUBIC)
+    large.save(root / "large.jpg", quality=95)
+    index_folder(root, out, model=model_folder)
+    ((found,),) = (state(out)[2],)
+    whole = composir.load(model_folder).embed_target([root / "large.jpg"])[0]
+    cosines = torch.nn.functional.cosine_similarity(torch.from_numpy(found).float(), whole, dim=-1)
+    assert cosines.min() > 0.999
+    with composir.Retriever(out) as retriever:
+        assert retriever.encoder.side == 120  # 2 x 1.25 x 48
+
+
+def test_folders_are_excluded_and_later_runs_know_it(pictures, out, model_folder):
+    for name in ("raw", "@eaDir", "2020/raw", "2020/fine"):
+        (pictures / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9), (len(name), 0, 0)).save(pictures / name / "p.png")
+    report = index_folder(pictures, out, model=model_folder)
+    assert (report.num_images, report.excluded) == (23, ("@eaDir",))
+    report = index_folder(pictures, out, exclude=["raw", "s*/"])
+    assert (report.num_images, report.num_removed, report.num_kept) == (16, 7, 0)
+    assert sorted(report.excluded) == ["2020/raw", "@eaDir", "raw", "sea"]
+    report = index_folder(pictures, out)
+    assert (report.num_images, len(report.excluded)) == (16, 4)
+    assert index_folder(pictures, out, exclude=[""]).num_images == 23
+    assert read_manifest(out).exclude == ()
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +496,81 @@ def test_an_unknown_backend_names_the_nearest(pictures, out, model_folder):
     (out / "index.json").write_text(json.dumps({**fields, "backend": "annoy"}))
     with pytest.raises(ComposirError, match="backend 'annoy' is not known"):
         read_manifest(out)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], r"holds no picture that is read \(nothing is there\); expected files that end in .jpg, .*; fix: give the"),
+        (
+            ["a.DNG", "b.dng", "c.txt", "README"],
+            r"\(files: 2 .dng, 1 without a suffix, 1 .txt\).* fix: export the .dng files as JPEG",
+        ),
+        (["@eaDir/a.png"], r"\(left out: @eaDir\)"),
+    ],
+)
+def test_a_folder_without_pictures_is_an_error_that_says_what_is_there(tmp_path, out, model_folder, names, words):
+    root = tmp_path / "folder"
+    root.mkdir()
+    for name in names:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    with pytest.raises(ComposirError, match=words):
+        index_folder(root, out, model=model_folder)
+    assert not out.exists()
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_an_error(tmp_path, out, model_folder, monkeypatch):
+    root = tmp_path / "folder"
+    root.mkdir()
+    (root / "a.jpg").touch()
+    with pytest.raises(ComposirError, match=r"holds no picture that can be read: 1 x the image file is empty .*mend"):
+        index_folder(root, out, model=model_folder)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for name in "bc":
+        (root / f"{name}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + name.encode())
+    with pytest.raises(ComposirError, match=r"2 x a HEIC picture needs .*; fix: pip install 'composir\[heic\]'"):
+        index_folder(root, out, model=model_folder)
+    Image.new("RGB", (9, 9)).save(root / "good.png")
+    assert index_folder(root, out).num_images == 1
+
+
+@pytest.mark.parametrize("old", ["exact", "faiss"])
+def test_an_engine_that_fails_leaves_the_old_one_in_charge(pictures, out, model_folder, monkeypatch, old):
+    monkeypatch.setattr("composir.search.qdrant.FIRST_WAIT", 0)
+    index_folder(pictures, out, model=model_folder, backend=old)
+    before, manifest = state(out), (out / "index.json").read_text()
+    with socket.socket() as unused:  # a port where nobody answers
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(ComposirError, match="Qdrant does not do what it is asked for"):
+            index_folder(pictures, out, backend="qdrant", options={"url": url})
+    assert (out / "index.json").read_text() == manifest
+    with composir.Retriever(out) as retriever:
+        assert len(retriever.search(pictures / "01.png", "x", top_k=20, exclude=())) == 20
+    assert index_folder(pictures, out).num_images == 20
+    same_state(state(out), before)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database or disk is full"),
+        OSError(28, "No space left on device"),
+        RuntimeError("write error in faiss-1.index: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_one_error_and_the_next_run_goes_on(pictures, out, model_folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("composir.search.folder.Table.put_files", fail)
+        with pytest.raises(
+            ComposirError, match=r"index: cannot be written \(No space left on device\); fix: make room"
+        ):
+            index_folder(pictures, out, model=model_folder)
+    assert index_folder(pictures, out).num_images == 20
 
 
 def test_what_cannot_be_indexed(pictures, tmp_path, out, model_folder):

@@ -215,3 +215,49 @@ def test_what_is_no_index(tmp_path):
     with pytest.raises(ComposirError, match=words):
         composir.Retriever(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_shows_the_copy_that_fits_and_the_first_that_is_there_is_shown(pictures, tmp_path, model_folder):
+    (pictures / "again").mkdir()
+    for place in ("again/03.png", "sea/03.png"):
+        shutil.copy(pictures / "03.png", pictures / place)
+    for backend in ("exact", "qdrant"):
+        index_folder(pictures, tmp_path / "index", model=model_folder, backend=backend)
+        with composir.Retriever(tmp_path / "index") as retriever:
+
+            def paths(where, retriever=retriever):
+                hits = retriever.search(None, "x", where=where, top_k=30)
+                return [hit.path.relative_to(pictures).as_posix() for hit in hits]
+
+            assert paths("again/*") == ["again/03.png"]
+            assert "sea/03.png" in paths("sea/*")
+            assert "03.png" in paths(None)
+            assert [
+                file.name for file in retriever.images.files(retriever.search(None, "x", where="again/*")[0].id)
+            ] == ["03.png"] * 3
+    with composir.Retriever(tmp_path / "index") as retriever:
+        image_id = retriever.search(None, "x", where="again/*")[0].id
+        (pictures / "03.png").unlink()
+        assert retriever.images[image_id] == pictures / "again/03.png"
+        (pictures / "again/03.png").unlink()
+        assert retriever.images[image_id] == pictures / "sea/03.png"
+        (pictures / "sea/03.png").unlink()
+        assert retriever.images[image_id] == pictures / "03.png"
+
+
+@pytest.mark.parametrize("backend", ["exact", "qdrant"])
+def test_patterns_match_names_however_they_are_spelt(pictures, tmp_path, model_folder, backend):
+    for number, name in enumerate(("Gr\xfcn", "Gru\u0308n 2", "[x]")):
+        (pictures / name).mkdir()
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(pictures / name / f"{number}.png")
+    index_folder(pictures, tmp_path / "index", model=model_folder, backend=backend)
+    with composir.Retriever(tmp_path / "index") as retriever:
+
+        def found(where):
+            return sorted(hit.path.name for hit in retriever.search(None, "x", where=where))
+
+        assert found("Gr\xfcn/*") == found("Gru\u0308n/*") == ["0.png"]
+        assert found("Gr\xfcn 2/*") == found("Gru\u0308n 2/*") == found("Gr?n 2*") == ["1.png"]
+        assert found("Gr[\xfcu]n*") == ["0.png", "1.png"]
+        assert found("[[]x]/*") == ["2.png"]
+        assert found("[x]/*") == []

@@ -239,8 +239,8 @@ def test_what_stands_in_the_address_and_nobody_reads_is_named(client, id_by_name
     assert answer.json()["errors"] == ["top_k: stands in the address; send it in the body"]
     listing = client.get("/api/images", params={"cout": 3})
     assert listing.json()["errors"] == ["cout: is no parameter of this address; did you mean 'count'?"]
-    picture = client.get(f"/api/images/{id_by_name['val-red-ellipse.png']}", params={"sise": "full"})
-    assert picture.json()["errors"] == ["sise: is no parameter of this address; did you mean 'size'?"]
+    picture = client.get(f"/api/images/{id_by_name['val-red-ellipse.png']}", params={"sizes": "full"})
+    assert picture.json()["errors"] == ["sizes: is no parameter of this address; did you mean 'size'?"]
     for one in (answer, listing, picture):
         assert is_problem(one, 422, "invalid-request")
 
@@ -271,7 +271,7 @@ def test_json_that_is_none_or_too_much_is_refused(client, content, status, name)
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "nothing", "zip", "utf-7", "\xff"])
-@pytest.mark.parametrize("name", [b"text", b"te\xffxt"])
+@pytest.mark.parametrize("name", [b"text", b"a\xffb"])
 def test_a_form_in_an_odd_encoding_is_no_failure(client, charset, name):
     body = b'--x\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\na\xff+2AA-\r\n--x--\r\n'
     kind = f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import logging
@@ -18,9 +19,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
 
 from composir.errors import ComposirError
 from composir.web import PACKAGES, Limits, open_server
+from composir.web.guard import Guard
 from composir.web.log import JsonLines
 
 KEY = "a-key-that-nobody-guesses"
@@ -314,6 +317,33 @@ def test_who_goes_away_while_sending_is_no_error(shapes_index, running, caplog, 
         assert count_of(client.get("/metrics").text, 500) == 0
         assert client.post("/api/search", json={"text": "x"}).status_code == 200
     assert failures(caplog) == []
+
+
+def test_what_follows_an_answer_is_not_cut_short():
+    """A server says "disconnected" after every answer; what tidies up behind it then still runs."""
+    sent, done = asyncio.Event(), []
+
+    async def answer(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+        for _ in range(10):
+            await asyncio.sleep(0)
+        done.append("tidy")
+
+    async def receive() -> dict:
+        await sent.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message) -> None:
+        if message["type"] == "http.response.body":
+            sent.set()
+
+    guard = Guard(
+        answer, api_key=None, max_upload_bytes=1, registry=CollectorRegistry(), host="localhost", root_path=""
+    )
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")], "query_string": b""}
+    asyncio.run(guard(scope, receive, send))
+    assert done == ["tidy"]
 
 
 def test_who_goes_away_with_the_answer_in_hand_is_counted_as_answered(shapes_index, running, caplog):

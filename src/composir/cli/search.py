@@ -87,7 +87,8 @@ def index(
     if report.num_kept:
         err.print(
             f"warning: {report.num_kept:,} files in the index could not be looked at, and stay in it; "
-            "see what was skipped"
+            "see what was skipped",
+            soft_wrap=True,
         )
     if json_:
         print_json({**asdict(report), "index": str(out_), "seconds": round(seconds, 1)})

@@ -157,7 +157,7 @@ def check_dataset(
     where = _where(present.splits)
     inspections = inspect_files(where, progress=progress)
     problems = present.problems + _unreadable(inspections, present.splits)
-    original_by_copy = _copies(inspections)
+    original_by_copy = _copies(inspections, present.splits)
     placeholders = _placeholders(original_by_copy)
     problems += [_placeholder_problem(copies, where) for copies in placeholders]
     standing_in = {file for copies in placeholders for file in copies}
@@ -316,14 +316,18 @@ def _grouped(notes: Sequence[Note]) -> list[Note]:
     return grouped
 
 
-def _copies(inspections: Mapping[Path, Inspection]) -> dict[Path, Path]:
-    """Return the first file with the same bytes, for every file that is not the first."""
+def _copies(inspections: Mapping[Path, Inspection], splits: Sequence[Split]) -> dict[Path, Path]:
+    """Return the first file with the same bytes, for every file that is not the first and stands for another image.
+
+    FashionIQ's categories share images, and where each category has a folder both have the file.
+    """
+    name_by_file = {file_of(source): name for split in splits for name, source in split.images.items()}
     first_by_digest: dict[bytes, Path] = {}
     copies = {}
     for file, inspection in inspections.items():
         if inspection.digest is not None:
             first = first_by_digest.setdefault(inspection.digest, file)
-            if first != file:
+            if name_by_file[first] != name_by_file[file]:
                 copies[file] = first
     return copies
 

@@ -202,10 +202,11 @@ def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Found:
         unseen.append(relative(path))
         reasons[relative(path)] = f"cannot be {what} ({error.strerror})"
 
-    def leads_out(path: Path) -> bool:
-        if not path.is_symlink():
-            return False
+    def is_passed_over(path: Path) -> bool:
+        """Return whether it is a link that leads elsewhere, or cannot be looked at."""
         try:
+            if not path.is_symlink():
+                return False
             target = path.resolve(strict=True)
         except FileNotFoundError:
             target = path.resolve()
@@ -235,7 +236,7 @@ def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Found:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and not is_excluded(here / name) and not leads_out(here / name)
+            if not name.startswith(".") and not is_excluded(here / name) and not is_passed_over(here / name)
         ]
         for file in files:
             path = here / file
@@ -244,14 +245,21 @@ def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Found:
             if path.suffix.lower() not in PICTURE_SUFFIXES:
                 suffixes[path.suffix.lower()] += 1
                 continue
-            if leads_out(path):
+            if is_passed_over(path):
                 continue
             name = path.relative_to(home).as_posix()
             if name == name.encode(errors="replace").decode():
                 names.append(name)
             else:
                 reasons[relative(path)] = "its name is not UTF-8"
-    return Found(sorted(names), reasons, tuple(unseen), tuple(empty), tuple(excluded), dict(suffixes.most_common()))
+    return Found(
+        sorted(names),
+        reasons,
+        tuple(unseen),
+        tuple(empty),
+        tuple(excluded),
+        dict(sorted(suffixes.items(), key=lambda one: (-one[1], one[0]))),
+    )
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
@@ -301,7 +309,7 @@ def _colour_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform |
     """Return what turns colours of a profile into sRGB; None where there is nothing to do, or nothing can be done."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if MODES_OF_SPACES.get(source.profile.xcolor_space) != mode:
+        if MODES_OF_SPACES.get(source.profile.xcolor_space) != mode:  # pyright: ignore[reportAttributeAccessIssue]
             return None
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
@@ -498,8 +506,10 @@ def _open(content: bytes) -> Image.Image:
     """
     Image.init()
     for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))  # none where the plugin is not installed
-        accepted = factory is not None and (accept is None or accept(content[:16]))
+        if name not in Image.OPEN:  # its plugin is not installed
+            continue
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(content[:16])
         if not accepted or isinstance(accepted, str):  # a text says what the plugin lacks
             continue
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -35,106 +36,118 @@ def find_images(splits: Sequence[Split]) -> Found:
     like the published ones is taken; where that leaves more than one, nobody can tell which is right, and the split
     has a problem. What is not found stays where it is expected. No image is opened.
     """
-    listed = _Listed()
-    absent = {
-        file: split.tree
-        for split in splits
-        if split.tree is not None
-        for file in map(file_of, split.images.values())
-        if file.name not in listed.names(file.parent)
-    }
-    candidates = _candidates(absent)
+    listed: dict[str, frozenset[str]] = {}
+    absent_by_split = [_absent(split, listed) for split in splits]
+    roots = dict.fromkeys(
+        root
+        for split, absent in zip(splits, absent_by_split, strict=True)
+        if split.tree is not None and absent
+        for root in split.tree.roots or (split.tree.home,)
+    )
+    wanted = {_key(file.name) for absent in absent_by_split for file in absent}
+    candidates = _candidates(roots, wanted)
     located: list[Split] = []
     problems: list[Problem] = []
     moved_by_tree: dict[Tree, dict[Path, Path]] = {}
-    for split in splits:
+    for split, absent in zip(splits, absent_by_split, strict=True):
         found: dict[Path, Path] = {}
         unclear: dict[Path, list[Path]] = {}
-        for file in dict.fromkeys(map(file_of, split.images.values())):
-            best = _best(file, split, candidates.get(_key(file), ())) if file in absent else []
+        for file in absent:
+            best = _best(file, split, candidates.get(_key(file.name), []))
             if len(best) == 1:
-                found[file] = best[0]
+                found[file] = Path(best[0])
             elif best:
-                unclear[file] = best
+                unclear[file] = [Path(one) for one in best]
         if unclear:
             problems.append(_unclear(split, unclear))
-        if split.tree is not None:
+        if found and split.tree is not None:
             moved_by_tree.setdefault(split.tree, {}).update(found)
-        images = {name: _moved(source, found) for name, source in split.images.items()} if found else split.images
-        located.append(replace(split, images=images))
+            images = {name: _moved(source, found) for name, source in split.images.items()}
+            located.append(replace(split, images=images))
+        else:
+            located.append(split)
     notes = [note for tree, moved in moved_by_tree.items() for note in _notes(tree, moved, splits)]
     return Found(tuple(located), notes, problems)
 
 
-class _Listed:
-    """The names in folders, each listed once."""
+# Below, paths are text where there may be 200,000 of them: a Path takes ten times as long to make and to take apart.
 
-    def __init__(self) -> None:
-        self.names_by_folder: dict[Path, frozenset[str]] = {}
 
-    def names(self, folder: Path) -> frozenset[str]:
-        if folder not in self.names_by_folder:
+def _absent(split: Split, listed: dict[str, frozenset[str]]) -> dict[Path, None]:
+    """Return the files of a split that are not where they are expected; ``listed`` holds the names by folder."""
+    absent: dict[Path, None] = {}
+    for source in split.images.values() if split.tree is not None else ():
+        file = file_of(source)
+        folder, name = os.path.split(file)
+        if folder not in listed:
             try:
-                self.names_by_folder[folder] = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
+                listed[folder] = frozenset(os.listdir(folder))  # noqa: PTH208 (names alone)
             except (OSError, ValueError):  # not there; a name that no folder can have
-                self.names_by_folder[folder] = frozenset()
-        return self.names_by_folder[folder]
+                listed[folder] = frozenset()
+        if name not in listed[folder]:
+            absent[file] = None
+    return absent
 
 
-def _key(file: Path) -> str:
+def _split_name(name: str) -> tuple[str, str]:
+    """Return the name of a file without the suffix of an image, and that suffix in lower case."""
+    stem, dot, suffix = name.rpartition(".")
+    suffix = (dot + suffix).lower()
+    return (stem, suffix) if suffix in IMAGE_SUFFIXES else (name, "")
+
+
+def _key(name: str) -> str:
     """Return what a file is looked up by: its name without the suffix of an image, in lower case."""
-    return (file.stem if file.suffix.lower() in IMAGE_SUFFIXES else file.name).casefold()
+    return _split_name(name)[0].casefold()
 
 
-def _candidates(absent: dict[Path, Tree]) -> dict[str, list[Path]]:
-    """Return the image files below the roots by what they are looked up by, those that are looked for alone."""
-    wanted = {_key(file) for file in absent}
-    found: dict[str, list[Path]] = {}
-    roots = dict.fromkeys(root for tree in absent.values() for root in tree.roots or (tree.home,))
-    for file in _walk(roots):
-        key = _key(file)
-        if key in wanted:
-            found.setdefault(key, []).append(file)
-    return found
+def _candidates(roots: Iterable[Path], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Return the image files below the roots by what they are looked up by, those that are ``wanted`` alone.
 
-
-def _walk(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield the image files below folders; hidden ones are left out, linked folders followed, each folder once."""
+    Hidden files and folders are left out, linked folders followed, each folder once.
+    """
+    found: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
     waiting = [str(root) for root in roots]
     while waiting:
         folder = waiting.pop()
         try:
-            status = os.stat(folder)  # noqa: PTH116 (a Path for each of 200,000 files takes seconds)
+            status = os.stat(folder)  # noqa: PTH116
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
+                    stem, suffix = _split_name(entry.name)
                     if entry.name.startswith("."):
                         continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                        yield Path(entry.path)
+                    if suffix:
+                        if stem.casefold() in wanted:
+                            found.setdefault(stem.casefold(), []).append(entry.path)
                     elif entry.is_dir():
                         waiting.append(entry.path)
         except OSError:  # what cannot be listed holds nothing that could be read
             continue
+    return found
 
 
-def _best(file: Path, split: Split, candidates: Iterable[Path]) -> list[Path]:
+def _best(file: Path, split: Split, candidates: list[str]) -> list[str]:
     """Return the candidates for a file that are as like it as any: one a folder, the preferred suffix of each."""
     assert split.tree is not None
-    if _key(file).isdecimal():  # a bare number may well be another picture's name, too
+    if candidates and _key(file.name).isdecimal():  # a bare number may well be another picture's name, too
         called = {place.rpartition("/")[2].casefold() for place in split.tree.places}
-        candidates = [one for one in candidates if one.parent.name.casefold() in called]
-    best: dict[Path, Path] = {}
+        folders = [os.path.basename(os.path.dirname(one)) for one in candidates]  # noqa: PTH119, PTH120
+        candidates = [one for one, folder in zip(candidates, folders, strict=True) if folder.casefold() in called]
+    if len(candidates) < 2:
+        return candidates
+    best: dict[str, str] = {}
     likeness = (False, -1, False)
-    for candidate in sorted(candidates, key=lambda one: (IMAGE_SUFFIXES.index(one.suffix.lower()), one)):
-        own = _likeness(candidate, file, split)
+    for candidate in sorted(candidates, key=lambda one: (IMAGE_SUFFIXES.index(_split_name(one)[1]), one)):
+        own = _likeness(Path(candidate), file, split)
         if own > likeness:
             best, likeness = {}, own
         if own == likeness:
-            best.setdefault(candidate.parent, candidate)
+            best.setdefault(os.path.dirname(candidate), candidate)  # noqa: PTH120
     return list(best.values())
 
 
@@ -144,7 +157,8 @@ def _likeness(candidate: Path, file: Path, split: Split) -> tuple[bool, int, boo
     same = 0
     while same < min(len(folders), len(expected)) and folders[same] == expected[same]:
         same += 1
-    return candidate.stem == file.stem, same, bool(split.category) and split.category in folders
+    as_written = _split_name(candidate.name)[0] == _split_name(file.name)[0]
+    return as_written, same, bool(split.category) and split.category in folders
 
 
 def _moved(source: ImageSource, found: dict[Path, Path]) -> ImageSource:
@@ -166,21 +180,30 @@ def _unclear(split: Split, unclear: dict[Path, list[Path]]) -> Problem:
 
 def _notes(tree: Tree, moved: dict[Path, Path], splits: Sequence[Split]) -> list[Note]:
     """Return a note on where the files were found, if that is not a published folder."""
-    elsewhere = {expected: file for expected, file in moved.items() if not _places(file, tree)}
+    expected_by_found: dict[str, set[str]] = {}
+    num_by_found: Counter[str] = Counter()
+    for expected, file in moved.items():
+        folder = os.path.dirname(file)  # noqa: PTH120
+        expected_by_found.setdefault(folder, set()).add(os.path.dirname(expected))  # noqa: PTH120
+        num_by_found[folder] += 1
+    elsewhere = [folder for folder in num_by_found if not _places(folder, tree)]
     if not elsewhere:
         return []
-    files = {file_of(source) for split in splits if split.tree == tree for source in split.images.values()}
-    folders = sorted({file.parent for file in elsewhere.values()})
-    if len(folders) > MAX_FOLDERS:
-        folders = [Path(os.path.commonpath(folders))]
+    num_files = len({file_of(source) for split in splits if split.tree == tree for source in split.images.values()})
+    folders = sorted(elsewhere) if len(elsewhere) <= MAX_FOLDERS else [os.path.commonpath(elsewhere)]
     found = ", ".join(f"{os.path.relpath(folder, tree.home)}/" for folder in folders)
-    places = dict.fromkeys(place for expected in elsewhere for place in _places(expected, tree)) or tree.places
-    published = " or ".join(f"{place}/" for place in places)
-    message = f"{len(elsewhere):,} of {len(files):,} images were found in {found}, not in {published} as published"
+    expected_folders = sorted(set().union(*(expected_by_found[folder] for folder in elsewhere)))
+    published = dict.fromkeys(place for folder in expected_folders for place in _places(folder, tree)) or tree.places
+    message = (
+        f"{sum(num_by_found[folder] for folder in elsewhere):,} of {num_files:,} images were found in {found}, "
+        f"not in {' or '.join(f'{place}/' for place in published)} as published"
+    )
     return [Note(str(tree.home), "", message)]
 
 
-def _places(file: Path, tree: Tree) -> list[str]:
-    """Return the published folders that hold a file."""
-    folder = Path(os.path.relpath(file.parent, tree.home)).as_posix()
-    return [place for place in tree.places if fnmatchcase(folder, place) and folder.count("/") == place.count("/")]
+def _places(folder: str, tree: Tree) -> list[str]:
+    """Return the published folders that a folder is one of."""
+    below_home = Path(os.path.relpath(folder, tree.home)).as_posix()
+    return [
+        place for place in tree.places if fnmatchcase(below_home, place) and below_home.count("/") == place.count("/")
+    ]

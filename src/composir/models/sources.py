@@ -445,9 +445,9 @@ def _sets_in(tensors: Mapping[str, Tensor], keys: Sequence[str], path: tuple[str
         mine = {name.removeprefix(head): key for key, name in names.items() if name.startswith(head)}
         if not head and len(heads) > 1:  # what stands before the others is no part of this one
             mine = {name: key for name, key in mine.items() if not name.startswith(tuple(h for h in heads if h))}
-        beside = {}
+        beside, taken = {}, set(mine.values())
         for key, name in names.items():
-            if key not in mine.values():
+            if key not in taken:
                 other = next((h for h in heads if h and h != head and name.startswith(h)), "")
                 beside[key] = f"of other weights, under {other!r}" if other else f"not under {head!r}, as the model is"
         wrapped = next((match[0] for key in mine.values() if (match := _WRAPPERS.search(key))), "")

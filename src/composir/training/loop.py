@@ -633,9 +633,9 @@ class _Run:
             if resume is None:
                 self._save(optimizer, schedule)
             if self.batch_size < recipe.batch_size:
-                there = f"{self.batch_size:,} {'triplet' if self.batch_size == 1 else 'triplets'}"
+                there = f"{self.batch_size:,} triplet{'' if self.batch_size == 1 else 's'}"
                 self.observer.on_note(
-                    f"batch size {recipe.batch_size:,}: there are {there}, and a batch is all of them"
+                    f"batch size {recipe.batch_size:,} is more than there are: a batch is all {there}"
                 )
             as_trained = recipe.model_copy(update={"batch_size": self.batch_size})
             self.observer.on_start(self.run, as_trained, state.step, self.num_steps)

@@ -170,6 +170,8 @@ class Guard:
             return refuse(421, "not-this-host", detail)
         if scope["method"] == "POST" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return refuse(403, "another-site", "another site's page may not ask")
+        if not path:  # what the page names lies below the prefix only if its address ends with a slash
+            return RedirectResponse(f"{self._root_path}/?{scope['query_string'].decode('latin-1')}".removesuffix("?"))
         if not self._may_ask(path, headers):
             more = {"WWW-Authenticate": "Bearer"}
             return refuse(401, "key-needed", "send the key as 'Authorization: Bearer KEY'", **more)
@@ -177,8 +179,6 @@ class Guard:
         if length.isascii() and length.isdecimal() and int(length) > self._max_bytes:
             limit = f"{self._max_bytes / 2**20:g} MiB"
             return refuse(413, "too-large", f"the request is larger than {limit}", Connection="close")
-        if not path:  # what the page names lies below the prefix only if its address ends with a slash
-            return RedirectResponse(f"{self._root_path}/?{scope['query_string'].decode('latin-1')}".removesuffix("?"))
         return None
 
     def _may_ask(self, path: str, headers: Headers) -> bool:

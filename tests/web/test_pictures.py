@@ -1,0 +1,93 @@
+"""How the server reads pictures: as the index does, from the copy that is there, in sRGB."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from composir.search import Retriever, content_id, index_folder
+
+
+def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def searched(client, content: bytes, status: int = 200):
+    answer = client.post("/api/search", files={"image": ("a.jpg", content)}, data={"text": "x"})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+@pytest.fixture
+def served(shapes_index, serving, tmp_path):
+    """Return a client, the folder of pictures that it serves, and what adds to the index."""
+    pictures, index = tmp_path / "pictures", tmp_path / "index"
+    shutil.copytree(shapes_index.parent / "pictures", pictures)
+    index_folder(pictures, index, model=shapes_index.parent / "model")
+    with Retriever(index) as retriever, serving(retriever) as client:
+
+        def add(name: str, content: bytes) -> str:
+            (pictures / name).parent.mkdir(exist_ok=True)
+            (pictures / name).write_bytes(content)
+            index_folder(pictures, index)
+            retriever.reload_if_changed()
+            return content_id(content)
+
+        yield client, pictures, add
+
+
+def test_an_image_is_served_from_the_copy_that_is_left(served):
+    client, pictures, add = served
+    content = encoded(Image.new("RGB", (40, 30), "orange"), "PNG")
+    image_id = add("first/copy.png", content)
+    add("second/copy.png", content)
+    (pictures / "first/copy.png").unlink()
+    found = client.get(f"/api/images/{image_id}")
+    assert Image.open(io.BytesIO(found.content)).size == (40, 30)
+    assert client.post("/api/search", data={"image_id": image_id}).status_code == 200
+    (pictures / "first/copy.png").write_bytes(encoded(Image.new("RGB", (9, 9)), "PNG"))  # another picture now
+    assert client.get(f"/api/images/{image_id}?size=preview").status_code == 200
+    (pictures / "second/copy.png").unlink()
+    assert client.get(f"/api/images/{image_id}?size=thumbnail").status_code == 404
+
+
+def test_an_upload_finds_what_the_indexed_file_finds(served):
+    client, _, add = served
+    large = Image.effect_noise((40, 30), 90).convert("RGB").resize((1600, 1200), Image.Resampling.BICUBIC)
+    content = encoded(large, "JPEG", quality=90)
+    image_id = add("large.jpg", content)
+    uploaded = searched(client, content)
+    chosen = client.post("/api/search", data={"image_id": image_id, "text": "x"}).json()
+    assert uploaded["reference"] == chosen["reference"] == image_id
+    assert uploaded["results"] == chosen["results"]
+    assert Image.open(io.BytesIO(client.get(f"/api/images/{image_id}").content)).size == (1600, 1200)
+
+
+def test_a_jpeg_is_held_against_the_limit_by_what_is_decoded_of_it(client):
+    large = Image.new("RGB", (3000, 2000), "red")  # six million pixels; the limit here is one
+    assert len(searched(client, encoded(large, "JPEG"))["results"]) == 10
+    assert searched(client, encoded(large, "PNG"), 413)["type"].endswith("too-many-pixels")
+
+
+def test_thin_pictures_and_cut_jpegs_are_taken_and_postscript_is_not(client):
+    for size in ((60_000, 1), (1, 60_000)):
+        assert len(searched(client, encoded(Image.new("RGB", size), "PNG"))["results"]) == 10
+    assert len(searched(client, encoded(Image.new("RGB", (80, 60), "red"), "JPEG")[:-1])["results"]) == 10
+    document = searched(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 60\nshowpage\n", 415)
+    assert document["type"].endswith("not-a-picture")
+
+
+def test_the_page_is_given_the_colours_that_the_model_is_given(served):
+    client, _, add = served
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.index(b"rXYZ"), profile.index(b"bXYZ")
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    picture = encoded(Image.new("RGB", (64, 48), (230, 10, 10)), "PNG", icc_profile=bytes(profile))
+    shown = np.asarray(Image.open(io.BytesIO(client.get(f"/api/images/{add('swapped.png', picture)}").content)))
+    assert np.abs(shown.reshape(-1, 3).mean(axis=0) - (10, 10, 230)).max() <= 3
