@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -98,5 +101,55 @@ def alignment_loss(
     return nn.functional.mse_loss(mean, prompt.mean(dim=1).detach().expand_as(mean))
 
 
-LOSSES: dict[str, ContrastiveLoss] = {"infonce": contrastive_loss, "hn-nce": hard_negative_loss}
-"""What sets a query's target apart from other candidates, by name."""
+class LossSettings(Protocol):
+    """The settings of contrastive losses; ``Recipe`` says what each is."""
+
+    @property
+    def hard_negative_beta(self) -> float: ...  # noqa: D102
+    @property
+    def hard_negative_alpha(self) -> float: ...  # noqa: D102
+
+
+LOSSES: dict[str, Callable[[LossSettings], ContrastiveLoss]] = {
+    "infonce": lambda settings: contrastive_loss,
+    "hn-nce": lambda settings: partial(
+        hard_negative_loss, beta=settings.hard_negative_beta, alpha=settings.hard_negative_alpha
+    ),
+}
+"""What sets a query's target apart from other candidates, by name, made by a recipe; a new loss is a line here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a training step has computed, of all processes, for further terms of the loss (``TERMS``)."""
+
+    query: Float[Tensor, "batch dim"]
+    """Composed queries, L2-normalised."""
+    prompt: Float[Tensor, "batch dim"]
+    """The sentences behind the prompt tokens, L2-normalised."""
+    target: Float[Tensor, "candidates queries dim"]
+    """The vectors of each candidate, L2-normalised; those of the queries' targets come first, in their order."""
+    logits: Float[Tensor, "batch candidates"]
+    """Similarity of the queries with the candidates, over the temperature."""
+    temperature: Float[Tensor, ""]
+    same_target: Bool[Tensor, "batch candidates"] | None
+
+
+Term = Callable[[Outputs], Tensor]
+TERMS: dict[str, Term] = {}
+"""Further terms of the loss by name: ``--set loss_terms={NAME=0.1}`` adds one with that weight, and the log has it as
+``loss_NAME``. SPRC's own three, and the local one, are computed by the model."""
+
+PUBLISHED_TERMS = {"loss_itc": "", "loss_rtc": "loss_rtc", "loss_align": "loss_align", "loss_local": "loss_local"}
+"""The setting that weights each of the model's own terms, in the order in which they are added; "" is 1."""
+
+
+def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the weighted sum of the losses that there are, in the order of ``weights``."""
+    total: Tensor | None = None
+    for name, weight in weights.items():
+        if name in losses:
+            term = losses[name] if weight == 1 else weight * losses[name]
+            total = term if total is None else total + term
+    assert total is not None
+    return total

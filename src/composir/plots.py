@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 
 from composir.files import replacing
 
-LOSS_COLUMNS = ("loss_itc", "loss_rtc", "loss_align", "total")
+LOSS_PREFIX, TOTAL = "loss_", "total"
 GATE_COLUMNS = ("alpha", "mean_gate", "gate_entropy", "relative_change")
 GRADIENT_PREFIX = "grad_"
-METRIC_COLUMNS = ("R@1", "R@5", "R@10", "R_s@1", "mean(R@5+R_s@1)", "R@50", "mean(R@10+R@50)")
+OTHER_COLUMNS = ("epoch", "lr")
 
 
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
@@ -68,11 +68,24 @@ def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]],
 
 
 def plot_curves(log: Path, out: Path) -> None:
-    """Write the curves of a training_log.csv as a PNG: losses, recalls in percent, gate, gradient norms."""
+    """Write the curves of a training_log.csv as a PNG: losses, figures in percent, gate, gradient norms.
+
+    Every column is drawn that is no epoch and no rate: those of losses and gradients by how their names begin, and what
+    is none of them is a figure of the validation, whatever the data set.
+    """
     with log.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    panels = [("loss", LOSS_COLUMNS), ("validation, percent", METRIC_COLUMNS), ("gate", GATE_COLUMNS)]
-    panels.append(("gradient norm", [name for name in rows[0] if name.startswith(GRADIENT_PREFIX)] if rows else []))
+    names = list(rows[0]) if rows else []
+    names += [name for row in rows for name in row if name not in names]
+    losses = [name for name in names if name.startswith(LOSS_PREFIX) or name == TOTAL]
+    gradients = [name for name in names if name.startswith(GRADIENT_PREFIX)]
+    figures = [name for name in names if name not in {*losses, *gradients, *GATE_COLUMNS, *OTHER_COLUMNS}]
+    panels = [
+        ("loss", losses),
+        ("validation, percent", figures),
+        ("gate", list(GATE_COLUMNS)),
+        ("gradient norm", gradients),
+    ]
     panels = [(title, [name for name in names if any(row.get(name) for row in rows)]) for title, names in panels]
     panels = [(title, names) for title, names in panels if names]
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")

@@ -23,6 +23,7 @@ from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.qformer import SelfAttention
 from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
+from composir.training.log import NUM_PROBE_TRIPLETS
 from composir.training.memory import StepMemory
 
 
@@ -114,7 +115,7 @@ def test_another_fusion_is_trained_at_the_fusions_rate_and_saved(make_recipe):
 def test_gate_entropy_and_change_are_those_of_the_probe(make_recipe):
     run = train(make_recipe(num_epochs=1)).run
     model, (split,) = from_pretrained(run / "last/model"), loop.load_splits("CIRR", make_recipe().data_root, "train")
-    probe = split.queries[: loop.NUM_PROBE_TRIPLETS]
+    probe = split.queries[: NUM_PROBE_TRIPLETS]
     tokens = model.tokens([split.images[query.reference] for query in probe])
     ids, mask = model.tokenize([query.text for query in probe])
     with torch.no_grad():
@@ -129,17 +130,17 @@ def test_gate_entropy_and_change_are_those_of_the_probe(make_recipe):
 
 
 def test_gradient_norms_are_by_part_before_clipping_and_means_over_steps(make_recipe, monkeypatch):
-    measure, seen = loop._Run._gradient_norms, []
+    measure, seen = loop.gradient_norms, []
 
-    def remember(self):
-        norms = measure(self)
-        for part, names in (("fusion", ("gated_fusion.",)), ("heads", ("text_proj.", "vision_proj."))):
-            squares = [p.grad.square().sum() for name, p in self.model.named_parameters() if name.startswith(names)]
+    def remember(parts, scale):
+        norms = measure(parts, scale)
+        for part, parameters in parts.items():
+            squares = [parameter.grad.square().sum() for parameter in parameters if parameter.grad is not None]
             assert norms[part] == pytest.approx(sum(squares).sqrt().item(), rel=1e-5)
         seen.append(norms)
         return norms
 
-    monkeypatch.setattr(loop._Run, "_gradient_norms", remember)
+    monkeypatch.setattr(loop, "gradient_norms", remember)
     (row,) = read_log(train(make_recipe(num_epochs=1, gradient_accumulation=2, max_grad_norm=1e-4)).run)
     assert len(seen) == 3  # five batches by twos
     for part in seen[0]:
@@ -154,7 +155,7 @@ def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe)
     assert {"gate/values", "gate/relative_changes"} <= set(events.Tags()["histograms"])
     images = events.Images("examples/1")
     assert [image.step for image in images] == [10, 15]
-    assert images[0].width == 4 * images[0].height  # the reference, gate, change and attention
+    assert images[0].width == 5 * images[0].height  # the reference, both fusions' maps, change and attention
     (split,) = loop.load_splits("CIRR", make_recipe().data_root, "val")
     words = events.Tensors("examples/1/text_summary")[0].tensor_proto.string_val[0].decode()
     assert words.startswith(f"{split.queries[12].text}: the reference, gate 0.")
@@ -311,15 +312,15 @@ def test_the_published_schedule_can_be_longer_than_the_run(make_recipe):
 
 def test_learning_rates_go_to_the_parts_they_name(make_recipe, monkeypatch):
     groups = []
-    optimizer = loop._Run._optimizer
+    optimizer = loop.make_optimizer
 
-    def remember(self):
-        made, schedule = optimizer(self)
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+    def remember(model, *arguments, **named):
+        made, schedule = optimizer(model, *arguments, **named)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups.append({group["max_lr"]: {names[id(p)] for p in group["params"]} for group in made.param_groups})
         return made, schedule
 
-    monkeypatch.setattr(loop._Run, "_optimizer", remember)
+    monkeypatch.setattr(loop, "make_optimizer", remember)
     train(
         make_recipe(
             num_epochs=1,
@@ -340,15 +341,15 @@ def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shap
     recipe = make_recipe(subset_negatives=3)
     splits = loop.load_splits("CIRR", shapes_root, "train")
     run = loop._Run(
-        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
-    for split, query in run.triplets:
-        files = run._look_alikes(split, query, np.random.default_rng(0))
+    for split, query in run.batches.triplets:
+        files = run.batches.look_alikes(split, query, np.random.default_rng(0))
         assert len(set(files)) == 3
         assert split.images[query.targets[0]] not in files
         assert {file.stem for file in files} <= {*query.subset, query.reference}
-    batch = run.triplets[:4]
-    _, candidates, _, _, same, _ = run._inputs(batch, np.random.default_rng(0))
+    batch = run.batches.triplets[:4]
+    _, candidates, _, _, same, _ = run.batches.inputs(batch, np.random.default_rng(0))
     assert len(candidates) == 4 + 12
     assert same.shape == (4, 16)
     assert same[:, :4].diagonal().all()
@@ -442,12 +443,12 @@ def test_half_of_the_look_alikes_are_mined(make_recipe, shapes_root):
     recipe = make_recipe(**MINED)
     splits = loop.load_splits("CIRR", shapes_root, "train")
     run = loop._Run(
-        recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
-    split, query = run.triplets[0]
+    split, query = run.batches.triplets[0]
     hard = next(name for name in split.gallery if name not in (*query.subset, query.reference))
-    run.mined = {("", query.id): [hard]}
-    drawn = [file for seed in range(100) for file in run._look_alikes(split, query, np.random.default_rng(seed))]
+    run.batches.mined = {("", query.id): [hard]}
+    drawn = [file for seed in range(100) for file in run.batches.look_alikes(split, query, np.random.default_rng(seed))]
     assert 80 < sum(file == split.images[hard] for file in drawn) < 120  # 200 draws at one half
 
 

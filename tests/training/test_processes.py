@@ -235,14 +235,14 @@ from composir.training import load_recipe
 Accelerator()
 recipe = load_recipe({settings!r})
 splits = load_splits("CIRR", recipe.data_root, "train")
-run = loop._Run(recipe, loop._accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent())
+run = loop._Run(recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent())
 found = []
 for size in (8, 7, 1):
     for accumulated in (1, 2):
         run.model.zero_grad()
         for number in range(accumulated):
-            batch = run.triplets[number * size : (number + 1) * size]
-            *inputs, same, num_all = run._inputs(batch, np.random.default_rng(size))
+            batch = run.batches.triplets[number * size : (number + 1) * size]
+            *inputs, same, num_all = run.batches.inputs(batch, np.random.default_rng(size))
             losses = run.model.training_losses(
                 *inputs, same_target=same, contrast=run.contrast, local=True, num_all=num_all
             )
@@ -300,7 +300,7 @@ from composir.errors import ComposirError
 import composir.training.loop as loop
 def fail(self, *arguments):
     raise ComposirError("cannot be read", file="some.png")
-loop._Run._inputs = fail
+loop.Batches.inputs = fail
 """
     first, second = launch(command(settings), fail + command(settings))
     assert first.end()[0] == second.end()[0] == 2, first.end()[1] + second.end()[1]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from composir.losses import ContrastiveLoss, alignment_loss, contrastive_loss
+from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, contrastive_loss
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
@@ -312,6 +312,7 @@ class Sprc(nn.Module):
         same_target: Bool[Tensor, "batch candidates"] | None = None,
         contrast: ContrastiveLoss = contrastive_loss,
         local: bool = False,
+        terms: Sequence[str] = (),
         num_all: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """Return SPRC's three losses, unweighted: ``loss_itc``, ``loss_rtc`` and ``loss_align``.
@@ -320,7 +321,7 @@ class Sprc(nn.Module):
         for every query. ``same_target[i, j]`` marks a candidate j that is the very image of query i's target, which
         is then no negative. With neither, the losses are the published ones. ``contrast`` takes the place of the
         contrastive loss, with ``local`` there is also ``loss_local``: that of the local score (``encode_query_parts``)
-        of every query with every candidate.
+        of every query with every candidate, and ``terms`` names further ones of ``TERMS``, each ``loss_NAME``.
 
         Where several processes train, each gives its ``share`` of the queries and of the candidates, and ``num_all``
         says how many there are of both; the losses, and ``same_target``, are then those of all of them.
@@ -348,15 +349,17 @@ class Sprc(nn.Module):
             gather(prompt, num_queries),
             gather(target, num_candidates),
         )
+        logits = similarity(query, target) / self.temperature
         losses = {
-            "loss_itc": contrast(similarity(query, target) / self.temperature, same_target),
+            "loss_itc": contrast(logits, same_target),
             "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
             "loss_align": alignment_loss(gather(fused.mean(dim=1, keepdim=True), num_queries), self.prompt_tokens),
         }
         if local:
             parts = gather(self._parts(fused, answers, attention_mask), num_queries)
             losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
-        return losses
+        outputs = Outputs(query, prompt, target, logits, self.temperature, same_target)
+        return losses | {f"loss_{name}": TERMS[name](outputs) for name in terms}
 
 
 class TokenAdapter(nn.Module):

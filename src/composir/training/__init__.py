@@ -1,8 +1,10 @@
 """From a recipe to a run folder."""
 
 from composir.files import read_toml
-from composir.training.loop import Features, Observer, TrainResult, compute_features, resume_recipe, train
+from composir.training.features import Features, compute_features
+from composir.training.loop import Observer, TrainResult, train
 from composir.training.recipe import FUSION_SWITCH, Recipe, load_recipe, parse_value, validate
+from composir.training.state import resume_recipe
 
 __all__ = [
     "FUSION_SWITCH",

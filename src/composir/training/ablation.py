@@ -16,10 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from composir.errors import ComposirError
 from composir.evaluation import Comparison, OverSeeds, compare, find_rankings, load_rankings, over_seeds
+from composir.evaluation.saved import RECIPE
 from composir.features import DISK
 from composir.files import read_toml, write_text
-from composir.training.loop import RECIPE, Observer, resume_recipe, train
+from composir.training.loop import Observer, train
 from composir.training.recipe import Recipe, load_recipe, parse_value, validate
+from composir.training.state import resume_recipe
 
 RESULT = "result.json"
 """In a run folder: the run is finished, and what came out of it."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +16,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from composir import parallel
+from composir.errors import ComposirError
+from composir.files import require_space, size_text
+from composir.machine import available_memory
+from composir.models.composer import Composer
+from composir.training.recipe import Recipe
+
 if TYPE_CHECKING:
-    from composir.models.composer import Composer
+    from accelerate import Accelerator
 
 FEW, MORE = 2, 6
 """Triplets of the two forward passes that are measured."""
@@ -125,3 +135,89 @@ class _Tracker(TorchDispatchMode):
 
     def _drop(self, size: int) -> None:
         self.live -= size
+
+
+class Memory:
+    """What a training by a recipe needs, beside what there is."""
+
+    def __init__(self, model: Composer, recipe: Recipe, texts: Sequence[str], accelerator: Accelerator) -> None:
+        self.model, self.recipe, self.texts, self.accelerator = model, recipe, texts, accelerator
+
+    def largest_batch(self, file: Path | None) -> int:
+        """Return the largest power of two of triplets that fits; ``ComposirError`` where none can be told.
+
+        ``file`` is where the triplets are from.
+        """
+        available = self.available
+        if len(self.texts) < 2:
+            raise ComposirError(
+                "there is one triplet, and a batch takes two or more, each other's negatives",
+                file=file,
+                fix="add triplets",
+            )
+        if parallel.num_processes() > 1 or available is None:
+            raise ComposirError(
+                "--batch-size auto measures one process on a machine that tells its memory",
+                fix="give --batch-size a number: what one process can hold, times the processes",
+            )
+        size = self.step.largest_batch(available - self.trained_bytes * 3)
+        size = min(size, 2 ** (len(self.texts).bit_length() - 1))
+        if size < 2:
+            raise ComposirError(
+                f"not even two triplets fit into the {size_text(available)} of memory that are left",
+                fix="--set gradient_checkpointing=true, a smaller --backbone, or a machine with more memory",
+            )
+        return size
+
+    def require_room(self, size: int) -> None:
+        """Raise ``ComposirError`` where what a training with batches of ``size`` surely needs is more than there is."""
+        own = sum(tensor.nbytes for tensor in self.model.own_weights().values())
+        available = self.available
+        trained = self.trained_bytes
+        if available is not None and 3 * trained > available:
+            raise ComposirError(
+                f"gradients and optimiser alone need {size_text(3 * trained)} of memory, "
+                f"{size_text(available)} are left",
+                fix="a smaller --backbone, or a machine with more memory",
+            )
+        if available is not None and parallel.num_processes() == 1:
+            needed = 2 * trained + self.step.of(size)
+            if needed > available:
+                fitting = self.step.largest_batch(available - 3 * trained)
+                smaller = (
+                    f"--batch-size {fitting} with --set gradient_accumulation={math.ceil(size / max(fitting, 1))}, or "
+                )
+                raise ComposirError(
+                    f"a step of {size} triplets needs {size_text(needed)} of memory, {size_text(available)} are left",
+                    fix=(smaller if fitting else "") + "--set gradient_checkpointing=true",
+                )
+        if self.recipe.save_training:
+            # last/ holds the weights and AdamW's means, and best/ the weights; each is replaced by a whole new one.
+            require_space(
+                Path(self.recipe.output_dir),
+                2 * (own + 2 * trained) + 2 * own,
+                what="the last and the best state of this run",
+                fix="give an --output-dir on a larger disk",
+            )
+
+    @property
+    def available(self) -> int | None:
+        """Bytes that are left on the device; None where a machine does not tell."""
+        device = self.accelerator.device
+        return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of the trained weights; their gradients take as much, and AdamW's means twice as much."""
+        return sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+
+    @cached_property
+    def step(self) -> StepMemory:
+        """What a step of this recipe takes."""
+        return measure_step(
+            self.model,
+            self.texts,
+            pictures_per_triplet=2 + self.recipe.subset_negatives,
+            local=self.recipe.loss_local > 0,
+            autocast=self.accelerator.autocast,  # pyright: ignore[reportArgumentType]  # its stub has no default
+        )

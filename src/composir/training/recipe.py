@@ -16,6 +16,7 @@ from composir.errors import ComposirError, nearest, short
 from composir.evaluation import DEPTH
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
+from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
 from composir.models.checkpoint import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.presets import BACKBONES
@@ -97,8 +98,11 @@ class Recipe(BaseModel):
     loss_rtc: float = Field(default=0.4, ge=0, le=MAX_RATE)
     loss_local: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Weight of the local alignment: each fused query and each word against the target's vectors; 0 leaves it out."""
-    contrastive_loss: Literal["infonce", "hn-nce"] = "infonce"
-    """``hn-nce`` weights negatives by how close they are and looks from both sides; ``infonce`` is published."""
+    loss_terms: dict[str, float] = Field(default_factory=dict)
+    """Weights of further terms of the loss, by their name in ``TERMS``."""
+    contrastive_loss: str = "infonce"
+    """Key of ``LOSSES``: ``hn-nce`` weights negatives by how close they are and looks from both sides; ``infonce`` is
+    published."""
     hard_negative_beta: float = Field(default=0.5, ge=0, le=MAX_RATE)
     """hn-nce: how much closer negatives weigh more; 0 is infonce from both sides."""
     hard_negative_alpha: float = Field(default=1.0, ge=0, le=1)
@@ -141,6 +145,29 @@ class Recipe(BaseModel):
     def _is_known(cls, fusion: str) -> str:
         fusion_names(fusion)
         return fusion
+
+    @field_validator("contrastive_loss")
+    @classmethod
+    def _is_a_loss(cls, loss: str) -> str:
+        if loss not in LOSSES:
+            raise ValueError(f"expected {' or '.join(LOSSES)}")
+        return loss
+
+    @field_validator("loss_terms")
+    @classmethod
+    def _are_terms(cls, terms: dict[str, float]) -> dict[str, float]:
+        for name, weight in terms.items():
+            if name not in TERMS:
+                raise ValueError(f"no term {name!r}, expected {', '.join(TERMS) or 'none, as none is registered'}")
+            if not 0 <= weight <= MAX_RATE:
+                raise ValueError(f"the weight of {name} is {weight}, expected a number from 0 to {MAX_RATE:,}")
+        return terms
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every term of the loss by name, in the order in which they are added."""
+        own = {name: getattr(self, setting) if setting else 1.0 for name, setting in PUBLISHED_TERMS.items()}
+        return own | {f"loss_{name}": weight for name, weight in self.loss_terms.items()}
 
     def to_toml(self) -> str:
         """Return the recipe as the text of a ``recipe.toml``, every field in it."""

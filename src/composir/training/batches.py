@@ -1,0 +1,97 @@
+"""Batches of a training set: their order, the sentence of each triplet, its look-alikes, and all of it as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from composir import parallel
+from composir.data import Query, Split
+from composir.data.images import ImageSource
+from composir.features import TokenCache
+from composir.models.composer import Composer
+from composir.training.mining import Mined
+from composir.training.recipe import Recipe
+
+Triplet = tuple[Split, Query]
+
+
+class Inputs(NamedTuple):
+    """A batch as ``Sprc.training_losses`` takes it."""
+
+    reference_tokens: Float[Tensor, "batch tokens width"]
+    target_tokens: Float[Tensor, "candidates tokens width"]
+    input_ids: Int[Tensor, "batch words"]
+    attention_mask: Int[Tensor, "batch words"]
+    same_target: Bool[Tensor, "batch candidates"] | None
+    """Which candidates show the target of which query; of all processes, as the last."""
+    num_all: tuple[int, int]
+    """Queries and candidates of all processes."""
+
+
+class Batches:
+    """The triplets of a training set, and how they are drawn: by seed, epoch and number of the batch alone."""
+
+    def __init__(self, recipe: Recipe, splits: Sequence[Split], model: Composer, tokens: TokenCache) -> None:
+        self.recipe, self.model, self.tokens = recipe, model, tokens
+        self.triplets: list[Triplet] = [(split, query) for split in splits for query in split.queries]
+        self.mined: Mined = {}
+        """The negatives that were mined last."""
+
+    @property
+    def size(self) -> int:
+        """Triplets in a batch: what the recipe says, or all there are."""
+        return min(self.recipe.batch_size, len(self.triplets))
+
+    def of_epoch(self, epoch: int, first: int) -> Iterator[list[tuple[Split, Query]]]:
+        """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone."""
+        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
+        size = self.size
+        for start in range(first * size, len(order), size):
+            yield [self.triplets[index] for index in order[start : start + size]]
+
+    def inputs(self, batch: Sequence[tuple[Split, Query]], generator: np.random.Generator | None) -> Inputs:
+        """Return what the model takes in of a batch; with a ``generator``, for training, this process's share of it."""
+        references = [split.images[query.reference] for split, query in batch]
+        candidates = [split.images[query.targets[0]] for split, query in batch]
+        texts = [query.text for _, query in batch]
+        same_target = None
+        if generator is not None:
+            texts = [query.texts[generator.integers(len(query.texts))] for _, query in batch]
+            candidates += [path for triplet in batch for path in self.look_alikes(*triplet, generator)]
+            if self.recipe.mask_same_target or self.recipe.subset_negatives:
+                index_by_path = {path: index for index, path in enumerate(candidates)}
+                indices = torch.tensor([index_by_path[path] for path in candidates])
+                same_target = (indices[: len(batch), None] == indices[None]).to(self.model.device)
+        num_all = len(references), len(candidates)
+        input_ids, mask = self.model.tokenize(texts)
+        if generator is not None:
+            references, candidates = parallel.share(references), parallel.share(candidates)
+            input_ids, mask = parallel.share(input_ids), parallel.share(mask)
+        device = self.model.device
+        return Inputs(
+            self.tokens(references).to(device),
+            self.tokens(candidates).to(device),
+            input_ids,
+            mask,
+            same_target,
+            num_all,
+        )
+
+    def look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[ImageSource]:
+        """Return the files of as many pictures like the query's target as the recipe asks for."""
+        if not self.recipe.subset_negatives:
+            return []
+        names = [name for name in (*query.subset, query.reference) if name != query.targets[0]]
+        chosen = [names[index] for index in generator.permutation(len(names))[: self.recipe.subset_negatives]]
+        mined = self.mined.get((split.category, query.id), [])
+        if mined:
+            instead = generator.random(len(chosen)) < self.recipe.mined_ratio
+            drawn = generator.choice(mined, len(chosen))
+            chosen = [str(hard) if use else name for name, hard, use in zip(chosen, drawn, instead, strict=True)]
+        return [split.images[name] for name in chosen]
