@@ -22,7 +22,7 @@ from composir.evaluation import load_rankings, measure
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.qformer import SelfAttention
-from composir.training import load_recipe, loop, read_toml, resume_recipe, train, validate
+from composir.training import load_recipe, loop, memory, read_toml, resume_recipe, train, validate
 from composir.training.log import NUM_PROBE_TRIPLETS
 from composir.training.memory import StepMemory
 
@@ -30,7 +30,7 @@ from composir.training.memory import StepMemory
 @pytest.fixture
 def no_step_ahead(monkeypatch):
     """Measure no step before the first one: it takes passes of its own."""
-    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(0, 0))
+    monkeypatch.setattr(memory, "measure_step", lambda *_, **__: StepMemory(0, 0))
 
 
 @pytest.fixture
@@ -714,29 +714,29 @@ def test_a_missing_image_is_skipped_on_request_alone_and_stays_known(make_recipe
 
 def test_the_largest_batch_that_fits_is_taken_and_written_down(make_recipe, monkeypatch):
     mebibyte = 2**20
-    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(10 * mebibyte, 100 * mebibyte))
-    monkeypatch.setattr(loop, "available_memory", lambda: 600 * mebibyte)
+    monkeypatch.setattr(memory, "measure_step", lambda *_, **__: StepMemory(10 * mebibyte, 100 * mebibyte))
+    monkeypatch.setattr(memory, "available_memory", lambda: 600 * mebibyte)
     run = train(make_recipe(batch_size=2, max_steps=1), largest_batch=True).run
     assert read_toml(run / "recipe.toml")["batch_size"] == 4
-    monkeypatch.setattr(loop, "available_memory", lambda: 200 * mebibyte)
+    monkeypatch.setattr(memory, "available_memory", lambda: 200 * mebibyte)
     with pytest.raises(ComposirError, match=r"not even two triplets fit into the 209\.7 MB of memory that are left"):
         train(make_recipe(), largest_batch=True)
-    monkeypatch.setattr(loop, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     with pytest.raises(ComposirError, match="--batch-size auto measures"):
         train(make_recipe(), largest_batch=True)
 
 
 def test_a_run_that_will_not_fit_is_refused_before_the_first_step(make_recipe, monkeypatch):
-    monkeypatch.setattr(loop, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(ComposirError, match=r"gradients and optimiser alone need .* kB of memory, 1\.0 kB are left"):
         train(make_recipe())
     gibibyte = 2**30
-    monkeypatch.setattr(loop, "measure_step", lambda *_, **__: StepMemory(0, gibibyte))
-    monkeypatch.setattr(loop, "available_memory", lambda: 7 * gibibyte)
+    monkeypatch.setattr(memory, "measure_step", lambda *_, **__: StepMemory(0, gibibyte))
+    monkeypatch.setattr(memory, "available_memory", lambda: 7 * gibibyte)
     with pytest.raises(ComposirError, match=r"a step of 8 triplets needs 8\.6 GB of memory, 7\.5 GB are left") as error:
         train(make_recipe(batch_size=8))
     assert error.value.fix.startswith("--batch-size 4 with --set gradient_accumulation=2, or ")
-    monkeypatch.setattr(loop, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ComposirError, match=r"the last and the best state of this run need .*--output-dir"):

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError, listed
 from composir.models.composer import Composer
@@ -46,6 +45,9 @@ from composir.models.vit import (
     vit_network,
     vit_tower,
 )
+
+if TYPE_CHECKING:
+    from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 
 NUM_HEADS_BY_HIDDEN = {768: 12}
 """Of every published Q-Former (BERT's): the number of heads does not show in weights."""
@@ -175,7 +177,8 @@ def _hub_sizes(source: Source, sizes: Mapping[str, Any]) -> tuple[dict[str, Any]
     if source.form != HF:
         return dict(sizes), LN_VISION_EPS
     hub = _hub_config(source)
-    vision, qformer = cast(Blip2VisionConfig, hub.vision_config), cast(Blip2QFormerConfig, hub.qformer_config)
+    vision = cast("Blip2VisionConfig", hub.vision_config)
+    qformer = cast("Blip2QFormerConfig", hub.qformer_config)
     shown = {"num_attention_heads": qformer.num_attention_heads, VIT_HEADS: vision.num_attention_heads}
     return {**shown, **sizes}, vision.layer_norm_eps
 
@@ -470,6 +473,8 @@ def _config(source: Source, weights: Mapping[str, Tensor], sizes: Mapping[str, A
 
 
 def _hub_config(source: Source) -> Blip2Config:
+    from transformers import Blip2Config  # noqa: PLC0415 (seconds, and only the hub's layout has such a config)
+
     if source.config.get("model_type") != "blip-2":
         raise ComposirError(
             f"is the config of a {source.config.get('model_type', 'nameless')!r} model",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Blip2VisionConfig, Blip2VisionModel, CLIPVisionConfig, CLIPVisionModel
 
 from composir.data.transforms import CLIP_MEAN, CLIP_STD
 from composir.errors import ComposirError
 from composir.models.vision import Tower
+
+if TYPE_CHECKING:
+    from transformers import Blip2VisionModel, CLIPVisionModel
 
 NUM_HEADS_BY_WIDTH = {1408: 16, 1024: 16}
 """EVA ViT-g and CLIP ViT-L: the number of heads does not show in weights."""
@@ -61,6 +63,13 @@ def vit_network(
     It lies on torch's ``meta`` device. ``KeyError`` names a weight that is missing and shows a size; a width whose
     number of heads is not known is a ``ComposirError``.
     """
+    from transformers import (  # noqa: PLC0415 (seconds, which only these towers are worth)
+        Blip2VisionConfig,
+        Blip2VisionModel,
+        CLIPVisionConfig,
+        CLIPVisionModel,
+    )
+
     embeddings = "network.transformer.embeddings."
     patches = weights[f"{embeddings}patch_embedding.weight"]
     is_clip = f"{embeddings}position_embedding.weight" in weights
@@ -92,7 +101,7 @@ def vit_network(
 def describe_vit(network: LastHidden) -> tuple[str, dict[str, str]]:
     """Return the name of the tower that the network makes, and what its weights do not show of it."""
     num_heads = cast(int, network.transformer.config.num_attention_heads)
-    name = CLIP if isinstance(network.transformer, CLIPVisionModel) else EVA
+    name = CLIP if network.transformer.config.model_type == "clip_vision_model" else EVA
     return name, {"num_heads": str(num_heads), "norm_eps": repr(network.norm.eps)}
 
 
