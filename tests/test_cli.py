@@ -235,7 +235,8 @@ def test_paths_print_as_they_are_and_commands_can_be_pasted(run, shapes_root, tm
     (root / "dev/val-red-ellipse.png").unlink()
     code, printed, err = run("data", "check", "--dataset", "own", "--data-root", odd / "own")
     assert code == 2
-    assert printed.startswith(f"{root / 'dev/val-red-ellipse.png'} (")
+    assert printed.startswith(f"{root / 'dev'} (")
+    assert "val-red-ellipse.png" in printed.splitlines()[0]
 
     code, printed, err = run("train", "--resume", odd / "none")
     assert (code, printed) == (2, "")

@@ -92,7 +92,6 @@ def padded_whole(picture: Image.Image, name: str, size: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@settings(max_examples=60, deadline=None)
 @given(
     width=st.one_of(st.integers(1, 400), st.integers(1, 3)),
     height=st.one_of(st.integers(1, 400), st.integers(400, 2000)),

@@ -20,7 +20,7 @@ from PIL import Image
 
 import composir
 from composir.errors import ComposirError
-from composir.search import content_id, index_folder, merge_vectors, read_manifest
+from composir.search import content_id, encoder, index_folder, merge_vectors, read_manifest
 
 from .conftest import draw, same_state, state
 
