@@ -83,7 +83,7 @@ def data_import(
 
     Example: composir data import triplets.csv --images photos --out mydata
     """
-    from composir.data.own import import_triplets
+    from composir.data.importing import import_triplets
 
     problems: Sequence[Problem] = ()
     imported = None
