@@ -435,3 +435,21 @@ def test_a_new_collection_is_sharded_and_replicated_as_asked(tmp_path, monkeypat
     options = dict(made["client"].asked)["create_collection"]
     assert (options["shard_number"], options["replication_factor"]) == (6, 2)
     assert "create_payload_index" in dict(made["client"].asked)
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_engine_clears_what_it_keeps_and_nothing_else(tmp_path, name):
+    kept = {"exact": "table.sqlite", "faiss": "faiss-vectors-0-9.index", "qdrant": "qdrant/meta.json"}
+    for file in kept.values():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    INDEXES[name].clear(tmp_path)
+    assert {engine for engine, file in kept.items() if not (tmp_path / file).exists()} == {name} - {"exact"}
+
+
+def test_a_new_collection_has_a_name_of_its_own_and_keeps_it():
+    options = INDEXES["qdrant"].defaults({"url": "http://localhost"})
+    assert options["url"] == "http://localhost"
+    assert options["collection"] != INDEXES["qdrant"].defaults({})["collection"]
+    assert INDEXES["qdrant"].defaults(options) == options
+    assert INDEXES["exact"].defaults({}) == INDEXES["faiss"].defaults({}) == {}

@@ -31,6 +31,8 @@ CALIBRATION_TOP_K = 10
 CALIBRATION_RECALL = 0.995
 VECTORS_AT_ONCE = 2**16
 SEED = 0
+FILES = "faiss-*.index"
+"""The inverted files of an index folder, one a state of its vectors."""
 
 
 class FaissIndex(Index):
@@ -42,6 +44,12 @@ class FaissIndex(Index):
 
     _ivf: Any = None
     _num_covered = 0
+
+    @classmethod
+    def clear(cls, folder: Path) -> None:
+        """Remove the inverted files."""
+        for file in folder.glob(FILES):
+            file.unlink()
 
     def load(self) -> None:
         """See what was saved last, by whichever process."""
@@ -115,7 +123,7 @@ class FaissIndex(Index):
         file = self.table.folder / f"faiss-{self._generation}-{num_rows}.index"
         with replacing(file) as temporary:
             _faiss().write_index(ivf, str(temporary))
-        for old in self.table.folder.glob("faiss-*.index"):
+        for old in self.table.folder.glob(FILES):
             if old != file:
                 old.unlink()
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,7 +22,7 @@ from composir.files import telling_full_disk
 from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
 from composir.search.index import Index, Progress
-from composir.search.manifest import MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
+from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
 
@@ -232,9 +230,10 @@ def _clear(out: Path) -> None:
     """Remove what an index holds; its manifest stays till the new one is written, so that a kill leaves an index."""
     for file in (DATABASE, f"{DATABASE}-journal"):
         (out / file).unlink(missing_ok=True)
-    for file in (*out.glob("vectors-*.f16"), *out.glob("faiss-*.index")):
+    for file in out.glob("vectors-*.f16"):
         file.unlink()
-    shutil.rmtree(out / "qdrant", ignore_errors=True)
+    for index in INDEXES.values():
+        index.clear(out)
 
 
 def _agree(
@@ -276,8 +275,6 @@ def _agree(
     backend = backend or (old.backend if old else "exact")
     kept = old.options if old else {}
     kept_out = old.exclude if old else ()
-    if backend == "qdrant" and "collection" not in kept:
-        kept = {**kept, "collection": f"composir-{uuid.uuid4().hex[:12]}"}
     return encoder, Manifest(
         model=Place.of(folder, out),
         weights_hash=identity,
@@ -287,7 +284,7 @@ def _agree(
         vectors_per_image=wanted,
         dim=encoder.dim,
         backend=backend,
-        options={**kept, **(options or {})},
+        options=INDEXES[backend].defaults({**kept, **(options or {})}),
         exclude=tuple(pattern.removesuffix("/") for pattern in exclude if pattern) if exclude is not None else kept_out,
     )
 

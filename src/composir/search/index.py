@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ class Index(ABC):
 
     What ``add`` and ``remove`` do counts from ``save`` on, also for whoever opens the index after a crash.
     """
+
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of an index, with what the engine chooses itself where they do not say."""
+        return dict(options)
+
+    @classmethod  # noqa: B027 (the table is all that some engines keep)
+    def clear(cls, folder: Path) -> None:
+        """Remove what the engine keeps in an index folder beside the table."""
 
     def __init__(self, table: Table, options: Mapping[str, Any]) -> None:
         self.table = table

@@ -6,9 +6,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ EXACT_UP_TO = 1_000_000
 NUM_TRIES, FIRST_WAIT = 5, 0.5
 """A request is tried so often, with waits of 0.5, 1, 2 and 4 seconds between."""
 TIMEOUT_SECONDS = 60
+LOCAL = "qdrant"
+"""The folder of a collection without a server, in that of the index."""
 TOO_MANY_REQUESTS, FIRST_SERVER_ERROR = 429, 500
 
 Answer = TypeVar("Answer")
@@ -36,6 +38,16 @@ class QdrantIndex(Index):
     a collection that was lost is filled again. ``options``: ``url`` (none: a folder beside the table), ``collection``,
     ``shards`` and ``replicas`` of a new collection. A key is read from ``QDRANT_API_KEY``.
     """
+
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with a collection of the index's own."""
+        return {"collection": f"composir-{uuid4().hex[:12]}", **options}
+
+    @classmethod
+    def clear(cls, folder: Path) -> None:
+        """Remove the collection in this process; one on a server goes when the index is filled again."""
+        shutil.rmtree(folder / LOCAL, ignore_errors=True)
 
     def __init__(self, table: Table, options: Mapping[str, Any]) -> None:
         self.url: str | None = options.get("url")
@@ -165,7 +177,7 @@ def _connect(url: str | None, table: Table) -> Any:
         ) from None
     if url:
         return QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=TIMEOUT_SECONDS)
-    folder = table.folder / "qdrant"
+    folder = table.folder / LOCAL
     local = {"path": str(folder), "force_disable_check_same_thread": True}
     try:
         return QdrantClient(**local)
