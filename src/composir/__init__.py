@@ -30,20 +30,12 @@ def __getattr__(name: str) -> object:
 
         return Retriever
     if name == "__version__":
-        return _version()
+        from composir.version import own_version
+
+        return own_version()
     raise AttributeError(f"module 'composir' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Return what there is, the names that are not imported yet among it: TAB completes them."""
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    """Return the version of the installed package; ``uninstalled`` for a source tree on the path."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("composir")
-    except PackageNotFoundError:
-        return "uninstalled"

@@ -83,7 +83,7 @@ def _meet_other_processes(arguments: Sequence[str]) -> None:
 def _usage_error(error: Any, arguments: list[str]) -> str:
     """Return one line for a mistake in the flags, with the value and the nearest flag or command that exists."""
     message = str(error.format_message())
-    parameter: Any = getattr(error, "param", None)
+    parameter = getattr(error, "param", None)
     low, high = (_limit(parameter, end) for end in ("min", "max"))
     if parameter is not None and low is not None and high is not None:
         message = f"{parameter.opts[0]}: expected a number from {low:,} to {high:,}"

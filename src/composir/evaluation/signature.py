@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import composir
 from composir.data.triplets import Split
 from composir.evaluation.metrics import METRIC_VERSION
+from composir.version import own_version
 
 TIE_RULE = "pessimistic"
 
@@ -29,7 +29,7 @@ def signature_fields(splits: Sequence[Split], *, weights_hash: str, num_reranked
         **({"rerank": f"matching head, best {num_reranked}"} if num_reranked else {}),
         "metrics": METRIC_VERSION,
         "weights": weights_hash,
-        "composir": composir.__version__,
+        "composir": own_version(),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from composir.models.sources import (
 from composir.models.tensors import LazyTensors, write_safetensors
 from composir.models.text import Tokenizer
 from composir.models.vision import Tower, hash_weights
+from composir.version import own_version
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
@@ -101,7 +101,7 @@ def write_folder(
         tower = {**tower, "weights": TOWER, "fingerprint": hash_weights(floats)}
     document: dict[str, Any] = {
         "format": FORMAT,
-        "composir_version": version("composir"),
+        "composir_version": own_version(),
         "model": MODEL_NAME,
         "tower": None if tower is None else {key: tower[key] for key in ("name", "weights", "fingerprint")},
         **config.model_dump(),
@@ -335,7 +335,7 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
         config = ComposerConfig(**fields)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        here = version("composir")
+        here = own_version()
         other = f"was written by composir {written_by}, this is {here}: " if written_by != here else ""
         raise ComposirError(
             other + wrong,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from composir.search.faiss import FaissIndex
 from composir.search.index import Index
 from composir.search.qdrant import QdrantIndex
 from composir.search.table import Table
+from composir.version import own_version
 
 MANIFEST = "index.json"
 FORMAT = 1
@@ -63,7 +63,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
-    composir_version: str = Field(default_factory=lambda: version("composir"))
+    composir_version: str = Field(default_factory=lambda: own_version())
     model: Place
     weights_hash: str
     """Of the whole model, its tower included."""

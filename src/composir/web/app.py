@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from threading import Event, Thread
 from typing import Annotated, Any, TypeVar
 
@@ -31,6 +30,7 @@ from starlette.types import ASGIApp
 
 from composir.errors import ComposirError
 from composir.search import Hit, Retriever, SearchQuery, content_id
+from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, SearchFields, described, no_parameters_but, reader
 from composir.web.batcher import Batcher
@@ -139,7 +139,7 @@ def create_app(
     service = _Service(retriever, limits, registry)
     app = FastAPI(
         title="composir",
-        version=version("composir"),
+        version=own_version(),
         description="Find pictures by a picture and a sentence that says what should differ.",
         servers=[{"url": "."}],  # beside the document, whatever prefix a proxy puts before both
         root_path_in_servers=False,
