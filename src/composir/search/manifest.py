@@ -63,7 +63,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
-    composir_version: str = Field(default_factory=lambda: own_version())
+    composir_version: str = Field(default_factory=own_version)
     model: Place
     weights_hash: str
     """Of the whole model, its tower included."""
