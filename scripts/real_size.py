@@ -24,13 +24,13 @@ from PIL import Image
 
 import composir
 from composir.features import TokenCache
-from composir.models.blip2 import BLIP2_VOCABULARY
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
-from composir.models.convert import to_lavis
-from composir.models.tensors import LazyTensors
 from composir.models.transfer import convert
 from composir.models.vit import EVA_EPS, LastHidden
+from composir.models.weights.names import to_lavis
+from composir.models.weights.start import BLIP2_VOCABULARY
+from composir.models.weights.tensors import LazyTensors
 
 NUM_BATCH, NUM_GALLERY = 4, 8
 STD = 0.02

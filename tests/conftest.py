@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from composir.cli import main
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
-from composir.models.convert import rename
-from composir.models.presets import build
+from composir.models.weights.names import rename
 from composir.search import index_folder
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
-from composir.models.presets import build
 
 
 @pytest.fixture

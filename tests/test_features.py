@@ -11,9 +11,9 @@ from composir import features, token_store
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
 from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits, make_cache, open_embedder
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
 from composir.models.composer import Composer
-from composir.models.presets import build
 from composir.scoring import similarity
 
 
@@ -68,7 +68,7 @@ def test_what_changes_the_tokens_is_never_read_from_the_old_file(model, paths, t
 FILL = """
 from pathlib import Path
 from composir.features import TokenCache
-from composir.models.presets import build
+from composir.models.backbones import build
 import composir.features as features
 features.TOWER_BATCH, features.SECONDS_BETWEEN_WRITES = 2, 0.0
 paths = sorted(Path({images!r}).glob("*.png"))

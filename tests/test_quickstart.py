@@ -8,8 +8,8 @@ import torch
 
 from composir import Retriever, quickstart
 from composir.cli import main
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
-from composir.models.presets import build
 
 
 @pytest.fixture

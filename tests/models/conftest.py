@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from composir.models import blip2, vit
+from composir.models.weights import vit
 
 from ..conftest import GOLDEN
 

@@ -8,9 +8,8 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError
-from composir.models import blip2
+from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained, save_pretrained
-from composir.models.presets import build
 from composir.training import load_recipe, train
 
 VOCABULARY = 30_523

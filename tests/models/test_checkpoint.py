@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 import composir
 from composir.errors import ComposirError
 from composir.models import checkpoint
+from composir.models.backbones import build
+from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import from_pretrained, save_pretrained, weights_hash
-from composir.models.presets import blip2_tokenizer, build
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from transformers import Blip2QFormerModel
 
 from composir.benchmark.steps import library_config
 from composir.losses import contrastive_loss
-from composir.models.convert import rename
-from composir.models.presets import build
+from composir.models.backbones import build
+from composir.models.weights.names import rename
 from composir.scoring import similarity
 
 from ..conftest import GOLDEN

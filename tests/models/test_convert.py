@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composir.models.convert import HF_RULES, rename, their_name, to_lavis
+from composir.models.weights.names import HF_RULES, rename, their_name, to_lavis
 
 
 @pytest.mark.parametrize("tower", ["vit_eva", "vit_clip"])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from composir.losses import contrastive_loss
+from composir.models.backbones import build
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, WEIGHTS, fusion_names
 from composir.models.fusion.attention import TextGuidedAttention
@@ -14,7 +15,6 @@ from composir.models.fusion.combiner import Combiner
 from composir.models.fusion.late import LateGate
 from composir.models.fusion.plain_sum import PlainSum
 from composir.models.fusion.tirg import TirgGating
-from composir.models.presets import build
 from composir.scoring import similarity
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}

@@ -15,9 +15,9 @@ from huggingface_hub import constants
 
 import composir
 from composir.errors import ComposirError
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
-from composir.models.presets import build
-from composir.models.sources import locate
+from composir.models.weights.sources import locate
 
 COMMIT = "a" * 40
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from composir.errors import ComposirError
-from composir.models import blip2, vit
+from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained, save_pretrained, weights_hash
-from composir.models.presets import build
-from composir.models.sources import open_source
 from composir.models.transfer import SPRC_CLASS, convert
+from composir.models.weights import vit
+from composir.models.weights.sources import open_source
 
 from .conftest import HEADS, WIDTH
 

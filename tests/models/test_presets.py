@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from composir.errors import ComposirError
-from composir.models.presets import build
+from composir.models.backbones import build
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from composir.models.tensors import LazyTensors, write_safetensors
+from composir.models.weights.tensors import LazyTensors, write_safetensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])

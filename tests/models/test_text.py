@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from composir.models.presets import build
+from composir.models.backbones import build
 from composir.models.text import Tokenizer, normalise
 
 

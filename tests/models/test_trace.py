@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from composir.benchmark.steps import LibraryAttention
-from composir.models.presets import build
+from composir.models.backbones import build
 from composir.models.trace import patches, watch, without_fusions
 from composir.scoring import similarity
 

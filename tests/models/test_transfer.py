@@ -16,9 +16,9 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, 
 
 import composir
 from composir.errors import ComposirError
-from composir.models import blip2
+from composir.models.backbones import build
+from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import from_pretrained, save_pretrained
-from composir.models.presets import blip2_tokenizer, build
 from composir.models.transfer import SPRC_CLASS, convert, export_sprc
 
 from ..conftest import GOLDEN

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from composir.errors import ComposirError
-from composir.models import presets, vision
-from composir.models.efficientnet import STAGES, EfficientNetLite0, SameConv2d
-from composir.models.presets import build
-from composir.models.vision import LiteFeatures, lite_tower, tiny_tower
+from composir.models import vision
+from composir.models.backbones import build
+from composir.models.backbones.efficientnet import STAGES, EfficientNetLite0, SameConv2d
+from composir.models.backbones.mini import LiteFeatures, lite_tower
+from composir.models.backbones.tiny import tiny_tower
 
 
 @pytest.fixture(scope="module")

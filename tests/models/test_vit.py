@@ -7,8 +7,8 @@ import torch
 
 from composir.errors import ComposirError
 from composir.models import vit
-from composir.models.convert import rename, to_lavis
 from composir.models.vit import vit_tower
+from composir.models.weights.names import rename, to_lavis
 
 
 @pytest.fixture

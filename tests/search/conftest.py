@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
-from composir.models.presets import build
 from composir.search import read_manifest
 
 

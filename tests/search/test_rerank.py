@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from composir.errors import ComposirError
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
-from composir.models.presets import build
 from composir.search import Retriever, index_folder
 
 

@@ -115,7 +115,7 @@ def test_another_fusion_is_trained_at_the_fusions_rate_and_saved(make_recipe):
 def test_gate_entropy_and_change_are_those_of_the_probe(make_recipe):
     run = train(make_recipe(num_epochs=1)).run
     model, (split,) = from_pretrained(run / "last/model"), loop.load_splits("CIRR", make_recipe().data_root, "train")
-    probe = split.queries[: NUM_PROBE_TRIPLETS]
+    probe = split.queries[:NUM_PROBE_TRIPLETS]
     tokens = model.tokens([split.images[query.reference] for query in probe])
     ids, mask = model.tokenize([query.text for query in probe])
     with torch.no_grad():

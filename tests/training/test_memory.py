@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composir.models.presets import build
+from composir.models.backbones import build
 from composir.training.memory import StepMemory, _Tracker, measure_step
 
 TEXTS = ["make it red", "is longer and blue"]

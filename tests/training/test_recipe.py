@@ -6,7 +6,7 @@ import pytest
 
 from composir.errors import ComposirError
 from composir.files import read_toml
-from composir.models.presets import BACKBONES
+from composir.models.backbones import BACKBONES
 from composir.training import Recipe, load_recipe, parse_value, validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"

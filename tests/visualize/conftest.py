@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
+from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
-from composir.models.presets import build
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained
-from composir.models.presets import build
 from composir.visualize import answer, gallery_of_folder
 
 

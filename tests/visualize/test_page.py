@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained
-from composir.models.presets import build
 from composir.visualize import MAPS, answer, draw, write_page
 
 TEXTS = ["make it $green", "make it red </script><b>"]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from composir.losses import alignment_loss, contrastive_loss
+from composir.models.backbones import BACKBONES, build
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
 from composir.models.fusion import NONE
-from composir.models.presets import BACKBONES, build
 from composir.models.qformer import FewQueriesAttention, Layout, QFormer
 from composir.scoring import similarity
 

@@ -10,39 +10,28 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from pydantic import ValidationError
 from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.files import replacing_folder
-from composir.models.blip2 import not_finite, require_qformer
+from composir.models.backbones import read_config, tower_of
 from composir.models.composer import Composer
-from composir.models.config import ComposerConfig
+from composir.models.config import CARD, CONFIG, FORMAT, MODEL_NAME, TOKENIZER, TOWER, WEIGHTS, ComposerConfig
 from composir.models.fusion import fusion_names
-from composir.models.presets import BACKBONES, TOWERS
-from composir.models.sources import (
-    CARD,
-    CONFIG,
+from composir.models.text import Tokenizer
+from composir.models.vision import Tower, hash_weights
+from composir.models.weights.sources import (
     FORMS,
-    MODEL_NAME,
     OWN,
-    TOKENIZER,
-    TOWER,
-    WEIGHTS,
     convert_command,
     locate,
     open_safetensors,
     open_source,
     read_json,
 )
-from composir.models.tensors import LazyTensors, write_safetensors
-from composir.models.text import Tokenizer
-from composir.models.vision import Tower, hash_weights
+from composir.models.weights.start import not_finite, require_qformer
+from composir.models.weights.tensors import LazyTensors, write_safetensors
 from composir.version import own_version
-
-FORMAT = 1
-"""Version of the folder's layout; a reader refuses a newer one."""
-SAVED_WITH = "use the config.json the checkpoint was saved with"
 
 
 def weights_hash(model: Composer) -> str:
@@ -142,7 +131,7 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     """
     folder, _ = locate(str(source), FORMS[OWN])
     _require_checkpoint(folder)
-    config, identity = parse_config(read_json(folder / CONFIG), folder / CONFIG)
+    config, identity = read_config(read_json(folder / CONFIG), folder / CONFIG)
     tokenizer = None
     if (folder / TOKENIZER).exists():
         tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -213,7 +202,7 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, toke
     refuses or cannot be reached. Without ``token`` the one of ``hf auth login`` is used.
     """
     folder = Path(folder)
-    _, identity = parse_config(read_json(folder / CONFIG), folder / CONFIG)
+    _, identity = read_config(read_json(folder / CONFIG), folder / CONFIG)
     open_safetensors(folder / WEIGHTS)
     tower = (identity or {}).get("weights", "")
     if tower and tower != TOWER and Path(tower).is_absolute():
@@ -233,49 +222,6 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, toke
             file=folder,
             fix="check the name, that you may write there (hf auth login), and the network",
         ) from None
-
-
-def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) -> Tower:
-    """Return the tower that a checkpoint folder holds, or names, and check its hash."""
-    source = identity.get("weights", "")
-    if Path(source).name == TOWER:
-        weights, details = open_safetensors(folder / source)
-        if details.get("name") not in TOWERS:
-            raise ComposirError(
-                f"holds a tower {details.get('name')!r}, which is not known",
-                file=folder / source,
-                expected=f"one of {', '.join(TOWERS)}",
-                fix="a newer composir may know it: pip install -U composir",
-            )
-        try:
-            tower = TOWERS[details["name"]](weights, details)
-        except (KeyError, ValueError, RuntimeError):  # a name or a shape that the network has not
-            raise ComposirError(
-                f"does not hold the weights of a tower {details['name']!r}",
-                file=folder / source,
-                fix="copy the tower.safetensors of the same checkpoint",
-            ) from None
-        tower.weights = str((folder / source).resolve())
-    else:
-        try:
-            tower = BACKBONES[config.backbone].tower(source)
-        except ComposirError as error:
-            if not source:
-                raise
-            raise ComposirError(
-                f"leaves out its vision tower {identity.get('name')}, which was read from {source}: {error}",
-                file=folder,
-                fix=f"write where the tower's weights are under tower.weights in {CONFIG}, "
-                "or have the checkpoint made with --embed-tower",
-            ) from None
-    if tower.fingerprint() != identity.get("fingerprint"):
-        raise ComposirError(
-            f"was made with tower weights {identity.get('fingerprint')}, here they are {tower.fingerprint()}",
-            file=folder / CONFIG,
-            expected="the same frozen tower",
-            fix=f"install the {identity.get('name')} weights the model was trained with",
-        )
-    return tower
 
 
 def load_weights(model: Composer, file: Path) -> None:
@@ -308,56 +254,6 @@ def _differences(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tu
         if own[name].shape != weights[name].shape
     ]
     return missing, extra, shapes
-
-
-def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
-    """Return the model's config and the tower's identity of the ``document`` that config.json, ``file``, holds."""
-    fields = dict(document)
-    if fields.get("model") != MODEL_NAME:
-        raise ComposirError("is not the config of a composir model", file=file, fix="give the best/ folder of a run")
-    written_by, layout, tower = fields.get("composir_version"), fields.pop("format", None), fields.pop("tower", None)
-    if type(layout) is not int:
-        raise ComposirError(f"format is {layout!r}", file=file, expected=f"a whole number, {FORMAT}", fix=SAVED_WITH)
-    if layout > FORMAT:
-        raise ComposirError(
-            f"was written by composir {written_by}, which is newer", file=file, fix="pip install -U composir"
-        )
-    if tower is not None and not _is_identity(tower):
-        raise ComposirError(
-            f"tower is {tower!r}",
-            file=file,
-            expected="null, or its name, weights and fingerprint as text",
-            fix=SAVED_WITH,
-        )
-    for name in ("composir_version", "model"):
-        fields.pop(name, None)
-    try:
-        config = ComposerConfig(**fields)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        here = own_version()
-        other = f"was written by composir {written_by}, this is {here}: " if written_by != here else ""
-        raise ComposirError(
-            other + wrong,
-            file=file,
-            fix=f"pip install composir=={written_by}" if other else SAVED_WITH,
-        ) from None
-    if config.backbone not in BACKBONES:
-        raise ComposirError(
-            f"backbone {config.backbone!r} is not known",
-            file=file,
-            expected=f"one of {', '.join(BACKBONES)}",
-            fix="a newer composir may know it: pip install -U composir",
-        )
-    return config, tower
-
-
-def _is_identity(tower: Any) -> bool:
-    return (
-        isinstance(tower, dict)
-        and {"name", "fingerprint"} <= set(tower)
-        and all(isinstance(value, str) for value in tower.values())
-    )
 
 
 def model_card(config: ComposerConfig, about: str = "") -> str:

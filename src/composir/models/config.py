@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from composir.data.transforms import TARGET_RATIO
+from composir.errors import ComposirError
 from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.token_fusion import ALPHA_INIT
+from composir.version import own_version
 
+CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tower.safetensors",
+    "README.md",
+)
+MODEL_NAME = "blip2_cir_align_prompt"
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses a newer one."""
+SAVED_WITH = "use the config.json the checkpoint was saved with"
 TEMPERATURE_INIT = 0.07
 
 
@@ -68,3 +83,46 @@ class ComposerConfig(BaseModel):
     def _is_known(cls, fusion: str) -> str:
         fusion_names(fusion)
         return fusion
+
+
+def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig, dict[str, str] | None]:
+    """Return the model's config and the tower's identity of the ``document`` that config.json, ``file``, holds."""
+    fields = dict(document)
+    if fields.get("model") != MODEL_NAME:
+        raise ComposirError("is not the config of a composir model", file=file, fix="give the best/ folder of a run")
+    written_by, layout, tower = fields.get("composir_version"), fields.pop("format", None), fields.pop("tower", None)
+    if type(layout) is not int:
+        raise ComposirError(f"format is {layout!r}", file=file, expected=f"a whole number, {FORMAT}", fix=SAVED_WITH)
+    if layout > FORMAT:
+        raise ComposirError(
+            f"was written by composir {written_by}, which is newer", file=file, fix="pip install -U composir"
+        )
+    if tower is not None and not _is_identity(tower):
+        raise ComposirError(
+            f"tower is {tower!r}",
+            file=file,
+            expected="null, or its name, weights and fingerprint as text",
+            fix=SAVED_WITH,
+        )
+    for name in ("composir_version", "model"):
+        fields.pop(name, None)
+    try:
+        config = ComposerConfig(**fields)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        here = own_version()
+        other = f"was written by composir {written_by}, this is {here}: " if written_by != here else ""
+        raise ComposirError(
+            other + wrong,
+            file=file,
+            fix=f"pip install composir=={written_by}" if other else SAVED_WITH,
+        ) from None
+    return config, tower
+
+
+def _is_identity(tower: Any) -> bool:
+    return (
+        isinstance(tower, dict)
+        and {"name", "fingerprint"} <= set(tower)
+        and all(isinstance(value, str) for value in tower.values())
+    )

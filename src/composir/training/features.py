@@ -12,7 +12,7 @@ import torch
 from composir.data import DATASETS, Left, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
 from composir.features import DISK, TokenCache, fill_splits, make_cache
-from composir.models.presets import BACKBONES
+from composir.models.backbones import BACKBONES
 from composir.training.recipe import Recipe
 
 

@@ -24,8 +24,8 @@ from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import DISK, CachedEmbedder, fill_splits, make_cache
 from composir.files import locked, require_locks, write_text
 from composir.losses import LOSSES, total_loss
+from composir.models.backbones import build
 from composir.models.checkpoint import model_card, save_pretrained, weights_hash
-from composir.models.presets import build
 from composir.training.batches import Batches, Triplet
 from composir.training.features import with_size
 from composir.training.fingerprint import require_same_data, write_fingerprint

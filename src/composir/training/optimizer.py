@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from composir.models.backbones import BACKBONES
 from composir.models.composer import Composer
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
-from composir.models.presets import BACKBONES
 from composir.training.recipe import Recipe
 
 TEMPERATURE_RANGE = (0.01, 0.5)

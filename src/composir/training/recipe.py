@@ -17,9 +17,9 @@ from composir.evaluation import DEPTH
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
-from composir.models.checkpoint import MODEL_NAME
+from composir.models.backbones import BACKBONES
+from composir.models.config import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
-from composir.models.presets import BACKBONES
 from composir.models.token_fusion import ALPHA_INIT
 
 MODELS = (MODEL_NAME,)

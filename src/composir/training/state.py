@@ -19,8 +19,9 @@ from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
 from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, recover_folder, replacing_folder
-from composir.models.checkpoint import WEIGHTS, load_weights, save_pretrained
+from composir.models.checkpoint import load_weights, save_pretrained
 from composir.models.composer import Composer
+from composir.models.config import WEIGHTS
 from composir.training.recipe import Recipe, validate
 
 STATE, LOCK = "training.pt", ".lock"

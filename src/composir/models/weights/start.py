@@ -6,7 +6,7 @@ import difflib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,25 +17,9 @@ from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.models.composer import Composer
-from composir.models.config import ComposerConfig
-from composir.models.convert import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
+from composir.models.config import CONFIG, ComposerConfig
 from composir.models.fusion import GATE, NONE
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
-from composir.models.sources import (
-    CLIP_FILE,
-    CONFIG,
-    EVA_FILE,
-    FORMS,
-    HF,
-    LN_VISION,
-    OWN,
-    Source,
-    language_model,
-    open_safetensors,
-    open_source,
-    read_json,
-)
-from composir.models.tensors import LazyTensors
 from composir.models.vision import Tower
 from composir.models.vit import (
     LN_VISION_EPS,
@@ -45,6 +29,9 @@ from composir.models.vit import (
     vit_network,
     vit_tower,
 )
+from composir.models.weights.names import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
+from composir.models.weights.sources import CLIP_FILE, EVA_FILE, FORMS, HF, LN_VISION, Source, language_model, read_json
+from composir.models.weights.tensors import LazyTensors
 
 if TYPE_CHECKING:
     from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
@@ -113,25 +100,11 @@ class Start:
     dropped: dict[str, str]
 
 
-@lru_cache(maxsize=1)
-def read_backbone(backbone: str, weights: str) -> Start:
-    """Return what the file, folder or hub id ``weights`` holds for a backbone of ``EXPECTED``."""
-    if not weights:
-        raise ComposirError(
-            f"the backbone {backbone!r} needs pretrained weights, and none were given",
-            expected=EXPECTED[backbone],
-            fix=INSTEAD,
-        )
-    return read_start(open_source(weights, width=WIDTHS[backbone]), backbone=backbone)
-
-
 def read_start(source: Source, sizes: Mapping[str, Any] | None = None, backbone: str = "") -> Start:
     """Return what a source holds, checked: every key has its place, and every place its key, of the right shape.
 
     ``sizes`` are the fields of a ``--qformer-config`` file. Raises ``ComposirError`` with all that is wrong.
     """
-    if source.form == OWN:
-        return _read_own(source) if source.tower is None else _join_own(source, dict(sizes or {}))
     told = dict(sizes or {})
     sizes, norm_eps = _hub_sizes(source, told)
     rules = HF_RULES if source.form == HF else LAVIS_RULES
@@ -355,29 +328,9 @@ def read_float(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[name].float()
 
 
-def _read_own(source: Source) -> Start:
-    from composir.models.checkpoint import parse_config, tower_of  # noqa: PLC0415 (it knows all backbones)
-
-    config, identity = parse_config(source.config, source.path / CONFIG)
-    assert isinstance(source.weights, LazyTensors)
-    norm = source.path / LN_VISION
-    return Start(
-        config,
-        source.weights,
-        (lambda: tower_of(config, identity, source.path)) if identity else None,
-        LazyTensors({}),
-        None,
-        open_safetensors(norm)[0] if identity is None and norm.is_file() else LazyTensors({}),
-        needs_sizes=False,
-        mapped={},
-        dropped={},
-    )
-
-
-def _join_own(source: Source, sizes: dict[str, Any]) -> Start:
-    """Return a checkpoint of this project that has no vision tower, with the one of another file behind its norm."""
+def join_tower(start: Start, source: Source, sizes: dict[str, Any]) -> Start:
+    """Return what a checkpoint of this project without a vision tower starts, with the tower of another file."""
     assert source.tower is not None
-    start = _read_own(source)
     if start.make_tower is not None:
         raise ComposirError("has its vision tower already", file=source.path, fix="leave it as it is")
     if not start.norm:

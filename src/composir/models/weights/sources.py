@@ -25,20 +25,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from composir.errors import ComposirError, listed
-from composir.models.tensors import LazyTensors
+from composir.models.config import CONFIG, MODEL_NAME, WEIGHTS
+from composir.models.weights.tensors import LazyTensors
 
-CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tower.safetensors",
-    "README.md",
-)
 LN_VISION = "ln_vision.safetensors"
 """In a checkpoint without a vision tower: the norm that belongs behind one, so that one can be joined."""
 INDEX = "model.safetensors.index.json"
 """Which file holds which key, where the weights are in several (Hugging Face's layout)."""
-MODEL_NAME = "blip2_cir_align_prompt"
 LAVIS, SPRC, HF, OWN = "lavis", "sprc", "hf", "composir"
 FORMS = {
     LAVIS: "a BLIP-2 stage-1 checkpoint of LAVIS, such as blip2_pretrained.pth",

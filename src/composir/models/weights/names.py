@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from composir.models.tensors import LazyTensors
+from composir.models.weights.tensors import LazyTensors
 
 BLOCK = "tower.network.transformer.encoder.layers.{n}."
 """A block of a vision transformer, by our names."""
