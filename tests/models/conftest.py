@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from composir.models.weights import vit
+from composir.models import backbones, vit
+from composir.models.weights import start
 
 from ..conftest import GOLDEN
 
@@ -47,8 +48,8 @@ def sizes_file(tmp_path):
 def small_heads(monkeypatch):
     """Let the widths of the golden parts be known as the published ones are."""
     monkeypatch.setattr(vit, "NUM_HEADS_BY_WIDTH", {WIDTH: HEADS})
-    monkeypatch.setattr(blip2, "NUM_HEADS_BY_HIDDEN", {WIDTH: HEADS})
-    blip2.read_backbone.cache_clear()
+    monkeypatch.setattr(start, "NUM_HEADS_BY_HIDDEN", {WIDTH: HEADS})
+    backbones.read_backbone.cache_clear()
 
 
 @pytest.fixture

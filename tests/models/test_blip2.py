@@ -8,8 +8,10 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, Blip2VisionConfig
 
 from composir.errors import ComposirError
+from composir.models import backbones
 from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained, save_pretrained
+from composir.models.weights import start
 from composir.training import load_recipe, train
 
 VOCABULARY = 30_523
@@ -104,7 +106,7 @@ def test_without_weights_the_message_says_what_where_and_what_instead(backbone, 
 
 
 def test_weights_of_the_other_backbone_are_refused_by_their_width(lavis_file, monkeypatch):
-    monkeypatch.setattr(blip2, "WIDTHS", {"pretrain": 1408, "pretrain_vitL": 64})
+    monkeypatch.setattr(start, "WIDTHS", {"pretrain": 1408, "pretrain_vitL": 64})
     file, _ = lavis_file("vit_clip")
     with pytest.raises(ComposirError, match=r"image tokens 64 wide, not 1408.*fix: --backbone pretrain_vitL"):
         build("pretrain", str(file))
@@ -124,7 +126,7 @@ def test_training_starts_from_a_checkpoint_folder_with_another_gate(lavis_file, 
     assert gated.config.matching_head
     assert torch.equal(gated.itm_head.weight, weights["itm_head.weight"])
     save_pretrained(gated, tmp_path / "gated")
-    blip2.read_backbone.cache_clear()
+    backbones.read_backbone.cache_clear()
     again = build("pretrain", str(tmp_path / "gated"), alpha_init=0.1)
     assert torch.equal(again.gated_fusion.gate[0].weight, gated.gated_fusion.gate[0].weight)
     assert build("pretrain", str(tmp_path / "gated"), use_gated_fusion=False).gated_fusion is None

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from composir.errors import ComposirError
+from composir.models import backbones, vit
 from composir.models.backbones import build
 from composir.models.checkpoint import from_pretrained, save_pretrained, weights_hash
 from composir.models.transfer import SPRC_CLASS, convert
-from composir.models.weights import vit
+from composir.models.weights import start
 from composir.models.weights.sources import open_source
 
 from .conftest import HEADS, WIDTH
@@ -219,12 +220,12 @@ def test_training_finds_both_files_in_one_folder(control, tmp_path, shapes_root,
     torch.manual_seed(0)
     assert weights_hash(model) == weights_hash(build(backbone, str(tmp_path / "control" / "control.pth")))
     save_pretrained(model, tmp_path / "run")  # the run's checkpoint finds the two again
-    blip2.read_backbone.cache_clear()
+    backbones.read_backbone.cache_clear()
     files = sorted((shapes_root / "dev").glob("*.png"))[:2]
     assert torch.equal(from_pretrained(tmp_path / "run").embed_target(files), model.embed_target(files))
     done = convert(str(folder), "lavis", tmp_path / "converted")
     assert done.tower == "referenced"
-    blip2.read_backbone.cache_clear()
+    backbones.read_backbone.cache_clear()
     assert from_pretrained(tmp_path / "converted").tower.fingerprint() == model.tower.fingerprint()
 
 
@@ -252,17 +253,17 @@ def test_a_folder_with_two_models_is_not_guessed_at(control, tmp_path):
 
 
 def test_a_folder_with_the_files_of_both_sizes_gives_each_its_own(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(blip2, "WIDTHS", {"pretrain": WIDTH, "pretrain_vitL": 32})
+    monkeypatch.setattr(start, "WIDTHS", {"pretrain": WIDTH, "pretrain_vitL": 32})
     wide = whole("vit_eva")
-    start, alone = split(wide)
+    first, alone = split(wide)
     narrow = {
         key: torch.randn(value.shape[0], 32)
         if ".crossattention.self." in key and key.endswith(("key.weight", "value.weight"))
         else value
-        for key, value in without_norm(start).items()
+        for key, value in without_norm(first).items()
     }
     save(tmp_path / "l.pth", {"model": narrow})
-    save(tmp_path / "g.pth", {"model": start})
+    save(tmp_path / "g.pth", {"model": first})
     save(tmp_path / "eva_vit_g.pth", alone)
     found = open_source(str(tmp_path), width=WIDTH)
     assert found.tower is not None
@@ -582,5 +583,5 @@ def test_a_tower_whose_heads_only_the_user_knows_is_stored(run, whole, sizes_fil
     )
     assert code == 0, err
     assert "the vision tower is stored, as the source alone does not bring it back" in out
-    blip2.read_backbone.cache_clear()
+    backbones.read_backbone.cache_clear()
     assert from_pretrained(tmp_path / "model").tower is not None

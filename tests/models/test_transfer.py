@@ -16,6 +16,7 @@ from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig, 
 
 import composir
 from composir.errors import ComposirError
+from composir.models import backbones
 from composir.models.backbones import build
 from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import from_pretrained, save_pretrained
@@ -111,7 +112,7 @@ def test_a_tower_that_is_not_where_it_was_is_named(whole, sizes_file, tmp_path):
     torch.save({"model": whole()}, file)
     convert(str(file), "lavis", tmp_path / "model", qformer_config=sizes_file)
     file.unlink()
-    blip2.read_backbone.cache_clear()
+    backbones.read_backbone.cache_clear()
     with pytest.raises(ComposirError, match=r"leaves out its vision tower eva-vit.*blip2_pretrained\.pth.*embed-tower"):
         from_pretrained(tmp_path / "model")
 

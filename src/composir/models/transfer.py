@@ -14,6 +14,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.files import replacing
+from composir.models.backbones import read_source
 from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import model_card, write_folder
 from composir.models.composer import Composer
@@ -23,7 +24,7 @@ from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
 from composir.models.weights.names import to_lavis
 from composir.models.weights.sources import FORMS, LN_VISION, OWN, Layout, open_source
-from composir.models.weights.start import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float, read_start
+from composir.models.weights.start import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float
 from composir.models.weights.tensors import LazyTensors
 
 SPRC_CLASS = "Blip2QformerCirAlignPrompt"
@@ -99,7 +100,7 @@ def convert(
                 fix="leave out --vision-tower, or give the file instead of the folder",
             )
         opened = replace(opened, tower=open_source(vision_tower))
-    start = read_start(opened, qformer_sizes(qformer_config) if qformer_config else None)
+    start = read_source(opened, qformer_sizes(qformer_config) if qformer_config else None)
     config = start.config
     if gated_fusion is not None:
         config = config.model_copy(update={"fusion": GATE if gated_fusion else NONE})
@@ -151,7 +152,7 @@ def export_sprc(source: str, out: Path) -> Conversion:
     SPRC's model has no place for a weight, or ``out`` is there already.
     """
     _require_absent(out)
-    start = read_start(open_source(source, OWN))
+    start = read_source(open_source(source, OWN))
     own: dict[str, Tensor] = dict(start.weights)
     if start.make_tower is not None:
         own |= {f"tower.{name}": tensor for name, tensor in start.make_tower().state_dict().items()}
