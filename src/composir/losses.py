@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from composir.tables import Table
+
 ContrastiveLoss = Callable[..., Tensor]
 """Takes logits and ``same_target``, as ``contrastive_loss`` does."""
 
@@ -110,12 +112,15 @@ class LossSettings(Protocol):
     def hard_negative_alpha(self) -> float: ...  # noqa: D102
 
 
-LOSSES: dict[str, Callable[[LossSettings], ContrastiveLoss]] = {
-    "infonce": lambda settings: contrastive_loss,
-    "hn-nce": lambda settings: partial(
-        hard_negative_loss, beta=settings.hard_negative_beta, alpha=settings.hard_negative_alpha
-    ),
-}
+LOSSES: Table[Callable[[LossSettings], ContrastiveLoss]] = Table(
+    "losses",
+    {
+        "infonce": lambda settings: contrastive_loss,
+        "hn-nce": lambda settings: partial(
+            hard_negative_loss, beta=settings.hard_negative_beta, alpha=settings.hard_negative_alpha
+        ),
+    },
+)
 """What sets a query's target apart from other candidates, by name, made by a recipe; a new loss is a line here."""
 
 
@@ -136,7 +141,7 @@ class Outputs:
 
 
 Term = Callable[[Outputs], Tensor]
-TERMS: dict[str, Term] = {}
+TERMS: Table[Term] = Table("loss_terms", {})
 """Further terms of the loss by name: ``--set loss_terms={NAME=0.1}`` adds one with that weight, and the log has it as
 ``loss_NAME``. SPRC's own three, and the local one, are computed by the model."""
 

@@ -13,6 +13,7 @@ from composir.data.annotations import AnnotationsError, SplitNotFoundError
 from composir.data.trees import find_images
 from composir.data.triplets import Split, split_key
 from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest
+from composir.tables import Table
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +34,19 @@ class Dataset:
     """The parts that ``load`` takes as ``categories``, each with files of its own; empty where there are none."""
 
 
-DATASETS: dict[str, Dataset] = {
-    "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
-    "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES),
-    "CIRCO": Dataset(circo.load, circo.SPLITS, submitted="test"),
-    "GeneCIS": Dataset(genecis.load, genecis.SPLITS, categories=genecis.CATEGORIES),
-    "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
-    "Shoes": Dataset(shoes.load, shoes.SPLITS),
-    "LaSCo": Dataset(lasco.load, lasco.SPLITS),
-    "own": Dataset(own.load, own.SPLITS),
-}
+DATASETS: Table[Dataset] = Table(
+    "datasets",
+    {
+        "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
+        "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES),
+        "CIRCO": Dataset(circo.load, circo.SPLITS, submitted="test"),
+        "GeneCIS": Dataset(genecis.load, genecis.SPLITS, categories=genecis.CATEGORIES),
+        "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
+        "Shoes": Dataset(shoes.load, shoes.SPLITS),
+        "LaSCo": Dataset(lasco.load, lasco.SPLITS),
+        "own": Dataset(own.load, own.SPLITS),
+    },
+)
 """By name; a new data set is one file and one line here."""
 
 GALLERIES = ("original", "val-union")

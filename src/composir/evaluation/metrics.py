@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from composir.data.datasets import DATASETS
 from composir.data.triplets import Split
 from composir.errors import ComposirError, nearest
 from composir.evaluation.ranking import Ranking, check_gallery, describe, first_ranks, hits
+from composir.tables import Table
 
 METRIC_VERSION = "1"
 """Raised whenever a figure computed from the same ranking would change."""
@@ -39,6 +41,8 @@ class MetricProtocol:
     """Whether every query must have a subset; else the figures are there only where every query has one."""
     map_ks: tuple[int, ...] = ()
     """The K of ``map_at_K``: the mean over queries of the average precision over all right answers (CIRCO)."""
+    others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The K of ``NAME_at_K`` for further metrics, by their name in ``METRICS``."""
     means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Figures that are the arithmetic mean of others, by name."""
     solved_k: int = 10
@@ -50,45 +54,54 @@ class MetricProtocol:
         maps = tuple(f"map_at_{k}" for k in self.map_ks)
         recalls = tuple(f"recall_at_{k}" for k in self.recall_ks)
         subset_recalls = tuple(f"recall_subset_at_{k}" for k in self.subset_ks)
-        return (*maps, *recalls, *subset_recalls, *self.means)
+        others = tuple(f"{name}_at_{k}" for name, ks in self.others.items() for k in ks)
+        return (*maps, *recalls, *subset_recalls, *others, *self.means)
 
 
 _CIRR_RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
 _CIRR_SUBSET_RECALLS = ("recall_subset_at_1", "recall_subset_at_2", "recall_subset_at_3")
 
-PROTOCOLS: dict[str, MetricProtocol] = {
-    "CIRR": MetricProtocol(
-        primary="mean_r5_rs1",
-        recall_ks=(1, 5, 10, 50),
-        subset_ks=(1, 2, 3),
-        means={
-            "mean_r5_rs1": ("recall_at_5", "recall_subset_at_1"),
-            "mean_of_seven": (*_CIRR_RECALLS, *_CIRR_SUBSET_RECALLS),  # SPRC selects its checkpoint by it
-        },
-    ),
-    "FashionIQ": MetricProtocol(
-        primary="mean_r10_r50",
-        recall_ks=(10, 50),
-        means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
-    ),
-    "CIRCO": MetricProtocol(primary="map_at_10", recall_ks=(5, 10, 25, 50), map_ks=(5, 10, 25, 50)),
-    "GeneCIS": MetricProtocol(primary="recall_at_1", recall_ks=(1, 2, 3), solved_k=1),
-    "Fashion200k": MetricProtocol(
-        primary="mean_r10_r50",
-        recall_ks=(1, 10, 50),
-        any_target=True,
-        means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
-    ),
-    "Shoes": MetricProtocol(
-        primary="mean_r1_r10_r50",
-        recall_ks=(1, 10, 50),
-        means={"mean_r1_r10_r50": ("recall_at_1", "recall_at_10", "recall_at_50")},
-    ),
-    "LaSCo": MetricProtocol(primary="recall_at_10", recall_ks=(1, 5, 10, 50)),
-    "own": MetricProtocol(
-        primary="recall_at_10", recall_ks=(1, 5, 10, 50), subset_ks=(1, 2, 3), subsets_required=False
-    ),
-}
+PROTOCOLS: Table[MetricProtocol] = Table(
+    "protocols",
+    {
+        "CIRR": MetricProtocol(
+            primary="mean_r5_rs1",
+            recall_ks=(1, 5, 10, 50),
+            subset_ks=(1, 2, 3),
+            means={
+                "mean_r5_rs1": ("recall_at_5", "recall_subset_at_1"),
+                "mean_of_seven": (*_CIRR_RECALLS, *_CIRR_SUBSET_RECALLS),  # SPRC selects its checkpoint by it
+            },
+        ),
+        "FashionIQ": MetricProtocol(
+            primary="mean_r10_r50",
+            recall_ks=(10, 50),
+            means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
+        ),
+        "CIRCO": MetricProtocol(primary="map_at_10", recall_ks=(5, 10, 25, 50), map_ks=(5, 10, 25, 50)),
+        "GeneCIS": MetricProtocol(primary="recall_at_1", recall_ks=(1, 2, 3), solved_k=1),
+        "Fashion200k": MetricProtocol(
+            primary="mean_r10_r50",
+            recall_ks=(1, 10, 50),
+            any_target=True,
+            means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
+        ),
+        "Shoes": MetricProtocol(
+            primary="mean_r1_r10_r50",
+            recall_ks=(1, 10, 50),
+            means={"mean_r1_r10_r50": ("recall_at_1", "recall_at_10", "recall_at_50")},
+        ),
+        "LaSCo": MetricProtocol(primary="recall_at_10", recall_ks=(1, 5, 10, 50)),
+        "own": MetricProtocol(
+            primary="recall_at_10", recall_ks=(1, 5, 10, 50), subset_ks=(1, 2, 3), subsets_required=False
+        ),
+    },
+)
+
+Metric = Callable[[Ranking, int], Float64[np.ndarray, " num_queries"]]
+METRICS: Table[Metric] = Table("metrics", {})
+"""Further metrics by name: each query's own value of ``NAME_at_K``, of its ranking and K; a protocol's ``others`` says
+where they are measured. Recall and average precision are computed by ``per_query`` itself."""
 
 _LABELS = {
     "mean_r5_rs1": "mean(R@5+R_s@1)",
@@ -100,7 +113,12 @@ _PREFIXES = {"recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
 
 
 def protocol_of(dataset: str) -> MetricProtocol:
-    """Return what is measured on ``dataset``; raise ``ComposirError`` where it is not in ``PROTOCOLS``."""
+    """Return what is measured on ``dataset``: as on own triplets, for a data set that ``PROTOCOLS`` does not name.
+
+    Raises ``ComposirError`` where there is no such data set.
+    """
+    if dataset not in PROTOCOLS and dataset in DATASETS:
+        return PROTOCOLS["own"]
     if dataset not in PROTOCOLS:
         raise ComposirError(
             f"no metrics are defined for the data set {dataset!r}",
@@ -116,6 +134,8 @@ def metric_label(key: str) -> str:
     name = _LABELS.get(name, name)
     for prefix, short in _PREFIXES.items():
         name = re.sub(f"^{prefix}", short, name)
+    for other in METRICS:
+        name = re.sub(f"^{other}_at_", f"{other}@", name)
     return f"{category} {name}".strip()
 
 
@@ -175,6 +195,8 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
             ]
         )
         values |= {f"recall_subset_at_{k}": _within(subset_ranks, k) for k in protocol.subset_ks}
+    for name, ks in protocol.others.items():
+        values |= {f"{name}_at_{k}": METRICS[name](ranking, k) for k in ks if k <= depth}
     for name, parts in protocol.means.items():
         if all(part in values for part in parts):
             values[name] = np.mean([values[part] for part in parts], axis=0)

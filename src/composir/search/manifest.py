@@ -17,13 +17,16 @@ from composir.search.faiss import FaissIndex
 from composir.search.index import Index
 from composir.search.qdrant import QdrantIndex
 from composir.search.table import Table
+from composir.tables import Table as NamedTable
 from composir.version import own_version
 
 MANIFEST = "index.json"
 FORMAT = 1
 """Version of the folder's layout and of what the vectors mean; a reader refuses any other."""
 
-INDEXES: dict[str, type[Index]] = {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
+INDEXES: NamedTable[type[Index]] = NamedTable(
+    "indexes", {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
+)
 
 
 class Place(BaseModel):

@@ -31,6 +31,7 @@ from composir.models.weights.sources import (
 )
 from composir.models.weights.start import EXPECTED, INSTEAD, WIDTHS, Start, initialise, join_tower, read_start
 from composir.models.weights.tensors import LazyTensors
+from composir.tables import Table
 
 
 def build(backbone: str, weights: str = "", **settings: object) -> Composer:
@@ -70,23 +71,29 @@ def _blip2(backbone: str) -> Backbone:
     )
 
 
-BACKBONES: dict[str, Backbone] = {
-    "tiny": TINY,
-    "mini": MINI,
-    "pretrain": _blip2("pretrain"),
-    "pretrain_vitL": _blip2("pretrain_vitL"),
-}
+BACKBONES: Table[Backbone] = Table(
+    "backbones",
+    {
+        "tiny": TINY,
+        "mini": MINI,
+        "pretrain": _blip2("pretrain"),
+        "pretrain_vitL": _blip2("pretrain_vitL"),
+    },
+)
 
-TOWERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, str]], Tower]] = {
-    "tiny": lambda weights, _: tiny_tower(weights),
-    "efficientnet-lite0": lambda weights, _: lite_tower(weights),
-    **dict.fromkeys(
-        (EVA, CLIP),
-        lambda weights, details: vit_tower(
-            weights, num_heads=int(details["num_heads"]), norm_eps=float(details["norm_eps"])
+TOWERS: Table[Callable[[Mapping[str, Tensor], Mapping[str, str]], Tower]] = Table(
+    "towers",
+    {
+        "tiny": lambda weights, _: tiny_tower(weights),
+        "efficientnet-lite0": lambda weights, _: lite_tower(weights),
+        **dict.fromkeys(
+            (EVA, CLIP),
+            lambda weights, details: vit_tower(
+                weights, num_heads=int(details["num_heads"]), norm_eps=float(details["norm_eps"])
+            ),
         ),
-    ),
-}
+    },
+)
 """How a tower is made of weights that a checkpoint brings along, by ``Tower.name``, and of ``Tower.details``."""
 
 

@@ -14,6 +14,7 @@ from composir.models.fusion.late import LateGate
 from composir.models.fusion.plain_sum import PlainSum
 from composir.models.fusion.tirg import TirgGating
 from composir.models.gated_fusion import GatedFusion
+from composir.tables import Table
 
 GATE, NONE = "gate", "none"
 WEIGHTS = ("gated_fusion.", "fusions.")
@@ -45,21 +46,24 @@ class Fusion:
     ``query``: ``(composed query's, reference's, sentence's embedding)`` to what is normalised to be the query's."""
 
 
-FUSIONS: dict[str, Fusion] = {
-    GATE: Fusion(
-        lambda sizes: GatedFusion(
-            sizes.token_width, sizes.hidden_size, sizes.alpha_init, layer_norm=sizes.gate_layer_norm
+FUSIONS: Table[Fusion] = Table(
+    "fusions",
+    {
+        GATE: Fusion(
+            lambda sizes: GatedFusion(
+                sizes.token_width, sizes.hidden_size, sizes.alpha_init, layer_norm=sizes.gate_layer_norm
+            ),
+            "tokens",
         ),
-        "tokens",
-    ),
-    "attention": Fusion(
-        lambda sizes: TextGuidedAttention(sizes.token_width, sizes.hidden_size, sizes.alpha_init), "tokens"
-    ),
-    "late": Fusion(lambda sizes: LateGate(sizes.embed_dim), "query"),
-    "tirg": Fusion(lambda sizes: TirgGating(sizes.embed_dim), "query"),
-    "combiner": Fusion(lambda sizes: Combiner(sizes.embed_dim), "query"),
-    "sum": Fusion(lambda sizes: PlainSum(), "query"),
-}
+        "attention": Fusion(
+            lambda sizes: TextGuidedAttention(sizes.token_width, sizes.hidden_size, sizes.alpha_init), "tokens"
+        ),
+        "late": Fusion(lambda sizes: LateGate(sizes.embed_dim), "query"),
+        "tirg": Fusion(lambda sizes: TirgGating(sizes.embed_dim), "query"),
+        "combiner": Fusion(lambda sizes: Combiner(sizes.embed_dim), "query"),
+        "sum": Fusion(lambda sizes: PlainSum(), "query"),
+    },
+)
 
 
 def fusion_names(fusion: str) -> tuple[str, ...]:
