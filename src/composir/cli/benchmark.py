@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from composir.cli.common import Bars, Json, benchmark_app, out, print_json
+from composir.cli.common import Json, benchmark_app
+from composir.cli.console import Bars, out, print_json
 from composir.errors import ComposirError, short
 from composir.limits import MAX_COUNT, MAX_WORKERS
 

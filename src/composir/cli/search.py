@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from composir.cli.common import Bars, Json, NumWorkers, app, err, out, print_json, printable
+from composir.cli.common import Json, NumWorkers, app
+from composir.cli.console import Bars, err, out, print_json, printable
 from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
