@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from composir.cli.choices import DATASETS, one_of
 from composir.cli.console import Bars, err, printable, tell_left
 from composir.errors import ComposirError, nearest
 from composir.limits import MAX_SEED, MAX_WORKERS
@@ -38,7 +39,7 @@ DataRoot = Annotated[
 ]
 Dataset = Annotated[
     str,
-    typer.Option("--dataset", help="CIRR, FashionIQ, CIRCO, GeneCIS, Fashion200k, Shoes, LaSCo or own (docs/data.md)."),
+    typer.Option("--dataset", help=f"{one_of(DATASETS)} (docs/data.md)."),
 ]
 Cache = Annotated[
     str, typer.Option("--cache", help="Where image tokens are kept: disk, memory, or off: computed at every use.")

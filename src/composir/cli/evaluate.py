@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from composir.cli.choices import SUBMITTED, one_of
 from composir.cli.common import (
     USER_ERROR,
     BatchSize,
@@ -195,7 +196,7 @@ def _measure(
 @app.command(rich_help_panel="Models")
 def submit(
     data_root: DataRoot,
-    dataset: Annotated[str, typer.Option(help="CIRR or CIRCO; with --validate any other, too.")] = "CIRR",
+    dataset: Annotated[str, typer.Option(help=f"{one_of(SUBMITTED)}; with --validate any other, too.")] = "CIRR",
     model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
     validate: Annotated[
         list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, LOSSES, TRANSFORMS, one_of, with_notes
 from composir.cli.common import INTERRUPTED, Cache, CacheDir, DataRoot, Dataset, Json, app, key_and_value
 from composir.cli.console import Bars, TrainBars, err, out, print_json, tell_features, tell_left
 from composir.errors import ComposirError, command, short
@@ -34,7 +35,7 @@ def _int_or_auto(text: str) -> int | str:
 @app.command(rich_help_panel="Models")
 def train(
     context: typer.Context,
-    dataset: Annotated[str | None, typer.Option(help="CIRR or FashionIQ.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
     skip_missing_images: Annotated[
         bool | None,
@@ -46,7 +47,7 @@ def train(
     blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests)."),
+        typer.Option(help=f"{with_notes(BACKBONES)}."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -72,14 +73,12 @@ def train(
         typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
     ] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Where run folders are made \\[models].")] = None,
     fusion: Annotated[
         str | None,
-        typer.Option(
-            help="How sentence and reference are joined: gate, attention, late, tirg, combiner, sum, none; a+b."
-        ),
+        typer.Option(help=f"How sentence and reference are joined: {', '.join(FUSIONS)}, none; a+b."),
     ] = None,
     gated_fusion: Annotated[
         bool | None,
@@ -98,7 +97,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of any other setting of a recipe; repeatable."),
+        typer.Option(
+            "--set",
+            help=f"key=value of any other setting of a recipe, as contrastive_loss={'|'.join(LOSSES)}; repeatable.",
+        ),
     ] = None,
     json_: Json = False,
 ) -> int:
@@ -288,9 +290,7 @@ def _seeds(text: str) -> list[int]:
 def features(
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
-    backbone: Annotated[
-        str, typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
-    ] = "mini",
+    backbone: Annotated[str, typer.Option(help=f"{with_notes(BACKBONES)}.")] = "mini",
     weights: Annotated[str, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = "",
     split: Annotated[
         list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
@@ -298,7 +298,7 @@ def features(
     skip_missing_images: Annotated[
         bool, typer.Option("--skip-missing-images", help="Do without the images that are missing; says how many.")
     ] = False,
-    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     cache_dir: CacheDir = None,
