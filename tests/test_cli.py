@@ -18,7 +18,8 @@ from rich.text import Text
 from safetensors.torch import load_file
 
 from composir.cli import main
-from composir.cli.common import Bars, app, out
+from composir.cli.common import app
+from composir.cli.console import Bars, out
 from composir.errors import ComposirError
 
 

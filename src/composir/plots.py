@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Curves of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float64
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
+from jaxtyping import Float64
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 
 from composir.files import replacing
 
@@ -19,32 +16,6 @@ LOSS_PREFIX, TOTAL = "loss_", "total"
 GATE_COLUMNS = ("alpha", "mean_gate", "gate_entropy", "relative_change")
 GRADIENT_PREFIX = "grad_"
 OTHER_COLUMNS = ("epoch", "lr")
-
-
-SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"
-"""Colour maps that are read with any colour vision: from dark to light, and between two hues."""
-HEAT_SIDE = 336
-"""Pixels of a drawn square, about."""
-DARKEST = 0.45
-"""What is left of a value's colour where the picture is black."""
-
-
-def heat(
-    square: Image.Image,
-    values: Float[np.ndarray, "rows columns"],
-    limits: tuple[float, float],
-    colours: str = SEQUENTIAL,
-) -> Float[np.ndarray, "height width 3"]:
-    """Return a square picture in the colours of its patches' values, darker where the picture is: RGB in [0, 1].
-
-    ``limits`` are the values of the first and the last colour of matplotlib's colour map ``colours``.
-    """
-    rows, columns = values.shape
-    width, height = columns * (HEAT_SIDE // columns), rows * (HEAT_SIDE // rows)
-    grey = ImageOps.grayscale(square.resize((width, height), Image.Resampling.BILINEAR))
-    shade = DARKEST + (1 - DARKEST) * np.asarray(grey, dtype=np.float32) / 255
-    coloured = colormaps[colours](Normalize(*limits)(values))[..., :3]  # (rows, columns, 3)
-    return np.kron(coloured, np.ones((height // rows, width // columns, 1))) * shade[..., None]
 
 
 def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]], out: Path, *, first_step: int) -> None:

@@ -282,7 +282,7 @@ def test_a_search_that_nobody_waits_for_is_not_computed(shapes_index, running, c
 
 def test_a_picture_that_nobody_waits_for_is_not_made(shapes_index, running, monkeypatch, caplog, until):
     held, made = threading.Event(), []
-    monkeypatch.setattr("composir.web.app.NUM_DECODERS", 1)
+    monkeypatch.setattr("composir.web.service.NUM_DECODERS", 1)
     monkeypatch.setattr("composir.web.app.encode", lambda *_: [made.append(1), held.wait(60), b"picture"][2])
 
     def get(image_id: str, method: str = "GET") -> bytes:

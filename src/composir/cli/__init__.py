@@ -15,14 +15,15 @@ from typing import Any
 
 import typer
 
-from composir.cli.common import INTERRUPTED, USER_ERROR, app, count_problems, err, one_line
+from composir.cli.common import INTERRUPTED, USER_ERROR, app
+from composir.cli.console import count_problems, err, one_line
 from composir.errors import ComposirError, ProblemsError, nearest
 
 LONG_NUMBER = re.compile(r"\d{40,}")
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
-for _module in ("start", "train", "evaluate", "models", "search", "data", "benchmark"):  # as --help lists them
+for _module in ("train", "start", "evaluate", "models", "search", "data", "benchmark"):  # as --help lists them
     import_module(f"composir.cli.{_module}")
 
 

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from composir.cli.common import Bars, Json, benchmark_app, out, print_json
+from composir.cli.choices import INDEXES
+from composir.cli.common import Json, benchmark_app
+from composir.cli.console import Bars, out, print_json
 from composir.errors import ComposirError, short
 from composir.limits import MAX_COUNT, MAX_WORKERS
 
@@ -167,7 +169,7 @@ def _require_free_backbone(backbone: str) -> None:
 @benchmark_app.command("search")
 def benchmark_search(
     images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
-    backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = "exact,faiss,qdrant",
+    backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = ",".join(INDEXES),
     vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
     url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
     num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and all at once.")] = 100,

@@ -1,21 +1,20 @@
-"""What commands share: the applications they belong to, options, bars, and how things are printed."""
+"""What commands share: the applications they belong to, options, and how splits and models are opened by flags."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from composir.errors import ComposirError, Note, Problem, nearest
+from composir.cli.choices import DATASETS, one_of
+from composir.cli.console import Bars, err, printable, tell_left
+from composir.errors import ComposirError, nearest
 from composir.limits import MAX_SEED, MAX_WORKERS
 
 if TYPE_CHECKING:
-    from composir.data import Left
+    from composir.data import Split
+    from composir.evaluation import Embedder
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -34,17 +33,13 @@ benchmark_app = typer.Typer(
 )
 app.add_typer(benchmark_app, name="benchmark")
 
-# Text is printed as it is: what a user calls a folder, "runs[lr=1]" or ":star:", is no markup.
-out = Console(markup=False, emoji=False, highlight=False)
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 DataRoot = Annotated[
     Path, typer.Option("--data-root", help="Folder of the data set in its published layout, or its parent.")
 ]
 Dataset = Annotated[
     str,
-    typer.Option("--dataset", help="CIRR, FashionIQ, CIRCO, GeneCIS, Fashion200k, Shoes, LaSCo or own (docs/data.md)."),
+    typer.Option("--dataset", help=f"{one_of(DATASETS)} (docs/data.md)."),
 ]
 Cache = Annotated[
     str, typer.Option("--cache", help="Where image tokens are kept: disk, memory, or off: computed at every use.")
@@ -58,65 +53,7 @@ Categories = Annotated[
 
 BatchSize = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.")]
 NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.")]
-
-
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
-
-
-def one_line(problem: Problem | Note) -> str:
-    """Return a problem or a note without its line breaks."""
-    return " ".join(str(problem).splitlines())
-
-
-def printable(path: object) -> str:
-    """Return a path in which line breaks and what a terminal would obey are spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-def count_problems(problems: Sequence[Problem]) -> str:
-    """Return how many there are, in words."""
-    return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
-
-
-def tell_left(left_by_key: Mapping[str, Left]) -> None:
-    """Say on stderr what the missing images leave of each split."""
-    for key, left in left_by_key.items():
-        err.print(f"{key}: {left}", soft_wrap=True)
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print the one document of ``--json``."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-class Bars:
-    """Progress bars on stderr by name, each made when its first step is told."""
-
-    def __init__(self) -> None:
-        self.bars: dict[str, TaskID] = {}
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=err,
-        )
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bars:
-            self.progress.stop()
-
-    def tell(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` are done; a count that falls starts the bar anew."""
-        if not self.bars:
-            self.progress.start()
-        if name not in self.bars or done < self.progress.tasks[self.bars[name]].completed:
-            self.bars[name] = self.progress.add_task(name, note="")
-        self.progress.update(self.bars[name], completed=done, total=total, note=note)
 
 
 def key_and_value(flag: str, pair: str) -> tuple[str, str]:
@@ -133,3 +70,77 @@ def require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
         raise ComposirError(
             f"{flag} {value!r} is not known", expected=" or ".join(choices), fix=nearest(value, choices)
         )
+
+
+def embedder_of_flags(
+    model: Path,
+    splits: tuple[Split, ...],
+    num_workers: int,
+    bars: Bars,
+    *,
+    scoring: str = "global",
+    rerank: bool = False,
+    cache: str = "disk",
+    cache_dir: Path | None = None,
+) -> tuple[Embedder, str]:
+    """Return a model's embedder of these splits, its image tokens there, and the hash of its weights."""
+    from composir.features import open_embedder
+
+    return open_embedder(
+        model,
+        splits,
+        num_workers=num_workers,
+        scoring=scoring,
+        rerank=rerank,
+        cache=cache,
+        cache_dir=cache_dir,
+        progress=lambda done, total: bars.tell("image tokens", done, total),
+    )
+
+
+def require_one(value_by_flag: dict[str, Any]) -> None:
+    """Raise ``ComposirError`` unless exactly one of the flags was given."""
+    given = [flag for flag, value in value_by_flag.items() if value]
+    if len(given) != 1:
+        raise ComposirError(
+            f"{' and '.join(given)} were given" if given else "nothing to do was given",
+            expected=f"exactly one of {', '.join(value_by_flag)}",
+        )
+
+
+def splits_of_flags(
+    dataset: str,
+    data_root: Path,
+    split: str | None,
+    categories: list[str] | None = None,
+    gallery: str = "original",
+    exclude_reference: bool | None = None,
+    *,
+    skip_missing: bool = False,
+    annotations_only: bool = False,
+) -> tuple[Split, ...]:
+    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left.
+
+    With ``annotations_only`` say what cannot be checked where a list of the gallery is not there.
+    """
+    from composir.data import load_splits
+    from composir.data.datasets import DATASETS, find_dataset
+
+    splits = load_splits(
+        dataset,
+        data_root,
+        split or DATASETS[find_dataset(dataset)].evaluated,
+        categories=categories or None,
+        gallery=gallery,
+        exclude_reference=exclude_reference,
+        annotations_only=annotations_only,
+    )
+    for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):
+        line = f"note: {printable(file)} is not there: whether the images named are in the gallery was not checked"
+        err.print(line, soft_wrap=True)
+    if skip_missing:
+        from composir.data.check import without_missing_images
+
+        splits, left_by_key = without_missing_images(splits)
+        tell_left(left_by_key)
+    return splits

@@ -12,21 +12,16 @@ from rich.table import Table
 
 from composir.cli.common import (
     USER_ERROR,
-    Bars,
     Categories,
     DataRoot,
     Dataset,
     Json,
     Seed,
-    count_problems,
     data_app,
+    embedder_of_flags,
     key_and_value,
-    one_line,
-    out,
-    print_json,
-    printable,
 )
-from composir.cli.evaluate import embedder_of_flags
+from composir.cli.console import Bars, count_problems, one_line, out, print_json, printable
 from composir.errors import Problem, ProblemsError, command
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from composir.cli.choices import SUBMITTED, one_of
 from composir.cli.common import (
     USER_ERROR,
-    Bars,
     BatchSize,
     Cache,
     CacheDir,
@@ -20,18 +20,16 @@ from composir.cli.common import (
     Json,
     NumWorkers,
     app,
-    err,
-    one_line,
-    out,
-    print_json,
-    printable,
-    tell_left,
+    embedder_of_flags,
+    require_one,
+    splits_of_flags,
 )
+from composir.cli.console import Bars, one_line, out, print_json
 from composir.errors import ComposirError, Problem
 
 if TYPE_CHECKING:
     from composir.data import Split
-    from composir.evaluation import Embedder, Result
+    from composir.evaluation import Result
 
 Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
 ExcludeReference = Annotated[
@@ -195,84 +193,10 @@ def _measure(
         )
 
 
-def embedder_of_flags(
-    model: Path,
-    splits: tuple[Split, ...],
-    num_workers: int,
-    bars: Bars,
-    *,
-    scoring: str = "global",
-    rerank: bool = False,
-    cache: str = "disk",
-    cache_dir: Path | None = None,
-) -> tuple[Embedder, str]:
-    """Return a model's embedder of these splits, its image tokens there, and the hash of its weights."""
-    from composir.features import open_embedder
-
-    return open_embedder(
-        model,
-        splits,
-        num_workers=num_workers,
-        scoring=scoring,
-        rerank=rerank,
-        cache=cache,
-        cache_dir=cache_dir,
-        progress=lambda done, total: bars.tell("image tokens", done, total),
-    )
-
-
-def require_one(value_by_flag: dict[str, Any]) -> None:
-    """Raise ``ComposirError`` unless exactly one of the flags was given."""
-    given = [flag for flag, value in value_by_flag.items() if value]
-    if len(given) != 1:
-        raise ComposirError(
-            f"{' and '.join(given)} were given" if given else "nothing to do was given",
-            expected=f"exactly one of {', '.join(value_by_flag)}",
-        )
-
-
-def splits_of_flags(
-    dataset: str,
-    data_root: Path,
-    split: str | None,
-    categories: list[str] | None = None,
-    gallery: str = "original",
-    exclude_reference: bool | None = None,
-    *,
-    skip_missing: bool = False,
-    annotations_only: bool = False,
-) -> tuple[Split, ...]:
-    """Return the splits that the flags name; with ``skip_missing`` say on stderr how many queries are left.
-
-    With ``annotations_only`` say what cannot be checked where a list of the gallery is not there.
-    """
-    from composir.data import load_splits
-    from composir.data.datasets import DATASETS, find_dataset
-
-    splits = load_splits(
-        dataset,
-        data_root,
-        split or DATASETS[find_dataset(dataset)].evaluated,
-        categories=categories or None,
-        gallery=gallery,
-        exclude_reference=exclude_reference,
-        annotations_only=annotations_only,
-    )
-    for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):
-        line = f"note: {printable(file)} is not there: whether the images named are in the gallery was not checked"
-        err.print(line, soft_wrap=True)
-    if skip_missing:
-        from composir.data.check import without_missing_images
-
-        splits, left_by_key = without_missing_images(splits)
-        tell_left(left_by_key)
-    return splits
-
-
 @app.command(rich_help_panel="Models")
 def submit(
     data_root: DataRoot,
-    dataset: Annotated[str, typer.Option(help="CIRR or CIRCO; with --validate any other, too.")] = "CIRR",
+    dataset: Annotated[str, typer.Option(help=f"{one_of(SUBMITTED)}; with --validate any other, too.")] = "CIRR",
     model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
     validate: Annotated[
         list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from composir.cli.common import Bars, Categories, Dataset, Json, Seed, app, out, print_json, require_choice
-from composir.cli.evaluate import require_one, splits_of_flags
+from composir.cli.common import Categories, Dataset, Json, Seed, app, require_choice, require_one, splits_of_flags
+from composir.cli.console import Bars, out, print_json
 from composir.errors import command, listed
 
 

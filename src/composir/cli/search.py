@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from composir.cli.common import Bars, Json, NumWorkers, app, err, out, print_json, printable
+from composir.cli.choices import INDEXES, with_notes
+from composir.cli.common import Json, NumWorkers, app
+from composir.cli.console import Bars, err, out, print_json, printable
 from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
@@ -27,9 +29,7 @@ def index(
     model: Annotated[
         Path | None, typer.Option(help="A checkpoint folder, or st:NAME; an index that exists knows its own.")
     ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="exact (default), faiss (large galleries), qdrant (a server or a cluster).")
-    ] = None,
+    backend: Annotated[str | None, typer.Option(help=f"{with_notes(INDEXES)}.")] = None,
     url: Annotated[
         str | None, typer.Option(help="qdrant: address of a server; without it, inside this process.")
     ] = None,

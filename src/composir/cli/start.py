@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import composir
-from composir.cli.common import Bars, Json, app, out, print_json
-from composir.cli.train import TrainBars
+from composir.cli.common import Json, app
+from composir.cli.console import Bars, TrainBars, out, print_json
 from composir.errors import command
 
 

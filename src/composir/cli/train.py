@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,27 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from composir.cli.common import (
-    INTERRUPTED,
-    Bars,
-    Cache,
-    CacheDir,
-    DataRoot,
-    Dataset,
-    Json,
-    app,
-    err,
-    key_and_value,
-    out,
-    print_json,
-    tell_left,
-)
+from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, LOSSES, TRANSFORMS, one_of, with_notes
+from composir.cli.common import INTERRUPTED, Cache, CacheDir, DataRoot, Dataset, Json, app, key_and_value
+from composir.cli.console import Bars, TrainBars, err, out, print_json, tell_features, tell_left
 from composir.errors import ComposirError, command, short
 from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
-    from composir.data import Left
-    from composir.evaluation import Result
+    pass
 
 AUTO = "auto"
 
@@ -49,7 +35,7 @@ def _int_or_auto(text: str) -> int | str:
 @app.command(rich_help_panel="Models")
 def train(
     context: typer.Context,
-    dataset: Annotated[str | None, typer.Option(help="CIRR or FashionIQ.")] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
     skip_missing_images: Annotated[
         bool | None,
@@ -61,7 +47,7 @@ def train(
     blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests)."),
+        typer.Option(help=f"{with_notes(BACKBONES)}."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -87,14 +73,12 @@ def train(
         typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
     ] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Where run folders are made \\[models].")] = None,
     fusion: Annotated[
         str | None,
-        typer.Option(
-            help="How sentence and reference are joined: gate, attention, late, tirg, combiner, sum, none; a+b."
-        ),
+        typer.Option(help=f"How sentence and reference are joined: {', '.join(FUSIONS)}, none; a+b."),
     ] = None,
     gated_fusion: Annotated[
         bool | None,
@@ -113,7 +97,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of any other setting of a recipe; repeatable."),
+        typer.Option(
+            "--set",
+            help=f"key=value of any other setting of a recipe, as contrastive_loss={'|'.join(LOSSES)}; repeatable.",
+        ),
     ] = None,
     json_: Json = False,
 ) -> int:
@@ -202,59 +189,6 @@ def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
             "backbone hardly learns at it. Leave the flag out to train with the mini recipe's own.",
             soft_wrap=True,
         )
-
-
-class TrainBars:
-    """Draws a training run as progress bars, and every validation as a line."""
-
-    def __init__(self, bars: Bars, *, tells_batch: bool = False) -> None:
-        self.bars, self.tells_batch = bars, tells_batch
-        self.num_steps = 0
-        self.first_step = 0
-        self.images_per_step = 0
-        self.start = 0.0
-
-    def on_missing_images(self, left_by_key: Mapping[str, Left]) -> None:
-        """Tell what is left of each split."""
-        tell_left(left_by_key)
-
-    def on_features(self, done: int, total: int, num_bytes: int) -> None:
-        """Show how many images have their tokens."""
-        tell_features(self.bars, done, total, num_bytes)
-
-    def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
-        """Tell the run folder."""
-        self.num_steps, self.first_step = num_steps, first_step
-        # Of each triplet: reference, target and look-alikes.
-        self.images_per_step = recipe.batch_size * recipe.gradient_accumulation * (2 + recipe.subset_negatives)
-        self.start = time.perf_counter()
-        err.print(f"run folder: {run}", soft_wrap=True)
-        if self.tells_batch:
-            err.print(f"batch size: {recipe.batch_size}")
-
-    def on_note(self, note: str) -> None:
-        """Print it."""
-        err.print(f"note: {note}", soft_wrap=True)
-
-    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
-        """Show loss, alpha and images a second."""
-        rate = (step - self.first_step) * self.images_per_step / (time.perf_counter() - self.start)
-        gate = "" if alpha is None else f" alpha {alpha:.3f}"
-        self.bars.tell("training", step, self.num_steps, f"loss {loss:.2f}{gate} {rate:.0f} images/s")
-
-    def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
-        """Print the figures."""
-        from composir.evaluation import metric_label
-
-        figures = "  ".join(f"{metric_label(key)} {100 * value:.2f}" for key, value in result.metrics.items())
-        err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
-
-
-def tell_features(bars: Bars, done: int, total: int, num_bytes: int) -> None:
-    """Show how many images have their tokens, and the size of all."""
-    from composir.files import size_text
-
-    bars.tell("image tokens", done, total, size_text(num_bytes))
 
 
 @app.command(rich_help_panel="Models", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -356,9 +290,7 @@ def _seeds(text: str) -> list[int]:
 def features(
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
-    backbone: Annotated[
-        str, typer.Option(help="mini (no downloads), pretrain (ViT-g), pretrain_vitL, tiny (tests).")
-    ] = "mini",
+    backbone: Annotated[str, typer.Option(help=f"{with_notes(BACKBONES)}.")] = "mini",
     weights: Annotated[str, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = "",
     split: Annotated[
         list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
@@ -366,7 +298,7 @@ def features(
     skip_missing_images: Annotated[
         bool, typer.Option("--skip-missing-images", help="Do without the images that are missing; says how many.")
     ] = False,
-    transform: Annotated[str | None, typer.Option(help="targetpad or squarepad.")] = None,
+    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
     target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     cache_dir: CacheDir = None,

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from composir.data.images import ImageSource, read_image
@@ -279,4 +278,6 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return DejaVu Sans, which comes with matplotlib: Pillow's own font has neither accents nor dashes."""
+    import matplotlib  # noqa: PLC0415 (for a font alone, where a sheet is drawn)
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

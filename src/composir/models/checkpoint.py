@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor
 
 from composir.errors import ComposirError, listed
@@ -212,6 +211,8 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, toke
             fix="save it with embed_tower=True (composir convert --embed-tower), "
             f"or write a hub id that holds it under tower.weights in {CONFIG}",
         )
+    from huggingface_hub import HfApi  # noqa: PLC0415 (only to push)
+
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)

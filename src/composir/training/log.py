@@ -19,11 +19,12 @@ from composir.data import Split
 from composir.data.images import ImageSource, read_image
 from composir.evaluation import Result, metric_label
 from composir.files import write_text
+from composir.heat import heat
 from composir.models.composer import Composer
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.trace import patches
 from composir.models.watch import Reading, watch
-from composir.plots import GRADIENT_PREFIX, heat, plot_curves
+from composir.plots import GRADIENT_PREFIX, plot_curves
 from composir.training.batches import Batches
 from composir.training.state import State
 

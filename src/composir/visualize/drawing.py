@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from composir.data.images import read_image
 from composir.errors import ComposirError
 from composir.files import replacing
-from composir.plots import HEAT_SIDE, heat
+from composir.heat import HEAT_SIDE, heat
 from composir.visualize.answers import Answer
 from composir.visualize.maps import Map, limits_by_map
 
@@ -106,7 +106,8 @@ def _draw_heat(
     pale = 160 + np.asarray(ImageOps.grayscale(picture), dtype=np.float32) * 3 / 8
     axes.imshow(pale, cmap="gray", vmin=0, vmax=255, extent=(0, picture.width, picture.height, 0))
     square = picture.transform((HEAT_SIDE, HEAT_SIDE), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-    axes.imshow(heat(square, values, limits, kind.colours), extent=(left, right, bottom, top), zorder=2)
+    colours = colormaps[kind.colours](np.arange(256))[:, :3]
+    axes.imshow(heat(square, values, limits, colours), extent=(left, right, bottom, top), zorder=2)
     if len(values) <= MAX_NUMBERED:
         rows, columns = values.shape
         for (row, column), value in np.ndenumerate(values):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from composir.heat import DIVERGING, SEQUENTIAL
 from composir.models.trace import Trace, patches
-from composir.plots import DIVERGING, SEQUENTIAL
 
 
 @dataclass(frozen=True)

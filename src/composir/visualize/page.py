@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from composir.data.images import read_image
 from composir.files import write_text
+from composir.heat import DIVERGING, SEQUENTIAL
 from composir.models.trace import patches
-from composir.plots import DIVERGING, SEQUENTIAL
 from composir.visualize.answers import Answer
 from composir.visualize.drawing import cannot_be_written
 from composir.visualize.maps import Map, limits_by_map

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
+from composir.heat import heat
 from composir.models.trace import Reading, patches
-from composir.plots import SEQUENTIAL, heat
 from composir.search import Images, content_id
 from composir.web.problems import Problem
 
@@ -138,7 +138,7 @@ def draw_heat(
     left, top, right, bottom = (round(share * side) for share, side in zip(box, (width, height) * 2, strict=True))
     drawn = ImageOps.grayscale(picture).convert("RGB")
     square = picture.crop((left, top, right, bottom))
-    coloured = Image.fromarray(np.uint8(heat(square, values, limits, SEQUENTIAL) * 255))
+    coloured = Image.fromarray(np.uint8(heat(square, values, limits) * 255))
     drawn.paste(coloured.resize(square.size), (left, top))
     return encode(drawn, HEAT_SIDE)
 

@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -149,6 +146,9 @@ def locate(source: str, expected: str) -> tuple[Path, str]:
         return path, str(path.resolve())
     if not _is_hub_id(source):
         raise ComposirError("no such file or folder", file=source, expected=expected, fix="check the path")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (not for a source on this machine)
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
     try:
         return Path(snapshot_download(source, allow_patterns=list(HUB_FILES))), source
     except OSError as error:  # the library's errors of HTTP, of the network and of its cache
@@ -194,6 +194,9 @@ def open_safetensors(file: Path) -> tuple[LazyTensors, dict[str, str]]:
 def _is_hub_id(source: str) -> bool:
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in SUFFIXES:
         return False
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415 (not for a source on this machine)
+    from huggingface_hub.utils import validate_repo_id  # noqa: PLC0415
+
     try:
         validate_repo_id(source)
     except HFValidationError:

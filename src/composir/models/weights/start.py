@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -426,6 +425,7 @@ def _config(source: Source, weights: Mapping[str, Tensor], sizes: Mapping[str, A
 
 
 def _hub_config(source: Source) -> Blip2Config:
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 (with transformers)
     from transformers import Blip2Config  # noqa: PLC0415 (seconds, and only the hub's layout has such a config)
 
     if source.config.get("model_type") != "blip-2":

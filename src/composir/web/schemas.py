@@ -1,0 +1,66 @@
+"""The documents that the operations answer with."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class Result(BaseModel):
+    """An image that was found."""
+
+    rank: int
+    """From 1."""
+    id: str
+    path: str
+    """Relative to the folder that was indexed, with forward slashes."""
+    score: float
+
+
+class Found(BaseModel):
+    """The answer to a search."""
+
+    results: list[Result]
+    """Best first."""
+    reference: str | None
+    """The id of the reference, where it is in the index (an uploaded file is known by its content)."""
+    milliseconds: float
+    """From the picture's being read to the answer, waiting included."""
+
+
+class Listed(BaseModel):
+    """An image of the index."""
+
+    id: str
+    path: str
+    """As in ``Result``."""
+
+
+class Listing(BaseModel):
+    """A page of all images, in the order of their paths."""
+
+    total: int
+    start: int
+    images: list[Listed]
+
+
+class Heat(BaseModel):
+    """Where the model looked in a reference picture, for a sentence."""
+
+    map: str
+    """``gate`` (how far it is open, mean over channels), ``text_attention`` or ``attention``."""
+    low: float
+    """The value of the darkest colour."""
+    high: float
+    values: list[list[float]]
+    """By row and column of patches."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of what the patches cover, as shares of the picture's width and height."""
+    picture: str
+    """The values drawn over the picture, a JPEG as a data URI."""
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: str
+    num_images: int

@@ -1,0 +1,164 @@
+"""What the operations share: the retriever, who waits for it, and the pictures made lately."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import anyio
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
+from starlette.datastructures import UploadFile
+
+from composir.errors import ComposirError
+from composir.search import Hit, Retriever, SearchQuery, content_id
+from composir.web.batcher import Batcher
+from composir.web.limits import RETRY_SECONDS, Limits
+from composir.web.pictures import HEAT_SIDE, Cache, heat_of, read_indexed, read_upload
+from composir.web.problems import Problem
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+NUM_DECODERS = 2
+"""Threads that decode pictures: each may need some 100 MB for a large one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What is kept of a request's picture while it waits: little, however large the picture is."""
+
+    id: str
+    """Of the image with this content, whether it is in the index or not."""
+    prepared: Image.Image
+    """The square that the model sees."""
+    small: Image.Image
+    """For a heat map to be drawn on."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the square, as shares of the picture's width and height."""
+
+
+class Service:
+    """What the operations share: the retriever, who waits for it, and the pictures made lately."""
+
+    def __init__(self, retriever: Retriever, limits: Limits, registry: CollectorRegistry) -> None:
+        self.retriever = retriever
+        self.limits = limits
+        self.cache = Cache(limits.cached_bytes)
+        self._num_waiting = 0
+        self._batches = Histogram(
+            "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),
+            registry=registry,
+        )  # fmt: skip
+        waiting = Gauge("composir_waiting", "Searches being read or answered", registry=registry)
+        waiting.set_function(lambda: self._num_waiting)
+        images = Gauge("composir_images", "Images in the index", registry=registry)
+        images.set_function(lambda: len(retriever))
+        ProcessCollector(registry=registry)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start what runs beside the requests; at the end answer who still waits, then stop it."""
+        self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="decoder")
+        self._searches = Batcher(
+            self.retriever.search_many, max_batch=self.limits.max_batch, on_batch=self._batches.observe
+        )
+        self._readings = Batcher(self._read, max_batch=self.limits.max_batch)
+        stop = Event()
+        watcher = Thread(target=self._watch, args=(stop,), name="reload", daemon=True)
+        watcher.start()
+        yield
+        stop.set()
+        for part in (self._searches, self._readings):
+            await anyio.to_thread.run_sync(part.close)
+        await anyio.to_thread.run_sync(self._decoders.shutdown)
+        await anyio.to_thread.run_sync(watcher.join)
+
+    def _watch(self, stop: Event) -> None:
+        """Look at the index on disk again and again; what is wrong with it is said once, and the old one answers."""
+        said = ""
+        while not stop.wait(self.limits.reload_seconds):
+            try:
+                if self.retriever.reload_if_changed():
+                    logger.info("the index has changed and was read again: %d images", len(self.retriever))
+                said = ""
+            except (ComposirError, OSError, sqlite3.Error) as error:
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("the index cannot be read again: %s", error)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Take one of the places for those who wait, or refuse."""
+        if self._num_waiting >= self.limits.max_waiting:
+            raise _busy()
+        self._num_waiting += 1
+        try:
+            yield
+        finally:
+            self._num_waiting -= 1
+
+    async def decode(self, work: Callable[[], T]) -> T:
+        """Return the result of work on pictures, of which only a few run at a time.
+
+        Who is cancelled takes back work that has not begun; what has begun keeps its place till it ends.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+    async def reference(self, upload: UploadFile | None, image_id: str | None) -> Reference | None:
+        """Return the picture that a request gives, if any."""
+        if upload is not None and image_id is not None:
+            raise Problem(422, "two-references", "give image or image_id, not both")
+        if upload is not None:
+            return await self.decode(lambda: self._uploaded(upload))
+        if image_id is not None:
+            return await self.decode(lambda: self._reference(self.indexed(image_id), image_id))
+        return None
+
+    def _uploaded(self, upload: UploadFile) -> Reference:
+        content = upload.file.read()
+        side = self.retriever.encoder.side
+        picture = read_upload(content, max_pixels=self.limits.max_pixels, side=side)
+        return self._reference(picture, content_id(content))
+
+    def _reference(self, picture: Image.Image, image_id: str) -> Reference:
+        width, height = picture.size
+        left, top, right, bottom = self.retriever.box(picture.size)
+        prepared = self.retriever.prepare(picture)
+        picture.thumbnail((HEAT_SIDE, HEAT_SIDE))
+        return Reference(image_id, prepared, picture, (left / width, top / height, right / width, bottom / height))
+
+    def indexed(self, image_id: str, *, side: int | None = None) -> Image.Image:
+        """Return an image of the index, as the model's is read, or with a longer side of at least ``side``."""
+        return read_indexed(self.retriever.images, image_id, side=side or self.retriever.encoder.side)
+
+    async def search(self, query: SearchQuery) -> list[Hit]:
+        """Return the answer to a query, embedded together with those of others."""
+        return await self._answer(self._searches, query)
+
+    async def read(self, picture: Image.Image, text: str) -> tuple[str, np.ndarray]:
+        """Return the name and the values of the heat map of a picture, prepared for the model, with a sentence."""
+        return await self._answer(self._readings, (picture, text))
+
+    def _read(self, asked: Sequence[tuple[Image.Image, str]]) -> list[tuple[str, np.ndarray]]:
+        pictures, texts = zip(*asked, strict=True)
+        reading = self.retriever.read(pictures, texts)
+        return [heat_of(reading, row) for row in range(len(asked))]
+
+    async def _answer(self, batcher: Batcher[Any, T], asked: object) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(batcher.ask(asked)), self.limits.max_seconds)
+        except asyncio.TimeoutError:
+            raise _busy() from None
+
+
+def _busy() -> Problem:
+    return Problem(503, "busy", "too many searches are waiting; try again soon", retry_after=RETRY_SECONDS)
