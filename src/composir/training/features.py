@@ -12,7 +12,7 @@ import torch
 from composir.data import DATASETS, Left, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
 from composir.features import DISK, TokenCache, fill_splits, make_cache
-from composir.models.presets import BACKBONES
+from composir.models.presets import find_backbone
 from composir.training.recipe import Recipe
 
 
@@ -43,6 +43,7 @@ def compute_features(
 
     ``progress`` is told what ``Observer.on_features`` is.
     """
+    backbone = find_backbone(recipe.backbone, recipe.weights)
     names = splits or ("train", DATASETS[find_dataset(recipe.dataset)].evaluated)
     loaded = [split for name in names for split in load_splits(recipe.dataset, recipe.data_root, name)]
     left_by_key: dict[str, Left] = {}
@@ -50,7 +51,7 @@ def compute_features(
         reduced, left_by_key = without_missing_images(loaded)
         loaded = list(reduced)
     require_images(loaded)
-    tower = BACKBONES[recipe.backbone].tower(recipe.weights)
+    tower = backbone.tower(recipe.weights)
     tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
     tower.to("cuda" if torch.cuda.is_available() else "cpu")
     tokens = make_cache(tower, DISK, cache_dir, num_workers=recipe.num_workers)
