@@ -231,15 +231,26 @@ def test_embeddings_through_the_cache_equal_those_of_pictures(model, paths):
     torch.testing.assert_close(embedder.embed_queries(paths, texts), model.embed_query(paths, texts))
 
 
-def test_text_only_puts_the_mean_of_the_gallery_in_the_reference_s_place(model, paths):
+def test_text_only_puts_the_mean_of_the_gallery_in_the_reference_s_place(model, paths, monkeypatch):
+    monkeypatch.setattr(features, "IMAGES_A_SUM", 5)
     embedder = CachedEmbedder(model, TokenCache(model.tower))
-    with pytest.raises(RuntimeError, match="embed the gallery first"):
-        embedder.embed_text_only(["x"])
-    embedder.embed_gallery(paths[:5])
-    embedder.embed_gallery(paths[5:])
-    mean = model.tokens(paths).double().mean(dim=0, keepdim=True).half()
-    expected = model.encode_query(mean.expand(2, -1, -1), *model.tokenize(["red", "blue"]))
-    torch.testing.assert_close(embedder.embed_text_only(["red", "blue"]), expected)
+    for gallery in (paths, paths[:3], paths):  # the one at hand, whatever was asked before
+        mean = model.tokens(gallery).double().mean(dim=0, keepdim=True).half()
+        expected = model.encode_query(mean.expand(2, -1, -1), *model.tokenize(["red", "blue"]))
+        torch.testing.assert_close(embedder.embed_text_only(["red", "blue"], gallery), expected, rtol=0, atol=0)
+        embedder.embed_gallery(paths[6:9])
+    with pytest.raises(ComposirError, match="a gallery of no image has no mean"):
+        embedder.embed_text_only(["red"], [])
+
+
+def test_the_batches_of_a_gallery_read_its_tokens_once(model, paths, monkeypatch):
+    tokens = TokenCache(model.tower)
+    read, before = [], TokenCache.__call__
+    monkeypatch.setattr(TokenCache, "__call__", lambda cache, sources: read.extend(sources) or before(cache, sources))
+    embedder = CachedEmbedder(model, tokens)
+    for text in ("red", "blue"):
+        embedder.embed_text_only([text], list(paths))
+    assert read == paths
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -255,17 +266,15 @@ def test_the_number_of_threads_does_not_change_the_tokens(model, paths):
     assert np.array_equal(one.numpy(), many.numpy())
 
 
-def test_the_neutral_reference_is_of_the_gallery_at_hand(model, paths):
-    """Another gallery before, as of another category, changes nothing."""
-    alone = CachedEmbedder(model, TokenCache(model.tower))
-    alone.embed_gallery(paths[6:])
-    after = CachedEmbedder(model, TokenCache(model.tower))
-    after.embed_gallery(paths[:6])
-    after.embed_queries(paths[:1], ["make it red"])
-    after.embed_gallery(paths[6:9])
-    after.embed_gallery(paths[9:])
-    texts = ["make it red"]
-    torch.testing.assert_close(alone.embed_text_only(texts), after.embed_text_only(texts), rtol=0, atol=1e-6)
+def test_a_pair_without_a_reference_is_matched_by_the_mean_of_its_gallery(model, paths):
+    model.config = model.config.model_copy(update={"matching_head": True})
+    embedder = CachedEmbedder(model, TokenCache(model.tower))
+    for gallery in (paths, paths[:3]):
+        mean = model.tokens(gallery).double().mean(dim=0).half()
+        pictures = torch.stack([mean, model.tokens(paths[:1])[0]]), model.tokens(paths[4:6])
+        expected = model.match(pictures, *model.tokenize(["red", "blue"]))
+        found = embedder.match([None, paths[0]], ["red", "blue"], paths[4:6], gallery)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_other_scorings_ask_with_several_vectors(model, paths):
@@ -291,7 +300,7 @@ def test_a_checkpoint_is_opened_with_all_tokens_present(model, shapes_root, tmp_
     )
     assert told[-1] == (12, 12)
     assert weights == weights_hash(model)
-    paths = [splits[0].images[name] for name in splits[0].gallery]
+    paths = splits[0].gallery_sources
     expected = CachedEmbedder(model, TokenCache(model.tower)).embed_gallery(paths)
     torch.testing.assert_close(embedder.embed_gallery(paths), expected, rtol=0, atol=0)
 

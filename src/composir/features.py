@@ -33,6 +33,8 @@ from composir.token_store import TokenStore
 TOWER_BATCH = 8
 """Pictures a pass of the tower; more is slower on a CPU (the feature maps leave its cache)."""
 NUM_WORKERS = 4
+IMAGES_A_SUM = 64
+"""Images whose tokens are read at once for the mean of a gallery."""
 SECONDS_BETWEEN_WRITES = 1.0
 """The work that a kill costs a cache on disk."""
 DISK, MEMORY, OFF = "disk", "memory", "off"
@@ -249,8 +251,8 @@ def open_embedder(
 class CachedEmbedder:
     """A model's embeddings of image files through a token cache: what evaluation asks of a model.
 
-    The text-only embedding puts the mean tokens of the gallery that was embedded last, place by place, where the
-    reference would be: a picture that says nothing but what all pictures say. ``scoring`` is one of ``SCORINGS``.
+    Without a reference the gallery's mean tokens, place by place, stand for it: a picture that says nothing but what
+    all pictures say. ``scoring`` is one of ``SCORINGS``.
     """
 
     def __init__(self, model: Composer, tokens: TokenCache, *, scoring: str = GLOBAL) -> None:
@@ -261,19 +263,13 @@ class CachedEmbedder:
         self.model = model
         self.tokens = tokens
         self.scoring = scoring
-        self._token_sum: Tensor | float = 0.0
-        self._num_images = 0
-        self._is_asked = False
+        self._mean: tuple[tuple[ImageSource, ...], Tensor | None] = (), None
+        """Of the last gallery that was asked for, so that its batches read it once."""
 
     @torch.inference_mode()
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
         """Return the target embedding of every image."""
-        if self._is_asked:  # another gallery begins
-            self._token_sum, self._num_images, self._is_asked = 0.0, 0, False
-        tokens = self.tokens(paths)
-        self._token_sum = self._token_sum + tokens.double().sum(dim=0)
-        self._num_images += len(tokens)
-        return self.model.encode_target(tokens.to(self.model.device))
+        return self.model.encode_target(self.tokens(paths).to(self.model.device))
 
     @torch.inference_mode()
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
@@ -281,19 +277,25 @@ class CachedEmbedder:
         return self._encode(self.tokens(paths).to(self.model.device), texts)
 
     @torch.inference_mode()
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
+    def embed_text_only(
+        self, texts: Sequence[str], gallery: Sequence[ImageSource]
+    ) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
-        neutral = self._neutral().to(self.model.device)
+        neutral = self._neutral(gallery).to(self.model.device)
         return self._encode(neutral.expand(len(texts), -1, -1), texts)
 
     @torch.inference_mode()
     def match(
-        self, references: Sequence[ImageSource | None], texts: Sequence[str], candidates: Sequence[ImageSource]
+        self,
+        references: Sequence[ImageSource | None],
+        texts: Sequence[str],
+        candidates: Sequence[ImageSource],
+        gallery: Sequence[ImageSource],
     ) -> Float[Tensor, " pairs"]:
-        """Return how well each candidate answers its reference and sentence; the reference ``None`` is neutral."""
+        """Return how well each candidate answers its reference and sentence; ``None`` is the gallery's mean tokens."""
         require_matching_head(self.model)
         if None in references:
-            neutral = self._neutral()
+            neutral = self._neutral(gallery)
             rows = [neutral if reference is None else self.tokens([reference])[0] for reference in references]
             tokens = torch.stack(rows)
         else:
@@ -302,15 +304,21 @@ class CachedEmbedder:
         pictures = (tokens.to(device), self.tokens(candidates).to(device))
         return self.model.match(pictures, *self.model.tokenize(texts))
 
-    def _neutral(self) -> Float[Tensor, "tokens width"]:
-        if not self._num_images:
-            raise RuntimeError("embed the gallery first: the neutral reference is its mean")
-        return torch.as_tensor(self._token_sum / self._num_images).half()
+    def _neutral(self, gallery: Sequence[ImageSource]) -> Float[Tensor, "tokens width"]:
+        sources, mean = tuple(gallery), self._mean[1]
+        if mean is None or sources != self._mean[0]:
+            if not sources:
+                raise ComposirError("a gallery of no image has no mean, which stands for the reference")
+            total = torch.zeros((), dtype=torch.float64)  # exact for fp16, whatever the order
+            for start in range(0, len(sources), IMAGES_A_SUM):
+                total = total + self.tokens(sources[start : start + IMAGES_A_SUM]).double().sum(dim=0)
+            mean = (total / len(sources)).half()
+            self._mean = sources, mean
+        return mean
 
     def _encode(
         self, tokens: Float[Tensor, "batch tokens width"], texts: Sequence[str]
     ) -> Float[Tensor, "batch *parts dim"]:
-        self._is_asked = True
         inputs = tokens, *self.model.tokenize(texts)
         if self.scoring == GLOBAL:
             return self.model.encode_query(*inputs)

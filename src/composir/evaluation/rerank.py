@@ -29,9 +29,13 @@ class Matcher(Protocol):
     """What re-ranking asks of a model: the score of each reference and sentence with each candidate."""
 
     def match(
-        self, references: Sequence[ImageSource | None], texts: Sequence[str], candidates: Sequence[ImageSource]
+        self,
+        references: Sequence[ImageSource | None],
+        texts: Sequence[str],
+        candidates: Sequence[ImageSource],
+        gallery: Sequence[ImageSource],
     ) -> Float[Tensor, " pairs"]:
-        """Return one score a pair, higher for better; a reference ``None`` is no picture."""
+        """Return one score a pair, higher for better; a reference ``None`` is no picture (``embed_text_only``)."""
         ...
 
 
@@ -114,11 +118,13 @@ def _score(  # noqa: PLR0917
     pairs: Iterator[tuple[Question, int]] = (
         (question, place) for question, places in asked.items() for place in places
     )
+    gallery = split.gallery_sources
     while batch := list(islice(pairs, batch_size)):
         found = matcher.match(
             [split.images[reference] if reference else None for (reference, _), _ in batch],
             [text for (_, text), _ in batch],
-            [split.images[split.gallery[place]] for _, place in batch],
+            [gallery[place] for _, place in batch],
+            gallery,
         ).float()
         if len(found) != len(batch) or found.isnan().any():
             raise ComposirError(

@@ -127,7 +127,7 @@ class SentenceEncoder:
     def __init__(self, embedder: SentenceEmbedder) -> None:
         self.embedder = embedder
         self.identity = embedder.weights_hash()
-        self.dim = embedder.embed_text_only(["a picture"]).shape[1]
+        self.dim = embedder.embed_sentences(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture, at most ``SENTENCE_SIDE`` pixels a side: the model's own processor does the rest."""
@@ -149,7 +149,7 @@ class SentenceEncoder:
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
             parts.append(self.embedder.embed_pairs([self.prepare(pictures[place]) for place in places], texts))
         if alone:
-            parts.append(self.embedder.embed_text_only([asked[row][1] for row in alone]))
+            parts.append(self.embedder.embed_sentences([asked[row][1] for row in alone]))
         return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
 
     def square(self, picture: Image.Image) -> Image.Image:

@@ -126,7 +126,7 @@ def _rank(
     tokens = TokenCache(model.tower, cache_dir)
     fill_splits(tokens, [split], progress)
     embedder = CachedEmbedder(model, tokens)
-    paths = [split.images[name] for name in split.gallery]
+    paths = split.gallery_sources
     targets = torch.cat(
         [embedder.embed_gallery(paths[i : i + IMAGES_PER_BATCH]) for i in range(0, len(paths), IMAGES_PER_BATCH)]
     )
