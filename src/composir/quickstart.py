@@ -16,6 +16,7 @@ from composir.data.scenes import generate
 from composir.evaluation import Result, contact_sheet, evaluate
 from composir.features import open_embedder
 from composir.search import MANIFEST, index_folder, read_manifest
+from composir.token_cache import TokenPlace
 from composir.training import Observer, load_recipe, resume_recipe, train
 
 DATA, MODELS, CACHE, SHEET, INDEX = "scenes", "models", "cache", "contact_sheet.png", "index"
@@ -68,7 +69,7 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
         generate(data, num_images=NUM_IMAGES)
     run = _train(out, minutes, observer)
     splits = load_splits("CIRR", data, "val")
-    embedder, weights_hash = open_embedder(run / "best", splits, cache_dir=out / CACHE)
+    embedder, weights_hash = open_embedder(run / "best", splits, place=TokenPlace(folder=out / CACHE))
     result = evaluate(embedder, splits, weights_hash=weights_hash, progress=tell)
     examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
     contact_sheet(result.rankings["composed"], out / SHEET, query_ids=examples)
@@ -107,7 +108,7 @@ def _train(out: Path, minutes: float, observer: Observer) -> Path:
     )
     runs = [state.parent for state in sorted((out / MODELS).glob("*/last"))]
     begun = next((run for run in runs if resume_recipe(run) == recipe), None)
-    done = train(recipe, resume=begun, observer=observer, cache_dir=out / CACHE)
+    done = train(recipe, resume=begun, observer=observer, place=TokenPlace(folder=out / CACHE))
     if done.interrupted:
         raise KeyboardInterrupt
     return done.run

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from composir.features import TOWER_BATCH
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
+from composir.token_cache import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""

@@ -17,7 +17,6 @@ import torch
 
 from composir.data.images import PICTURE_SUFFIXES, Found, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
-from composir.features import NUM_WORKERS
 from composir.files import telling_full_disk
 from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
@@ -25,6 +24,7 @@ from composir.search.index import Index, Progress
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
+from composir.token_cache import NUM_WORKERS
 
 NUM_SUFFIXES_SHOWN = 8
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")

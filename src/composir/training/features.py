@@ -11,8 +11,8 @@ import torch
 
 from composir.data import DATASETS, Left, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
-from composir.features import DISK, TokenCache, fill_splits, make_cache
 from composir.models.presets import find_backbone
+from composir.token_cache import TokenCache, TokenPlace, fill_splits, make_cache
 from composir.training.recipe import Recipe
 
 
@@ -54,7 +54,7 @@ def compute_features(
     tower = backbone.tower(recipe.weights)
     tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
     tower.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = make_cache(tower, DISK, cache_dir, num_workers=recipe.num_workers)
+    tokens = make_cache(tower, TokenPlace(folder=cache_dir, num_workers=recipe.num_workers))
     start = time.perf_counter()
     num_computed = fill_splits(tokens, loaded, with_size(tokens, progress))
     num_images = len({source for split in loaded for source in split.images.values()})
