@@ -13,16 +13,30 @@ from composir.data import Split
 from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError, nearest
+from composir.machine import default_device
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
 from composir.models.sprc import GLOBAL, SCORINGS
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
-from composir.token_cache import ON_DISK, Progress, TokenCache, TokenPlace, fill_splits, make_cache
+from composir.progress import Counted
+from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
-__all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "require_matching_head"]
+__all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
 
 IMAGES_A_SUM = 64
 """Images whose tokens are read at once for the mean of a gallery."""
+
+
+def open_model(model: Path | str, device: str | torch.device) -> Composer | SentenceEmbedder:
+    """Return the model of a checkpoint folder, a hub id or ``st:NAME``, with all it takes to see and to read.
+
+    Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
+    """
+    if str(model).startswith(PREFIX):
+        return load_sentence_embedder(str(model), device=str(device))
+    composer = from_pretrained(model, device=device)
+    require_whole(composer, model)
+    return composer
 
 
 def open_embedder(
@@ -32,7 +46,7 @@ def open_embedder(
     rerank: bool = False,
     scoring: str = GLOBAL,
     place: TokenPlace = ON_DISK,
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> tuple[CachedEmbedder | SentenceEmbedder, str]:
     """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
@@ -43,21 +57,20 @@ def open_embedder(
     ``rerank``, no trained matching head.
     """
     require_images(splits)
-    if str(model).startswith(PREFIX):
+    opened = open_model(model, default_device())
+    if isinstance(opened, SentenceEmbedder):
         if rerank:
             raise ComposirError("a sentence-transformers model has no matching head", fix="leave out --rerank")
         if scoring != GLOBAL:
             raise ComposirError(f"a sentence-transformers model has no {scoring} scoring", fix="leave out --scoring")
-        sentence_embedder = load_sentence_embedder(str(model))
-        return sentence_embedder, sentence_embedder.weights_hash()
-    composer = from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    tower = require_whole(composer, model)
+        return opened, opened.weights_hash()
     if rerank:
-        require_matching_head(composer)
-    tokens = make_cache(tower, place)
+        require_matching_head(opened)
+    assert opened.tower is not None
+    tokens = make_cache(opened.tower, place)
     fill_splits(tokens, splits, progress)
-    name = weights_hash(composer) if scoring == GLOBAL else f"{weights_hash(composer)}-{scoring}"
-    return CachedEmbedder(composer, tokens, scoring=scoring), name
+    name = weights_hash(opened) if scoring == GLOBAL else f"{weights_hash(opened)}-{scoring}"
+    return CachedEmbedder(opened, tokens, scoring=scoring), name
 
 
 class CachedEmbedder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from composir.data.images import file_of
 from composir.data.scenes import generate
 from composir.evaluation import Result, contact_sheet, evaluate
 from composir.features import open_embedder
+from composir.progress import Progress
 from composir.search import MANIFEST, index_folder, read_manifest
 from composir.token_cache import TokenPlace
 from composir.training import Observer, load_recipe, resume_recipe, train
@@ -26,8 +26,6 @@ NUM_IMAGES = 1800
 STEPS_PER_MINUTE = 58
 """Steps of batch 32 that two cores take in a minute, roughly; only the length of the training depends on it."""
 NUM_EXAMPLES = 3
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Quickstart:
         }
 
 
-def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> Quickstart:
+def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Progress) -> Quickstart:
     """Return what is under ``out`` after generating, training, evaluating and indexing; called again it goes on.
 
     ``minutes`` is about how long training takes on two cores; the number of steps it stands for is fixed by it, so
@@ -87,7 +85,7 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
     )
 
 
-def _index(pictures: Path, out: Path, model: Path, weights_hash: str, tell: Tell) -> None:
+def _index(pictures: Path, out: Path, model: Path, weights_hash: str, tell: Progress) -> None:
     """Bring the index of the gallery up to date; one of a model of before is made anew."""
     is_stale = (out / MANIFEST).exists() and read_manifest(out).weights_hash != weights_hash
     index_folder(pictures, out, model=model, rebuild=is_stale, progress=tell)

@@ -25,6 +25,7 @@ from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import size_text
 from composir.machine import available_memory
 from composir.models.vision import Tower
+from composir.progress import Counted
 from composir.token_store import TokenStore
 
 TOWER_BATCH = 8
@@ -36,8 +37,6 @@ DISK, MEMORY, OFF = "disk", "memory", "off"
 CACHES = (DISK, MEMORY, OFF)
 """Where tokens can be kept."""
 
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -94,7 +93,7 @@ class TokenCache:
         self._name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def fill(
-        self, sources: Iterable[ImageSource], progress: Progress | None = None, *, share: tuple[int, int] = (0, 1)
+        self, sources: Iterable[ImageSource], progress: Counted | None = None, *, share: tuple[int, int] = (0, 1)
     ) -> int:
         """Return how many images' tokens were not there and are now; nothing is done where they are not kept.
 
@@ -137,7 +136,7 @@ class TokenCache:
         return self.tower.num_tokens, self.tower.width
 
     def _fill_store(
-        self, store: TokenStore, missing: Sequence[ImageSource], progress: Progress | None, share: tuple[int, int]
+        self, store: TokenStore, missing: Sequence[ImageSource], progress: Counted | None, share: tuple[int, int]
     ) -> int:
         contents = store.contents(dict.fromkeys(map(file_of, missing)), num_workers=self.num_workers)
         image_by_source = {source: _image(source, contents[file_of(source)]) for source in missing}
@@ -162,7 +161,7 @@ class TokenCache:
         return len(images)
 
     def _compute(
-        self, sources: Sequence[ImageSource], progress: Progress | None
+        self, sources: Sequence[ImageSource], progress: Counted | None
     ) -> Iterator[tuple[int, Float16[np.ndarray, "batch tokens width"]]]:
         """Yield the tokens of the images, batch by batch, each with how many came before."""
         done = 0
@@ -205,7 +204,7 @@ def make_cache(tower: Tower, place: TokenPlace = ON_DISK) -> TokenCache:
 
 
 def fill_splits(
-    tokens: TokenCache, splits: Sequence[Split], progress: Progress | None = None, *, share: tuple[int, int] = (0, 1)
+    tokens: TokenCache, splits: Sequence[Split], progress: Counted | None = None, *, share: tuple[int, int] = (0, 1)
 ) -> int:
     """Return how many images of the splits had no tokens yet, after ``TokenCache.fill`` of all of them.
 

@@ -56,6 +56,13 @@ def files(shapes_root):
     return sorted((shapes_root / "dev").glob("*.png"))[:3]
 
 
+def test_what_such_a_model_looks_at_is_not_shown(clip_folder, files, run, tmp_path):
+    words = ("--image", files[0], "--text", "red", "--out", tmp_path / "map.png")
+    code, _, err = run("visualize", "--model", f"st:{clip_folder}", *words)
+    assert code == 2
+    assert "a sentence-transformers model does not show what it looks at; fix: give a checkpoint folder" in err
+
+
 def test_a_model_of_one_modality_at_a_time_is_combined_by_a_weighted_sum(clip_folder, files):
     embedder = load_sentence_embedder(f"st:{clip_folder}")
     assert not embedder.composes

@@ -19,10 +19,10 @@ from PIL import Image
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from composir.benchmark.processes import alone
-from composir.benchmark.steps import REAL, default_device
+from composir.benchmark.steps import REAL
 from composir.data import read_image
 from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE
-from composir.machine import describe_machine
+from composir.machine import default_device, describe_machine
 from composir.models.presets import BACKBONES
 from composir.models.vision import Tower
 from composir.models.vit import EVA, EVA_EPS, LastHidden

@@ -19,12 +19,10 @@ from composir.evaluation.rerank import Matcher, before_reranking
 from composir.evaluation.rerank import rerank as rerank_best
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, KINDS, TEXT_ONLY, Result, measure
 from composir.evaluation.similarity import similarity
+from composir.progress import Progress
 
 SCORES_PER_BLOCK = 2**25
 """Similarities held at once: 128 MB in float32."""
-
-Progress = Callable[[str, int, int], None]
-"""Called after every batch with what is being embedded, how many are done, and of how many."""
 
 
 @runtime_checkable

@@ -16,9 +16,7 @@ from composir.errors import ComposirError
 from composir.evaluation.metrics import averages, per_query, protocol_of
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, describe, first_ranks, hits
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Rerank
-
-Progress = Callable[[str, int, int], None]
-"""Called after every batch with what is being scored, how many are done, and of how many."""
+from composir.progress import Progress
 
 Question = tuple[str, str]
 """The reference's name, "" for none, and the sentence."""

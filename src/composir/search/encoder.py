@@ -13,9 +13,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
+from composir.features import open_model
+from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
-from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
+from composir.models.st import SentenceEmbedder
 from composir.token_cache import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
@@ -162,15 +163,9 @@ class SentenceEncoder:
 
 
 def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
-    """Return the model of a checkpoint folder, a hub id or ``st:NAME``.
-
-    Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
-    """
-    if str(model).startswith(PREFIX):
-        return SentenceEncoder(load_sentence_embedder(str(model), device=device))
-    composer = from_pretrained(model, device=device)
-    require_whole(composer, model)
-    return ComposerEncoder(composer)
+    """Return what ``open_model`` does, as search sees it."""
+    opened = open_model(model, device)
+    return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
 
 
 def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:

@@ -18,9 +18,11 @@ import torch
 from composir.data.images import PICTURE_SUFFIXES, Found, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
+from composir.machine import default_device
+from composir.progress import Progress
 from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
-from composir.search.index import Index, Progress
+from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
@@ -57,12 +59,12 @@ class IndexReport:
 
 
 def usable_device(device: str | None) -> str:
-    """Return the device that was asked for; without one ``cuda`` where there is one, else ``cpu``.
+    """Return the device that was asked for, without one ``default_device()``, as text.
 
     Raises ``ComposirError`` for a device that torch does not have here.
     """
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(default_device())
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # each is what torch raises for one of its devices

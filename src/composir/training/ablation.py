@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from composir.errors import ComposirError
 from composir.evaluation import Comparison, OverSeeds, compare, find_rankings, load_rankings, over_seeds
 from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, write_text
+from composir.progress import Progress
 from composir.token_cache import ON_DISK, TokenPlace
 from composir.training.loop import Observer, train
 from composir.training.recipe import Recipe, load_recipe, parse_value, validate
@@ -101,7 +102,7 @@ def ablate(
     metrics: Sequence[str] = (),
     observer: Observer | None = None,
     place: TokenPlace = ON_DISK,
-    tell: Callable[[str, int, int], None] | None = None,
+    tell: Progress | None = None,
 ) -> Ablation | None:
     """Return the comparison of trainings with every combination of the values in ``vary``, each with every seed.
 

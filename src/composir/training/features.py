@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from composir.data import DATASETS, Left, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
+from composir.machine import default_device
 from composir.models.presets import find_backbone
+from composir.progress import Counted
 from composir.token_cache import TokenCache, TokenPlace, fill_splits, make_cache
 from composir.training.recipe import Recipe
 
@@ -53,7 +53,7 @@ def compute_features(
     require_images(loaded)
     tower = backbone.tower(recipe.weights)
     tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
-    tower.to("cuda" if torch.cuda.is_available() else "cpu")
+    tower.to(default_device())
     tokens = make_cache(tower, TokenPlace(folder=cache_dir, num_workers=recipe.num_workers))
     start = time.perf_counter()
     num_computed = fill_splits(tokens, loaded, with_size(tokens, progress))
@@ -68,7 +68,7 @@ def compute_features(
     )
 
 
-def with_size(tokens: TokenCache, progress: Callable[[int, int, int], None] | None) -> Callable[[int, int], None]:
+def with_size(tokens: TokenCache, progress: Callable[[int, int, int], None] | None) -> Counted:
     """Return a progress of (done, total) that tells ``progress`` of the bytes of all, too."""
 
     def tell(done: int, total: int) -> None:

@@ -19,7 +19,8 @@ from composir.evaluation import PADDING, rank_embeddings
 from composir.features import CachedEmbedder
 from composir.models.composer import Composer
 from composir.models.trace import Trace, without_fusions
-from composir.token_cache import ON_DISK, Progress, TokenPlace, fill_splits, make_cache
+from composir.progress import Counted
+from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
 
 NUM_SHOWN = 8
 """Retrieved pictures in a row."""
@@ -80,7 +81,7 @@ def answer(
     target: Path | None = None,
     place: TokenPlace = ON_DISK,
     num_shown: int = NUM_SHOWN,
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> list[Answer]:
     """Return what the model makes of the picture with each sentence: its trace, and its ranking of the gallery.
 
@@ -119,7 +120,7 @@ def _with_questions(gallery: Split, image: Path, texts: Sequence[str]) -> Split:
 
 
 def _rank(
-    model: Composer, image: Path, split: Split, place: TokenPlace, *, num_shown: int, progress: Progress | None
+    model: Composer, image: Path, split: Split, place: TokenPlace, *, num_shown: int, progress: Counted | None
 ) -> list[dict[str, tuple[Hit, ...]]]:
     """Return the best pictures for each sentence by how they were ranked."""
     assert model.tower is not None  # the caller traces pictures with it
