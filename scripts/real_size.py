@@ -24,6 +24,7 @@ from PIL import Image
 
 import composir
 from composir.features import TokenCache
+from composir.machine import default_device
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
 from composir.models.transfer import convert
@@ -41,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=40, help="blocks in the tower's file; fewer is a quick try")
     parser.add_argument("--dir", type=Path, default=None, help="where the 10 GB go; the system's temporary folder")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(default_device()))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
         stages = run(Path(folder), arguments.layers, arguments.device)

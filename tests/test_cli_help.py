@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from composir.models.presets import BACKBONES, build
 from PIL import Image
 
 from composir.cli import choices
 from composir.cli.common import app
 from composir.data import DATASETS, TRANSFORMS
 from composir.losses import LOSSES
+from composir.models.backbones import BACKBONES, build
 from composir.models.checkpoint import save_pretrained
 from composir.models.fusion import FUSIONS
 from composir.search import INDEXES, index_folder

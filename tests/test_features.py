@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import shutil
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from composir import features, token_store
+from composir import features
 from composir.data import load_splits
-from composir.errors import ComposirError, ProblemsError
-from composir.features import CachedEmbedder, TokenCache, default_cache_dir, fill_splits, make_cache, open_embedder
+from composir.errors import ComposirError
+from composir.features import CachedEmbedder, TokenCache, TokenPlace, open_embedder
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
 from composir.models.composer import Composer
@@ -28,202 +24,6 @@ def paths(shapes_root):
     return sorted((shapes_root / "dev").glob("*.png"))
 
 
-@pytest.mark.parametrize("on_disk", [True, False])
-def test_cached_equals_uncached(model, paths, tmp_path, on_disk):
-    cache = TokenCache(model.tower, tmp_path / "cache" if on_disk else None)
-    told = []
-    cache.fill(paths, lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(paths), len(paths))
-    expected = model.tokens(paths)
-    assert torch.equal(cache(paths), expected)
-    assert torch.equal(cache(paths[::-1]), expected.flip(0))
-    assert torch.equal(cache([paths[3], paths[3]]), expected[[3, 3]])
-
-
-def test_a_second_cache_reads_what_the_first_wrote(model, paths, tmp_path, monkeypatch):
-    first = TokenCache(model.tower, tmp_path)(paths)
-    second = TokenCache(model.tower, tmp_path)
-    monkeypatch.setattr(model.tower, "forward", lambda pixels: pytest.fail("the tower was asked again"))
-    assert torch.equal(second(paths), first)
-
-
-@pytest.mark.parametrize("change", ["content", "transform", "tower"])
-def test_what_changes_the_tokens_is_never_read_from_the_old_file(model, paths, tmp_path, change):
-    files = [tmp_path / file.name for file in paths]
-    for source, file in zip(paths, files, strict=True):
-        shutil.copy(source, file)
-    before = TokenCache(model.tower, tmp_path / "cache")(files)
-    if change == "content":
-        Image.new("RGB", (60, 52), "black").save(files[0])
-    elif change == "transform":
-        model.tower.transform = "squarepad"
-    else:
-        with torch.no_grad():
-            model.tower.network.convolution.weight.mul_(2)
-    after = TokenCache(model.tower, tmp_path / "cache")(files)
-    assert not torch.equal(after[0], before[0])
-    assert torch.equal(after, model.tokens(files))
-
-
-FILL = """
-from pathlib import Path
-from composir.features import TokenCache
-from composir.models.backbones import build
-import composir.features as features
-features.TOWER_BATCH, features.SECONDS_BETWEEN_WRITES = 2, 0.0
-paths = sorted(Path({images!r}).glob("*.png"))
-cache = TokenCache(build("tiny").tower, Path({cache!r}))
-"""
-
-
-def fill_code(shapes_root, cache, call):
-    return FILL.format(images=str(shapes_root / "dev"), cache=str(cache)) + call
-
-
-def count_computed(cache, paths):
-    told = [(0, 0)]
-    cache.fill(paths, lambda *done: told.append(done))
-    return told[-1][0]
-
-
-def test_what_was_written_before_a_kill_is_kept(model, paths, shapes_root, tmp_path, spawn):
-    kill = "cache.fill(paths, lambda done, total: done == 6 and os.kill(os.getpid(), 9))"
-    code, _ = spawn(fill_code(shapes_root, tmp_path, kill)).end()
-    assert code == -9
-    (file,) = tmp_path.glob("*/tokens.f16")
-    with file.open("ab") as half:
-        half.write(b"half a row")  # as if the kill had come in the middle of a write
-    cache = TokenCache(model.tower, tmp_path)
-    assert count_computed(cache, paths) == len(paths) - 6
-    assert torch.equal(cache(paths), model.tokens(paths))
-
-
-def test_processes_may_fill_one_cache_at_once(model, paths, shapes_root, tmp_path, spawn):
-    fill = """
-import time
-Path({ready!r} + str(os.getpid())).touch()
-while len(list(Path({ready!r}).parent.glob("ready-*"))) < 3:
-    time.sleep(0.001)
-cache.fill(paths)
-"""
-    fill = fill.format(ready=str(tmp_path / "ready-"))
-    children = [spawn(fill_code(shapes_root, tmp_path, fill)) for _ in range(3)]
-    assert [child.end() for child in children] == [(0, "")] * 3
-    cache = TokenCache(model.tower, tmp_path)
-    assert count_computed(cache, paths) == 0
-    assert torch.equal(cache(paths), model.tokens(paths))
-    (file,) = tmp_path.glob("*/tokens.f16")
-    assert file.stat().st_size == len(paths) * cache.bytes_per_image
-
-
-def test_each_of_several_processes_computes_a_share(model, paths, tmp_path):
-    shares = [TokenCache(model.tower, tmp_path).fill(paths, share=(index, 5)) for index in range(5)]
-    assert shares == [3, 3, 2, 2, 2]
-    assert count_computed(TokenCache(model.tower, tmp_path), paths) == 0
-
-
-def test_files_that_have_not_changed_are_not_read_again(model, paths, tmp_path, monkeypatch):
-    files = [tmp_path / file.name for file in paths]
-    for source, file in zip(paths, files, strict=True):
-        shutil.copy(source, file)
-    read, before = [], token_store.read_bytes
-    monkeypatch.setattr(token_store, "read_bytes", lambda path: read.append(path) or before(path))
-    TokenCache(model.tower, tmp_path / "cache").fill(files)
-    assert read == files
-    TokenCache(model.tower, tmp_path / "cache").fill(files)
-    assert read == files
-    files[0].write_bytes(files[1].read_bytes())
-    files[2].rename(tmp_path / "renamed.png")
-    cache = TokenCache(model.tower, tmp_path / "cache")
-    assert count_computed(cache, [*files[:2], tmp_path / "renamed.png"]) == 0  # known by their content
-    assert read[len(files) :] == [files[0], tmp_path / "renamed.png"]
-    assert torch.equal(cache(files[:1]), model.tokens(files[1:2]))
-
-
-def test_rows_that_the_file_has_lost_are_computed_again(model, paths, tmp_path):
-    TokenCache(model.tower, tmp_path).fill(paths)
-    (file,) = tmp_path.glob("*/tokens.f16")
-    with file.open("r+b") as short:
-        short.truncate(3 * TokenCache(model.tower).bytes_per_image + 7)
-    cache = TokenCache(model.tower, tmp_path)
-    assert count_computed(cache, paths) == len(paths) - 3
-    assert torch.equal(cache(paths), model.tokens(paths))
-
-
-def test_a_damaged_index_says_what_to_delete(model, paths, tmp_path):
-    TokenCache(model.tower, tmp_path).fill(paths)
-    (file,) = tmp_path.glob("*/tokens.sqlite")
-    file.write_bytes(b"no database" * 1000)
-    with pytest.raises(ComposirError, match=r"is damaged .*fix: delete .*tokens-"):
-        TokenCache(model.tower, tmp_path).fill(paths)
-
-
-def test_a_disk_too_small_is_refused_with_the_figures(model, paths, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5000))
-    monkeypatch.setattr(model.tower, "forward", lambda pixels: pytest.fail("something was computed"))
-    with pytest.raises(ComposirError, match=r"the tokens of 12 images need 5\.2 kB, the disk has 5\.0 kB left"):
-        TokenCache(model.tower, tmp_path).fill(paths)
-    monkeypatch.setattr(features, "available_memory", lambda: 5000)
-    with pytest.raises(ComposirError, match=r"12 images need 5\.2 kB of memory, 5\.0 kB are left.*--cache disk"):
-        TokenCache(model.tower).fill(paths)
-
-
-def test_a_write_that_fails_is_one_line_and_keeps_what_there_is(model, paths, shapes_root, tmp_path, spawn):
-    limit = """
-import resource
-from composir.errors import ComposirError
-resource.setrlimit(resource.RLIMIT_FSIZE, (10 * cache.bytes_per_image, -1))
-Path({cache!r}).mkdir()
-try:
-    cache.fill(paths * 50)
-except ComposirError as error:
-    print(error)
-"""
-    code, words = spawn(fill_code(shapes_root, tmp_path / "cache", limit.format(cache=str(tmp_path / "cache")))).end()
-    assert code == 0
-    assert "cannot be written" in words
-    assert "--cache-dir" in words
-
-
-def test_a_cache_that_keeps_nothing_still_names_every_broken_image(model, paths, shapes_root, tmp_path):
-    cache = make_cache(model.tower, "off")
-    assert torch.equal(cache([*paths, paths[0]]), model.tokens([*paths, paths[0]]))
-    assert fill_splits(cache, load_splits("CIRR", shapes_root, "val")) == 0
-    root = tmp_path / "root"
-    shutil.copytree(shapes_root, root)
-    (root / "dev/val-blue-ellipse.png").write_text("no image")
-    with pytest.raises(ProblemsError, match=r"val-blue-ellipse\.png"):
-        fill_splits(cache, load_splits("CIRR", root, "val"))
-
-
-def test_a_cache_of_no_kind_is_refused(model, tmp_path):
-    with pytest.raises(ComposirError, match="--cache 'dsk' is not known; expected disk, memory, off"):
-        make_cache(model.tower, "dsk")
-    with pytest.raises(ComposirError, match="--cache off keeps nothing in --cache-dir"):
-        make_cache(model.tower, "off", tmp_path)
-
-
-def test_all_broken_images_are_named_at_once(model, shapes_root, tmp_path):
-    root = tmp_path / "root"
-    shutil.copytree(shapes_root, root)
-    (broken,) = (root / "dev").glob("val-red-ellipse.png")
-    broken.write_bytes(broken.read_bytes()[:60])
-    (root / "dev/val-blue-ellipse.png").write_text("no image")
-    splits = load_splits("CIRR", root, "val")
-    with pytest.raises(ProblemsError) as error:
-        fill_splits(TokenCache(model.tower), splits)
-    assert len(error.value.problems) == 2
-    assert "val-red-ellipse.png" in str(error.value)
-    assert "val-blue-ellipse.png" in str(error.value)
-
-
-def test_one_broken_file_is_an_error_with_its_name(model, tmp_path):
-    (tmp_path / "x.png").write_bytes(b"")
-    with pytest.raises(ComposirError, match=r"x\.png"):
-        TokenCache(model.tower)([tmp_path / "x.png"])
-
-
 def test_embeddings_through_the_cache_equal_those_of_pictures(model, paths):
     embedder = CachedEmbedder(model, TokenCache(model.tower))
     texts = [f"make it {index}" for index in range(len(paths))]
@@ -231,41 +31,37 @@ def test_embeddings_through_the_cache_equal_those_of_pictures(model, paths):
     torch.testing.assert_close(embedder.embed_queries(paths, texts), model.embed_query(paths, texts))
 
 
-def test_text_only_puts_the_mean_of_the_gallery_in_the_reference_s_place(model, paths):
+def test_text_only_puts_the_mean_of_the_gallery_in_the_reference_s_place(model, paths, monkeypatch):
+    monkeypatch.setattr(features, "IMAGES_A_SUM", 5)
     embedder = CachedEmbedder(model, TokenCache(model.tower))
-    with pytest.raises(RuntimeError, match="embed the gallery first"):
-        embedder.embed_text_only(["x"])
-    embedder.embed_gallery(paths[:5])
-    embedder.embed_gallery(paths[5:])
-    mean = model.tokens(paths).double().mean(dim=0, keepdim=True).half()
-    expected = model.encode_query(mean.expand(2, -1, -1), *model.tokenize(["red", "blue"]))
-    torch.testing.assert_close(embedder.embed_text_only(["red", "blue"]), expected)
+    for gallery in (paths, paths[:3], paths):  # the one at hand, whatever was asked before
+        mean = model.tokens(gallery).double().mean(dim=0, keepdim=True).half()
+        expected = model.encode_query(mean.expand(2, -1, -1), *model.tokenize(["red", "blue"]))
+        torch.testing.assert_close(embedder.embed_text_only(["red", "blue"], gallery), expected, rtol=0, atol=0)
+        embedder.embed_gallery(paths[6:9])
+    with pytest.raises(ComposirError, match="a gallery of no image has no mean"):
+        embedder.embed_text_only(["red"], [])
 
 
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMPOSIR_CACHE", str(tmp_path / "own"))
-    assert default_cache_dir() == tmp_path / "own"
-    monkeypatch.delenv("COMPOSIR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "composir"
+def test_the_batches_of_a_gallery_read_its_tokens_once(model, paths, monkeypatch):
+    tokens = TokenCache(model.tower)
+    read, before = [], TokenCache.__call__
+    monkeypatch.setattr(TokenCache, "__call__", lambda cache, sources: read.extend(sources) or before(cache, sources))
+    embedder = CachedEmbedder(model, tokens)
+    for text in ("red", "blue"):
+        embedder.embed_text_only([text], list(paths))
+    assert read == paths
 
 
-def test_the_number_of_threads_does_not_change_the_tokens(model, paths):
-    one, many = (TokenCache(model.tower, num_workers=count)(paths) for count in (0, 5))
-    assert np.array_equal(one.numpy(), many.numpy())
-
-
-def test_the_neutral_reference_is_of_the_gallery_at_hand(model, paths):
-    """Another gallery before, as of another category, changes nothing."""
-    alone = CachedEmbedder(model, TokenCache(model.tower))
-    alone.embed_gallery(paths[6:])
-    after = CachedEmbedder(model, TokenCache(model.tower))
-    after.embed_gallery(paths[:6])
-    after.embed_queries(paths[:1], ["make it red"])
-    after.embed_gallery(paths[6:9])
-    after.embed_gallery(paths[9:])
-    texts = ["make it red"]
-    torch.testing.assert_close(alone.embed_text_only(texts), after.embed_text_only(texts), rtol=0, atol=1e-6)
+def test_a_pair_without_a_reference_is_matched_by_the_mean_of_its_gallery(model, paths):
+    model.config = model.config.model_copy(update={"matching_head": True})
+    embedder = CachedEmbedder(model, TokenCache(model.tower))
+    for gallery in (paths, paths[:3]):
+        mean = model.tokens(gallery).double().mean(dim=0).half()
+        pictures = torch.stack([mean, model.tokens(paths[:1])[0]]), model.tokens(paths[4:6])
+        expected = model.match(pictures, *model.tokenize(["red", "blue"]))
+        found = embedder.match([None, paths[0]], ["red", "blue"], paths[4:6], gallery)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_other_scorings_ask_with_several_vectors(model, paths):
@@ -287,11 +83,11 @@ def test_a_checkpoint_is_opened_with_all_tokens_present(model, shapes_root, tmp_
     splits = load_splits("CIRR", shapes_root, "val")
     told = []
     embedder, weights = open_embedder(
-        tmp_path / "best", splits, cache_dir=tmp_path / "cache", progress=lambda *done: told.append(done)
+        tmp_path / "best", splits, place=TokenPlace(folder=tmp_path / "cache"), progress=lambda *done: told.append(done)
     )
     assert told[-1] == (12, 12)
     assert weights == weights_hash(model)
-    paths = [splits[0].images[name] for name in splits[0].gallery]
+    paths = splits[0].gallery_sources
     expected = CachedEmbedder(model, TokenCache(model.tower)).embed_gallery(paths)
     torch.testing.assert_close(embedder.embed_gallery(paths), expected, rtol=0, atol=0)
 

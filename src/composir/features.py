@@ -1,212 +1,42 @@
-"""Image tokens of the frozen tower, computed once an image, and the embeddings made from them."""
+"""What evaluation asks of a model: its embeddings of image files and sentences, opened by the model's name."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float16
+from jaxtyping import Float
 from torch import Tensor
 
-from composir.data import Split, read_image
-from composir.data.check import check_images, require_images
-from composir.data.images import Crop, ImageSource, file_of
-from composir.errors import ComposirError, ProblemsError, nearest
-from composir.files import size_text
-from composir.machine import available_memory
+from composir.data import Split
+from composir.data.check import require_images
+from composir.data.images import ImageSource
+from composir.errors import ComposirError, nearest
+from composir.machine import default_device
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
 from composir.models.sprc import GLOBAL, SCORINGS
 from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
-from composir.models.vision import Tower
-from composir.token_store import TokenStore
+from composir.progress import Counted
+from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
-TOWER_BATCH = 8
-"""Pictures a pass of the tower; more is slower on a CPU (the feature maps leave its cache)."""
-NUM_WORKERS = 4
-SECONDS_BETWEEN_WRITES = 1.0
-"""The work that a kill costs a cache on disk."""
-DISK, MEMORY, OFF = "disk", "memory", "off"
-CACHES = (DISK, MEMORY, OFF)
-"""Where tokens can be kept."""
+__all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
 
-Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
-
-Item = TypeVar("Item")
-Read = TypeVar("Read")
+IMAGES_A_SUM = 64
+"""Images whose tokens are read at once for the mean of a gallery."""
 
 
-def default_cache_dir() -> Path:
-    """Return ``$COMPOSIR_CACHE``, else ``composir`` under the user's cache folder (``$XDG_CACHE_HOME``)."""
-    if "COMPOSIR_CACHE" in os.environ:
-        return Path(os.environ["COMPOSIR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composir"
+def open_model(model: Path | str, device: str | torch.device) -> Composer | SentenceEmbedder:
+    """Return the model of a checkpoint folder, a hub id or ``st:NAME``, with all it takes to see and to read.
 
-
-class TokenCache:
-    """The tower's tokens of images, fp16: on disk below ``directory``, in memory without one, or never kept.
-
-    On disk they are in a ``TokenStore``, one for each tower (its weights) and transform, under the content of the
-    image: a changed picture, another tower or another transform is never answered with what was computed before.
+    Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
     """
-
-    def __init__(
-        self, tower: Tower, directory: Path | None = None, *, is_kept: bool = True, num_workers: int = NUM_WORKERS
-    ) -> None:
-        self.tower = tower
-        self.directory = directory
-        self.is_kept = is_kept
-        self.num_workers = max(1, num_workers)
-        self.bytes_per_image = tower.num_tokens * tower.width * np.dtype(np.float16).itemsize
-        self._place_by_source: dict[ImageSource, tuple[np.ndarray, int]] = {}
-        key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
-        self._name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-    def fill(
-        self, sources: Iterable[ImageSource], progress: Progress | None = None, *, share: tuple[int, int] = (0, 1)
-    ) -> int:
-        """Return how many images' tokens were not there and are now; nothing is done where they are not kept.
-
-        ``progress`` counts these. With a ``share`` ``(i, n)``, for n processes at once, only the i-th of n equal parts
-        of the images is computed, unless it is kept in memory. An image that cannot be read raises ``ComposirError``
-        naming it, and so does a lack of space or memory, before anything is computed.
-        """
-        missing = [source for source in dict.fromkeys(sources) if source not in self._place_by_source]
-        if not missing or not self.is_kept:
-            return 0
-        if self.directory is not None:
-            with closing(TokenStore(self.directory / self._name, self._shape)) as store:
-                return self._fill_store(store, missing, progress, share)
-        num_bytes, available = len(missing) * self.bytes_per_image, available_memory()
-        if available is not None and num_bytes > available:
-            raise ComposirError(
-                f"the tokens of {len(missing):,} images need {size_text(num_bytes)} of memory, "
-                f"{size_text(available)} are left",
-                fix="keep them on disk (--cache disk), or nowhere (--cache off)",
-            )
-        block = np.empty((len(missing), *self._shape), np.float16)
-        for done, tokens in self._compute(missing, progress):
-            block[done : done + len(tokens)] = tokens
-        self._place_by_source.update({source: (block, row) for row, source in enumerate(missing)})
-        return len(missing)
-
-    def __call__(self, sources: Sequence[ImageSource]) -> Float[Tensor, "batch tokens width"]:
-        """Return the tokens of the images, fp16, in their order, computing what is not there yet."""
-        if not self.is_kept:
-            unique = list(dict.fromkeys(sources))
-            tokens = np.concatenate([tokens for _, tokens in self._compute(unique, None)])
-            place_by_source = {source: (tokens, row) for row, source in enumerate(unique)}
-        else:
-            self.fill(sources)
-            place_by_source = self._place_by_source
-        return torch.from_numpy(np.stack([block[row] for block, row in map(place_by_source.__getitem__, sources)]))
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return self.tower.num_tokens, self.tower.width
-
-    def _fill_store(
-        self, store: TokenStore, missing: Sequence[ImageSource], progress: Progress | None, share: tuple[int, int]
-    ) -> int:
-        contents = store.contents(dict.fromkeys(map(file_of, missing)), num_workers=self.num_workers)
-        image_by_source = {source: _image(source, contents[file_of(source)]) for source in missing}
-        there = store.rows()
-        source_by_image = {image: source for source, image in image_by_source.items()}
-        absent = [image for image in source_by_image if image not in there]
-        store.require_space(len(absent))
-        # The parts are of all images: another process may have added some of its part already.
-        images = [image for image in list(source_by_image)[share[0] :: share[1]] if image not in there]
-        waiting: list[np.ndarray] = []
-        first, last_write = 0, time.monotonic()
-        for done, tokens in self._compute([source_by_image[image] for image in images], progress):
-            waiting.append(tokens)
-            end = done + len(tokens)
-            if end == len(images) or time.monotonic() - last_write > SECONDS_BETWEEN_WRITES:
-                store.add(images[first:end], np.concatenate(waiting))
-                waiting, first, last_write = [], end, time.monotonic()
-        row_by_image, block = store.rows(), store.map()
-        self._place_by_source.update(
-            {source: (block, row_by_image[image]) for source, image in image_by_source.items() if image in row_by_image}
-        )
-        return len(images)
-
-    def _compute(
-        self, sources: Sequence[ImageSource], progress: Progress | None
-    ) -> Iterator[tuple[int, Float16[np.ndarray, "batch tokens width"]]]:
-        """Yield the tokens of the images, batch by batch, each with how many came before."""
-        done = 0
-        for batch in read_ahead(self._prepare, sources, size=TOWER_BATCH, num_workers=self.num_workers):
-            pictures = np.stack(batch)  # (batch, 3, size, size)
-            yield done, self.tower(torch.from_numpy(pictures)).cpu().numpy()
-            done += len(pictures)
-            if progress is not None:
-                progress(done, len(sources))
-
-    def _prepare(self, source: ImageSource) -> np.ndarray:
-        return self.tower.prepare(read_image(source))
-
-
-def read_ahead(
-    read: Callable[[Item], Read], items: Sequence[Item], *, size: int, num_workers: int
-) -> Iterator[list[Read]]:
-    """Yield what ``read`` returns for the items, in order and in batches; threads read on while a batch is used."""
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        batches = iter([items[start : start + size] for start in range(0, len(items), size)])
-        waiting = [[pool.submit(read, item) for item in batch] for batch in islice(batches, 2)]
-        try:
-            while waiting:
-                batch = [future.result() for future in waiting.pop(0)]
-                waiting += [[pool.submit(read, item) for item in following] for following in islice(batches, 1)]
-                yield batch
-        finally:
-            for future in (future for batch in waiting for future in batch):
-                future.cancel()
-
-
-def _image(source: ImageSource, content: str) -> str:
-    return f"{content} {source.box}" if isinstance(source, Crop) else content
-
-
-def make_cache(
-    tower: Tower, cache: str = DISK, directory: Path | None = None, *, num_workers: int = NUM_WORKERS
-) -> TokenCache:
-    """Return the token cache that ``cache`` names, one of ``CACHES``; on disk in the default folder unless given."""
-    if cache not in CACHES:
-        raise ComposirError(f"--cache {cache!r} is not known", expected=", ".join(CACHES), fix=nearest(cache, CACHES))
-    if directory is not None and cache != DISK:
-        raise ComposirError(f"--cache {cache} keeps nothing in --cache-dir {directory}", fix="leave one of them out")
-    place = directory or default_cache_dir() if cache == DISK else None
-    return TokenCache(tower, place, is_kept=cache != OFF, num_workers=num_workers)
-
-
-def fill_splits(
-    tokens: TokenCache, splits: Sequence[Split], progress: Progress | None = None, *, share: tuple[int, int] = (0, 1)
-) -> int:
-    """Return how many images of the splits had no tokens yet, after ``TokenCache.fill`` of all of them.
-
-    Raises ``ProblemsError`` with all images that cannot be read. Where tokens are not kept, every image is still
-    decoded once, so that a broken one is told now and not in the middle of what follows.
-    """
-    problems = [] if tokens.is_kept else check_images(splits, progress=progress)
-    if problems:
-        raise ProblemsError(problems)
-    try:
-        return tokens.fill([path for split in splits for path in split.images.values()], progress, share=share)
-    except ComposirError:
-        problems = check_images(splits)
-        if problems:
-            raise ProblemsError(problems) from None
-        raise
+    if str(model).startswith(PREFIX):
+        return load_sentence_embedder(str(model), device=str(device))
+    composer = from_pretrained(model, device=device)
+    require_whole(composer, model)
+    return composer
 
 
 def open_embedder(
@@ -214,43 +44,40 @@ def open_embedder(
     splits: Sequence[Split],
     *,
     rerank: bool = False,
-    cache: str = DISK,
-    cache_dir: Path | None = None,
-    num_workers: int = NUM_WORKERS,
     scoring: str = GLOBAL,
-    progress: Progress | None = None,
+    place: TokenPlace = ON_DISK,
+    progress: Counted | None = None,
 ) -> tuple[CachedEmbedder | SentenceEmbedder, str]:
     """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
-    ``model`` is a checkpoint folder, a hub id or ``st:NAME`` (see ``SentenceEmbedder``). It computes on the GPU where
-    there is one. Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is
-    ranked, and ``ComposirError`` for what is no model, has no vision tower or, with ``rerank``, no trained matching
-    head.
+    ``model`` is a checkpoint folder, a hub id or ``st:NAME`` (see ``SentenceEmbedder``, which keeps no tokens in
+    ``place``). It computes on the GPU where there is one. Raises ``ProblemsError`` with every image that is missing or
+    cannot be read, before anything is ranked, and ``ComposirError`` for what is no model, has no vision tower or, with
+    ``rerank``, no trained matching head.
     """
     require_images(splits)
-    if str(model).startswith(PREFIX):
+    opened = open_model(model, default_device())
+    if isinstance(opened, SentenceEmbedder):
         if rerank:
             raise ComposirError("a sentence-transformers model has no matching head", fix="leave out --rerank")
         if scoring != GLOBAL:
             raise ComposirError(f"a sentence-transformers model has no {scoring} scoring", fix="leave out --scoring")
-        sentence_embedder = load_sentence_embedder(str(model))
-        return sentence_embedder, sentence_embedder.weights_hash()
-    composer = from_pretrained(model, device="cuda" if torch.cuda.is_available() else "cpu")
-    tower = require_whole(composer, model)
+        return opened, opened.weights_hash()
     if rerank:
-        require_matching_head(composer)
-    tokens = make_cache(tower, cache, cache_dir, num_workers=num_workers)
+        require_matching_head(opened)
+    assert opened.tower is not None
+    tokens = make_cache(opened.tower, place)
     fill_splits(tokens, splits, progress)
-    name = weights_hash(composer) if scoring == GLOBAL else f"{weights_hash(composer)}-{scoring}"
-    return CachedEmbedder(composer, tokens, scoring=scoring), name
+    name = weights_hash(opened) if scoring == GLOBAL else f"{weights_hash(opened)}-{scoring}"
+    return CachedEmbedder(opened, tokens, scoring=scoring), name
 
 
 class CachedEmbedder:
     """A model's embeddings of image files through a token cache: what evaluation asks of a model.
 
-    The text-only embedding puts the mean tokens of the gallery that was embedded last, place by place, where the
-    reference would be: a picture that says nothing but what all pictures say. ``scoring`` is one of ``SCORINGS``.
+    Without a reference the gallery's mean tokens, place by place, stand for it: a picture that says nothing but what
+    all pictures say. ``scoring`` is one of ``SCORINGS``.
     """
 
     def __init__(self, model: Composer, tokens: TokenCache, *, scoring: str = GLOBAL) -> None:
@@ -261,19 +88,13 @@ class CachedEmbedder:
         self.model = model
         self.tokens = tokens
         self.scoring = scoring
-        self._token_sum: Tensor | float = 0.0
-        self._num_images = 0
-        self._is_asked = False
+        self._mean: tuple[tuple[ImageSource, ...], Tensor | None] = (), None
+        """Of the last gallery that was asked for, so that its batches read it once."""
 
     @torch.inference_mode()
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
         """Return the target embedding of every image."""
-        if self._is_asked:  # another gallery begins
-            self._token_sum, self._num_images, self._is_asked = 0.0, 0, False
-        tokens = self.tokens(paths)
-        self._token_sum = self._token_sum + tokens.double().sum(dim=0)
-        self._num_images += len(tokens)
-        return self.model.encode_target(tokens.to(self.model.device))
+        return self.model.encode_target(self.tokens(paths).to(self.model.device))
 
     @torch.inference_mode()
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
@@ -281,19 +102,25 @@ class CachedEmbedder:
         return self._encode(self.tokens(paths).to(self.model.device), texts)
 
     @torch.inference_mode()
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
+    def embed_text_only(
+        self, texts: Sequence[str], gallery: Sequence[ImageSource]
+    ) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
-        neutral = self._neutral().to(self.model.device)
+        neutral = self._neutral(gallery).to(self.model.device)
         return self._encode(neutral.expand(len(texts), -1, -1), texts)
 
     @torch.inference_mode()
     def match(
-        self, references: Sequence[ImageSource | None], texts: Sequence[str], candidates: Sequence[ImageSource]
+        self,
+        references: Sequence[ImageSource | None],
+        texts: Sequence[str],
+        candidates: Sequence[ImageSource],
+        gallery: Sequence[ImageSource],
     ) -> Float[Tensor, " pairs"]:
-        """Return how well each candidate answers its reference and sentence; the reference ``None`` is neutral."""
+        """Return how well each candidate answers its reference and sentence; ``None`` is the gallery's mean tokens."""
         require_matching_head(self.model)
         if None in references:
-            neutral = self._neutral()
+            neutral = self._neutral(gallery)
             rows = [neutral if reference is None else self.tokens([reference])[0] for reference in references]
             tokens = torch.stack(rows)
         else:
@@ -302,15 +129,21 @@ class CachedEmbedder:
         pictures = (tokens.to(device), self.tokens(candidates).to(device))
         return self.model.match(pictures, *self.model.tokenize(texts))
 
-    def _neutral(self) -> Float[Tensor, "tokens width"]:
-        if not self._num_images:
-            raise RuntimeError("embed the gallery first: the neutral reference is its mean")
-        return torch.as_tensor(self._token_sum / self._num_images).half()
+    def _neutral(self, gallery: Sequence[ImageSource]) -> Float[Tensor, "tokens width"]:
+        sources, mean = tuple(gallery), self._mean[1]
+        if mean is None or sources != self._mean[0]:
+            if not sources:
+                raise ComposirError("a gallery of no image has no mean, which stands for the reference")
+            total = torch.zeros((), dtype=torch.float64)  # exact for fp16, whatever the order
+            for start in range(0, len(sources), IMAGES_A_SUM):
+                total = total + self.tokens(sources[start : start + IMAGES_A_SUM]).double().sum(dim=0)
+            mean = (total / len(sources)).half()
+            self._mean = sources, mean
+        return mean
 
     def _encode(
         self, tokens: Float[Tensor, "batch tokens width"], texts: Sequence[str]
     ) -> Float[Tensor, "batch *parts dim"]:
-        self._is_asked = True
         inputs = tokens, *self.model.tokenize(texts)
         if self.scoring == GLOBAL:
             return self.model.encode_query(*inputs)

@@ -1,4 +1,4 @@
-"""What a figure of speed was measured on."""
+"""What this machine has: its device, its memory, and how a figure of speed names it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def default_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU: what computes unless another device was asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from composir.data.images import file_of
 from composir.data.scenes import generate
 from composir.evaluation import Result, contact_sheet, evaluate
 from composir.features import open_embedder
+from composir.progress import Progress
 from composir.search import MANIFEST, index_folder, read_manifest
+from composir.token_cache import TokenPlace
 from composir.training import Observer, load_recipe, resume_recipe, train
 
 DATA, MODELS, CACHE, SHEET, INDEX = "scenes", "models", "cache", "contact_sheet.png", "index"
@@ -25,8 +26,6 @@ NUM_IMAGES = 1800
 STEPS_PER_MINUTE = 58
 """Steps of batch 32 that two cores take in a minute, roughly; only the length of the training depends on it."""
 NUM_EXAMPLES = 3
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Quickstart:
         }
 
 
-def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> Quickstart:
+def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Progress) -> Quickstart:
     """Return what is under ``out`` after generating, training, evaluating and indexing; called again it goes on.
 
     ``minutes`` is about how long training takes on two cores; the number of steps it stands for is fixed by it, so
@@ -68,7 +67,7 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
         generate(data, num_images=NUM_IMAGES)
     run = _train(out, minutes, observer)
     splits = load_splits("CIRR", data, "val")
-    embedder, weights_hash = open_embedder(run / "best", splits, cache_dir=out / CACHE)
+    embedder, weights_hash = open_embedder(run / "best", splits, place=TokenPlace(folder=out / CACHE))
     result = evaluate(embedder, splits, weights_hash=weights_hash, progress=tell)
     examples = random.Random(0).sample([query.id for query in splits[0].queries], NUM_EXAMPLES)
     contact_sheet(result.rankings["composed"], out / SHEET, query_ids=examples)
@@ -86,7 +85,7 @@ def quickstart(out: Path, *, minutes: float, observer: Observer, tell: Tell) -> 
     )
 
 
-def _index(pictures: Path, out: Path, model: Path, weights_hash: str, tell: Tell) -> None:
+def _index(pictures: Path, out: Path, model: Path, weights_hash: str, tell: Progress) -> None:
     """Bring the index of the gallery up to date; one of a model of before is made anew."""
     is_stale = (out / MANIFEST).exists() and read_manifest(out).weights_hash != weights_hash
     index_folder(pictures, out, model=model, rebuild=is_stale, progress=tell)
@@ -107,7 +106,7 @@ def _train(out: Path, minutes: float, observer: Observer) -> Path:
     )
     runs = [state.parent for state in sorted((out / MODELS).glob("*/last"))]
     begun = next((run for run in runs if resume_recipe(run) == recipe), None)
-    done = train(recipe, resume=begun, observer=observer, cache_dir=out / CACHE)
+    done = train(recipe, resume=begun, observer=observer, place=TokenPlace(folder=out / CACHE))
     if done.interrupted:
         raise KeyboardInterrupt
     return done.run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxtyping import Float16
 from composir.data.images import read_bytes
 from composir.errors import ComposirError
 from composir.files import require_locks, require_space
+from composir.progress import Counted
 
 DATABASE, DATA = "tokens.sqlite", "tokens.f16"
 BUSY_SECONDS = 600
@@ -65,9 +66,7 @@ class TokenStore:
         """Give up the database; what ``map`` returned stays."""
         self._database.close()
 
-    def contents(
-        self, files: Iterable[Path], *, num_workers: int, progress: Callable[[int, int], None] | None = None
-    ) -> dict[Path, str]:
+    def contents(self, files: Iterable[Path], *, num_workers: int, progress: Counted | None = None) -> dict[Path, str]:
         """Return the SHA-256 of every file; one that is as it was when it was last read is not read again.
 
         A file that cannot be read raises ``ComposirError``.

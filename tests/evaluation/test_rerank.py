@@ -21,7 +21,7 @@ class Table:
     def __init__(self, scores):
         self.scores, self.asked = scores, []
 
-    def match(self, references, texts, candidates):
+    def match(self, references, texts, candidates, gallery):
         self.asked += [
             (reference.stem if reference else None, text, candidate.stem)
             for reference, text, candidate in zip(references, texts, candidates, strict=True)

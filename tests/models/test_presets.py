@@ -18,6 +18,13 @@ def test_an_unknown_backbone_suggests_the_nearest():
         build("mimi")
 
 
+@pytest.mark.parametrize("backbone", ["tiny", "mini"])
+def test_weights_are_not_passed_over_by_a_backbone_that_takes_none(backbone):
+    words = rf"the backbone '{backbone}' takes no weights, and my\.pt was given; expected .*pretrain or pretrain_vitL"
+    with pytest.raises(ComposirError, match=words):
+        build(backbone, "my.pt")
+
+
 def test_settings_override_the_backbone_s_config():
     model = build("tiny", use_gated_fusion=False, num_query_tokens=3)
     assert model.gated_fusion is None

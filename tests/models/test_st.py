@@ -56,13 +56,20 @@ def files(shapes_root):
     return sorted((shapes_root / "dev").glob("*.png"))[:3]
 
 
+def test_what_such_a_model_looks_at_is_not_shown(clip_folder, files, run, tmp_path):
+    words = ("--image", files[0], "--text", "red", "--out", tmp_path / "map.png")
+    code, _, err = run("visualize", "--model", f"st:{clip_folder}", *words)
+    assert code == 2
+    assert "a sentence-transformers model does not show what it looks at; fix: give a checkpoint folder" in err
+
+
 def test_a_model_of_one_modality_at_a_time_is_combined_by_a_weighted_sum(clip_folder, files):
     embedder = load_sentence_embedder(f"st:{clip_folder}")
     assert not embedder.composes
     gallery = embedder.embed_gallery(files)
     assert gallery.shape == (3, 1, 8)
     texts = ["red", "", "blue"]
-    words = embedder.embed_text_only(["red", "blue"])
+    words = embedder.embed_text_only(["red", "blue"], files)
     queries = embedder.embed_queries(files, texts)
     # 0.5 * picture + 0.5 * sentence, normalised; the picture alone where there is no sentence
     pictures = gallery[:, 0]
@@ -133,9 +140,9 @@ def test_index_and_search_take_such_a_model(run, clip_folder, shapes_root, tmp_p
     with Retriever(out) as retriever:
         (best, *_) = retriever.search(asked, exclude=())
         assert (best.path, best.score) == (asked, pytest.approx(1, abs=2e-3))
-        words = embedder.embed_text_only(["blue", "red"])
+        words = embedder.embed_sentences(["blue", "red"])
         (first, *_) = retriever.search(text="blue", negative_text="red", exclude=())
-        none = embedder.embed_text_only([""])[0]
+        none = embedder.embed_sentences([""])[0]
         query = torch.nn.functional.normalize(words[0] - words[1] + none, dim=-1)
         assert first.score == pytest.approx(float(embedder.embed_gallery([first.path])[0, 0] @ query), abs=2e-3)
         picture = Image.open(asked).convert("RGB")

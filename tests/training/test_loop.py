@@ -22,6 +22,7 @@ from composir.evaluation import load_rankings, measure
 from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.qformer import SelfAttention
+from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, memory, read_toml, resume_recipe, train, validate
 from composir.training.log import NUM_PROBE_TRIPLETS
 from composir.training.memory import StepMemory
@@ -226,15 +227,10 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(make_rec
 
 
 def test_cached_training_equals_uncached(make_recipe, tmp_path):
-    cached = train(make_recipe(), cache_dir=tmp_path / "cache").run
-    caches = (
-        {"cache_dir": tmp_path / "cache"},
-        {"cache_dir": tmp_path / "other"},
-        {"cache": "memory"},
-        {"cache": "off"},
-    )
-    for cache in caches:
-        assert_same_weights(cached, train(make_recipe(), **cache).run)
+    cached = train(make_recipe(), place=TokenPlace(folder=tmp_path / "cache")).run
+    folders = [TokenPlace(folder=tmp_path / name) for name in ("cache", "other")]
+    for place in (*folders, TokenPlace("memory"), TokenPlace("off")):
+        assert_same_weights(cached, train(make_recipe(), place=place).run)
 
 
 def test_deterministic_holds_for_the_steps_and_no_longer(make_recipe, monkeypatch):

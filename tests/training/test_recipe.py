@@ -7,7 +7,7 @@ import pytest
 from composir.errors import ComposirError
 from composir.files import read_toml
 from composir.models.backbones import BACKBONES
-from composir.training import Recipe, load_recipe, parse_value, validate
+from composir.training import Recipe, compute_features, load_recipe, parse_value, validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -99,6 +99,15 @@ def test_unknown_backbone_and_data_set_suggest_the_nearest():
         load_recipe({"backbone": "minni"})
     with pytest.raises(ComposirError, match=r"unknown data set 'CIR'.*did you mean 'CIRR'\?"):
         load_recipe({"dataset": "CIR"})
+
+
+def test_weights_of_a_backbone_that_takes_none_are_refused_with_their_file(tmp_path):
+    (tmp_path / "r.toml").write_text('backbone = "mini"\nweights = "blip2.pth"\n')
+    with pytest.raises(ComposirError, match=r"r\.toml: the backbone 'mini' takes no weights, and blip2\.pth was given"):
+        load_recipe({}, tmp_path / "r.toml")
+    assert load_recipe({"backbone": "pretrain", "weights": "blip2.pth"}).weights == "blip2.pth"
+    with pytest.raises(ComposirError, match="takes no weights"):
+        compute_features(Recipe(backbone="tiny", weights="blip2.pth"))
 
 
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):

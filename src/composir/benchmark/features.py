@@ -19,14 +19,14 @@ from PIL import Image
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from composir.benchmark.processes import alone
-from composir.benchmark.steps import REAL, default_device
+from composir.benchmark.steps import REAL
 from composir.data import read_image
 from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE
-from composir.features import NUM_WORKERS, TOWER_BATCH, read_ahead
-from composir.machine import describe_machine
+from composir.machine import default_device, describe_machine
 from composir.models.backbones import BACKBONES
 from composir.models.vision import Tower
 from composir.models.vit import EVA, EVA_EPS, LastHidden
+from composir.token_cache import NUM_WORKERS, TOWER_BATCH, read_ahead
 from composir.token_store import DATA, TokenStore
 
 CIRR_TRAIN_IMAGES = 16_939

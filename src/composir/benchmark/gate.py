@@ -11,17 +11,16 @@ from composir.benchmark.steps import (
     OURS,
     PUBLISHED,
     REAL,
-    Progress,
     Step,
-    default_device,
     gpu_memory_of_steps,
     in_turns,
     make_batch,
     make_model,
     ratio,
 )
-from composir.machine import describe_machine
+from composir.machine import default_device, describe_machine
 from composir.models.fusion import GATE, NONE
+from composir.progress import Progress
 
 PLAIN, GATED = "plain", "gated"
 FUSIONS_MEASURED = {PLAIN: NONE, GATED: GATE}

@@ -12,17 +12,16 @@ from composir.benchmark.steps import (
     LADDER,
     OURS,
     Batch,
-    Progress,
     Step,
-    default_device,
     in_turns,
     make_batch,
     make_model,
     ratio,
 )
 from composir.losses import hard_negative_loss
-from composir.machine import describe_machine
+from composir.machine import default_device, describe_machine
 from composir.models.fusion import FUSIONS, GATE, NONE
+from composir.progress import Progress
 
 LOCAL, HARD, SUBSET, MINED = "local alignment", "hn-nce", "subset negatives", "mined negatives"
 BETA = 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,6 +19,7 @@ from composir.benchmark.processes import in_fresh_process
 from composir.benchmark.sizes import DIM, NUM_VECTORS
 from composir.benchmark.synthetic import IMAGES_A_BLOCK, queries_near, synthetic_blocks
 from composir.machine import describe_machine
+from composir.progress import Progress
 from composir.scoring import similarity
 from composir.search import INDEXES, Index, Table, merge_vectors
 from composir.search.faiss import recall
@@ -49,7 +50,7 @@ def benchmark_search(
     vectors_per_image: Sequence[int] = (NUM_VECTORS,),
     url: str | None = None,
     num_queries: int = SEARCH_QUERIES,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return seconds, memory, disk and recall of every engine, as ``composir benchmark search`` prints them.
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from composir.losses import alignment_loss, contrastive_loss
+from composir.machine import default_device
 from composir.models.backbones import BACKBONES, build
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
 from composir.models.fusion import NONE
 from composir.models.qformer import FewQueriesAttention, Layout, QFormer
+from composir.progress import Progress
 from composir.scoring import similarity
 
 REAL = "real"
@@ -39,9 +41,6 @@ MEAN_LENGTH, STD_LENGTH, SHORTEST = 14, 4, 6
 """Of the synthetic sentences, [CLS] and [SEP] included: about those of CIRR, whose mean is 11.3 words."""
 RTC_WEIGHT, ALIGN_WEIGHT = 0.4, 0.4
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-5, (0.9, 0.98), 1e-7, 0.05
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on, how much is done, and of how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,11 +343,6 @@ def in_turns(
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """Return the median of the ratios of seconds that were measured side by side."""
     return median(one / other for one, other in zip(over, under, strict=True))
-
-
-def default_device() -> torch.device:
-    """Return the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bf16(device: torch.device) -> bool:

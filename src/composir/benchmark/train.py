@@ -16,9 +16,7 @@ from composir.benchmark.steps import (
     PUBLISHED,
     REAL,
     Batch,
-    Progress,
     Step,
-    default_device,
     gpu_memory_of_steps,
     has_bf16,
     in_turns,
@@ -27,7 +25,8 @@ from composir.benchmark.steps import (
     make_optimizer,
     ratio,
 )
-from composir.machine import describe_machine
+from composir.machine import default_device, describe_machine
+from composir.progress import Progress
 
 BF16, COMPILED = "bf16", "compiled"
 NUM_CURVE_BATCHES = 4

@@ -15,6 +15,7 @@ from composir.limits import MAX_SEED, MAX_WORKERS
 if TYPE_CHECKING:
     from composir.data import Split
     from composir.evaluation import Embedder
+    from composir.token_cache import TokenPlace
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -75,13 +76,11 @@ def require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
 def embedder_of_flags(
     model: Path,
     splits: tuple[Split, ...],
-    num_workers: int,
     bars: Bars,
     *,
+    place: TokenPlace,
     scoring: str = "global",
     rerank: bool = False,
-    cache: str = "disk",
-    cache_dir: Path | None = None,
 ) -> tuple[Embedder, str]:
     """Return a model's embedder of these splits, its image tokens there, and the hash of its weights."""
     from composir.features import open_embedder
@@ -89,11 +88,9 @@ def embedder_of_flags(
     return open_embedder(
         model,
         splits,
-        num_workers=num_workers,
         scoring=scoring,
         rerank=rerank,
-        cache=cache,
-        cache_dir=cache_dir,
+        place=place,
         progress=lambda done, total: bars.tell("image tokens", done, total),
     )
 

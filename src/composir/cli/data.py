@@ -233,13 +233,13 @@ def _count_solved(model: Path, splits: Sequence[Split], counts: dict[str, dict[s
     from composir.data.triplets import split_key
     from composir.evaluation import audit_lines
     from composir.evaluation import evaluate as evaluate_model
-    from composir.features import NUM_WORKERS
+    from composir.token_cache import ON_DISK
 
     lines = []
     for split in splits:
         if all(query.targets for query in split.queries):
             with Bars() as bars:
-                embedder, _ = embedder_of_flags(model, (split,), NUM_WORKERS, bars)
+                embedder, _ = embedder_of_flags(model, (split,), bars, place=ON_DISK)
                 result = evaluate_model(embedder, [split], progress=bars.tell)
             assert result.audit is not None
             key = split_key(split.name, split.category)

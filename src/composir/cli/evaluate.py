@@ -30,6 +30,7 @@ from composir.errors import ComposirError, Problem
 if TYPE_CHECKING:
     from composir.data import Split
     from composir.evaluation import Result
+    from composir.token_cache import TokenPlace
 
 Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
 ExcludeReference = Annotated[
@@ -95,6 +96,7 @@ def evaluate(
     from composir.evaluation import audit_lines, rerank_lines, table
     from composir.evaluation import contact_sheet as write_sheet
     from composir.evaluation import save_rankings as write_rankings
+    from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
     if data_root is None and (rankings is None or contact_sheet):
@@ -125,9 +127,7 @@ def evaluate(
         scoring=scoring,
         rerank=rerank,
         batch_size=batch_size,
-        num_workers=num_workers,
-        cache=cache,
-        cache_dir=cache_dir,
+        place=TokenPlace(cache, cache_dir, num_workers),
     )
     files = {}
     if save_rankings:
@@ -160,9 +160,7 @@ def _measure(
     scoring: str,
     rerank: int,
     batch_size: int,
-    num_workers: int,
-    cache: str,
-    cache_dir: Path | None,
+    place: TokenPlace,
 ) -> Result:
     """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
     from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
@@ -179,14 +177,7 @@ def _measure(
     assert model is not None
     with Bars() as bars:
         embedder, weights_hash = embedder_of_flags(
-            model,
-            splits,
-            num_workers,
-            bars,
-            scoring=scoring,
-            rerank=bool(rerank),
-            cache=cache,
-            cache_dir=cache_dir,
+            model, splits, bars, place=place, scoring=scoring, rerank=bool(rerank)
         )
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
@@ -215,6 +206,7 @@ def submit(
     """
     from composir.data.datasets import DATASETS, find_dataset
     from composir.evaluation import check_predictions, rank_splits, require_test_server, write_submission
+    from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--validate": validate})
     dataset = find_dataset(dataset)
@@ -232,7 +224,7 @@ def submit(
             raise ComposirError("--out is missing", fix="give the folder that the files are written to")
         splits = splits_of_flags(dataset, data_root, split)
         with Bars() as bars:
-            embedder, _ = embedder_of_flags(model, splits, num_workers, bars)
+            embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
             rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)
         files = list(write_submission(rankings["composed"], out_))
     if json_:

@@ -9,7 +9,7 @@ import typer
 
 from composir.cli.common import Categories, Dataset, Json, Seed, app, require_choice, require_one, splits_of_flags
 from composir.cli.console import Bars, out, print_json
-from composir.errors import command, listed
+from composir.errors import ComposirError, command, listed
 
 
 @app.command(rich_help_panel="Models")
@@ -120,7 +120,8 @@ def visualize(
 
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
-    from composir.models.checkpoint import from_pretrained, require_whole
+    from composir.features import open_model
+    from composir.models.composer import Composer
     from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
 
     ranked = None
@@ -131,8 +132,13 @@ def visualize(
             if data_root is not None
             else gallery_of_folder(gallery or Path())
         )
-    loaded = from_pretrained(model)
-    require_whole(loaded, model)
+    loaded = open_model(model, "cpu")
+    if not isinstance(loaded, Composer):
+        raise ComposirError(
+            "a sentence-transformers model does not show what it looks at",
+            file=model,
+            fix="give a checkpoint folder, such as models/RUN/best",
+        )
     with Bars() as bars:
         answers = answer(
             loaded,

@@ -108,6 +108,7 @@ def train(
 
     Example: composir train --dataset CIRR --data-root DIR --backbone mini
     """
+    from composir.token_cache import TokenPlace
     from composir.training import load_recipe, resume_recipe
     from composir.training import train as run_training
 
@@ -130,8 +131,7 @@ def train(
             recipe,
             resume=resume,
             observer=TrainBars(bars, tells_batch=largest_batch),
-            cache=cache,
-            cache_dir=cache_dir,
+            place=TokenPlace(cache, cache_dir),
             largest_batch=largest_batch,
         )
     if result.interrupted:
@@ -213,6 +213,7 @@ def ablate(
 
     Example: composir ablate --seeds 5 --dataset CIRR --data-root DIR --backbone mini --max-steps 300
     """
+    from composir.token_cache import TokenPlace
     from composir.training.ablation import ablate as run_ablation
     from composir.training.ablation_report import sections, write_report
 
@@ -235,8 +236,7 @@ def ablate(
             config=parameters["config"],
             metrics=metric or (),
             observer=TrainBars(bars),
-            cache=parameters["cache"],
-            cache_dir=parameters["cache_dir"],
+            place=TokenPlace(parameters["cache"], parameters["cache_dir"]),
             tell=bars.tell,
         )
     again = command("ablate", *sys.argv[2:])

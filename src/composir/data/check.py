@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,7 @@ from composir.data.images import (
 )
 from composir.data.triplets import Query, Split, split_key
 from composir.errors import ComposirError, Note, Problem, ProblemsError
-
-Progress = Callable[[int, int], None]
-"""Called as ``progress(num_done, num_files)``."""
+from composir.progress import Counted
 
 SKIP_FIX = "leave out what needs them: train, evaluate and features take --skip-missing-images"
 MAX_NAMED = 5
@@ -73,7 +71,7 @@ class Left:
         return f"{queries} and {self.num_images:,} of {self.of_images:,} images are left"
 
 
-def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Progress | None = None) -> list[Problem]:
+def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Counted | None = None) -> list[Problem]:
     """Return what is wrong with the image files of the splits.
 
     That is one problem a split for all that are missing, one for all that are empty, and one for every other file that
@@ -137,7 +135,7 @@ def check_dataset(
     *,
     categories: Sequence[str] | None = None,
     allow_duplicates: bool = False,
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> Checked:
     """Return all problems of everything that the root holds of a data set, with notes and counts.
 

@@ -12,7 +12,7 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from composir.errors import ComposirError
+from composir.progress import Counted
 
 FETCH_FIX = "fetch or export the file again"
 MISSING = "no such image file"
@@ -340,7 +341,7 @@ class Inspection:
 
 
 def inspect_files(
-    sources: Iterable[ImageSource], *, decode: bool = True, progress: Callable[[int, int], None] | None = None
+    sources: Iterable[ImageSource], *, decode: bool = True, progress: Counted | None = None
 ) -> dict[Path, Inspection]:
     """Return what is wrong with every image, by file: each file is read and decoded once, several at a time.
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -36,6 +36,7 @@ from composir.data.own import (
 from composir.data.triplets import Query
 from composir.errors import ComposirError, Problem, ProblemsError, nearest
 from composir.files import replacing_folder, write_text
+from composir.progress import Counted
 
 FIELDS = ("reference", "text", "target", "targets", "split", "subset", "id")
 """The columns of CSV and the keys of JSONL; the first three are needed, ``targets`` does instead of ``target``."""
@@ -71,7 +72,7 @@ def import_triplets(
     split: str | None = None,
     gallery: str = "folder",
     copy_images: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Counted | None = None,
 ) -> Imported:
     """Return counts and notes after writing the data root ``out``, a new folder; all of it or nothing.
 
@@ -399,9 +400,7 @@ def _form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _inspect(
-    names: Sequence[str], images: Path, notes: list[str], progress: Callable[[int, int], None] | None
-) -> list[Problem]:
+def _inspect(names: Sequence[str], images: Path, notes: list[str], progress: Counted | None) -> list[Problem]:
     """Return a problem for every picture that cannot be read; how many have the content of another is noted."""
     name_by_file = {images / name: name for name in names}
     inspections = inspect_files(name_by_file, progress=progress)

@@ -76,6 +76,11 @@ class Split:
     missing_list: Path | None = None
     """The list of the gallery's images, where it is not there: ``gallery`` then holds what the queries name alone."""
 
+    @property
+    def gallery_sources(self) -> list[ImageSource]:
+        """The file (or part of one) of every gallery image, in the gallery's order."""
+        return [self.images[name] for name in self.gallery]
+
 
 def split_key(name: str, category: str) -> str:
     """Return what a split is called in counts: ``val``, or ``dress.val`` where there are categories."""

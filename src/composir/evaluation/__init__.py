@@ -1,7 +1,7 @@
 """Similarity, ranking, metrics and what a person sees of them: one definition of each."""
 
 from composir.evaluation.compare import Comparison, Difference, Run, Standing, compare
-from composir.evaluation.evaluator import Embedder, Progress, evaluate, rank_embeddings, rank_splits
+from composir.evaluation.evaluator import Embedder, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
     METRIC_VERSION,
     PROTOCOLS,
@@ -32,6 +32,7 @@ from composir.evaluation.submission import (
     write_submission,
 )
 from composir.evaluation.tables import audit_lines, comparison_tables, rerank_lines, table
+from composir.progress import Progress
 
 __all__ = [
     "COMPOSED",

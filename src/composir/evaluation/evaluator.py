@@ -19,12 +19,10 @@ from composir.evaluation.rerank import Matcher, before_reranking
 from composir.evaluation.rerank import rerank as rerank_best
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, KINDS, TEXT_ONLY, Result, measure
 from composir.evaluation.similarity import similarity
+from composir.progress import Progress
 
 SCORES_PER_BLOCK = 2**25
 """Similarities held at once: 128 MB in float32."""
-
-Progress = Callable[[str, int, int], None]
-"""Called after every batch with what is being embedded, how many are done, and of how many."""
 
 
 @runtime_checkable
@@ -45,10 +43,13 @@ class Embedder(Protocol):
         """
         ...
 
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
+    def embed_text_only(
+        self, texts: Sequence[str], gallery: Sequence[ImageSource]
+    ) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every sentence with the reference neutralised.
 
-        The same model answers; how it does without a picture is for it to say in its documentation.
+        The same model answers; how it does without a picture, whether by the ``gallery`` that is ranked or otherwise,
+        is for it to say in its documentation.
         """
         ...
 
@@ -76,18 +77,14 @@ def evaluate(
     kinds = KINDS if baselines else (COMPOSED,)
     if rerank and not isinstance(embedder, Matcher):
         raise ComposirError("this model scores no pairs, and cannot re-rank", fix="leave out --rerank")
-    rankings: dict[str, tuple[Ranking, ...]] = dict.fromkeys(kinds, ())
-    first_stage: list[Ranking] = []
-    for split in splits:  # re-ranked before the next: what stands for no picture belongs to the gallery seen last
-        ranked = rank_splits(
-            embedder, [split], kinds=kinds, depth=max(DEPTH, rerank), batch_size=batch_size, progress=progress
-        )
-        if rerank:
-            assert isinstance(embedder, Matcher)
-            first_stage += ranked[COMPOSED]
-            ranked = rerank_best(ranked, embedder, rerank, batch_size=batch_size, progress=progress)
-        rankings = {kind: (*rankings[kind], *ranked[kind]) for kind in kinds}
-    before = before_reranking(first_stage, rerank) if rerank else None
+    rankings = rank_splits(
+        embedder, splits, kinds=kinds, depth=max(DEPTH, rerank), batch_size=batch_size, progress=progress
+    )
+    before = None
+    if rerank:
+        assert isinstance(embedder, Matcher)
+        before = before_reranking(rankings[COMPOSED], rerank)
+        rankings = rerank_best(rankings, embedder, rerank, batch_size=batch_size, progress=progress)
     return measure(rankings, weights_hash=weights_hash, rerank=before, num_resamples=num_resamples, seed=seed)
 
 
@@ -159,7 +156,7 @@ class _Batches:
 
 
 def _embed_gallery(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:
-    paths = [split.images[name] for name in split.gallery]
+    paths = split.gallery_sources
     return batches.embed("gallery images", len(paths), lambda part: embedder.embed_gallery(paths[part]))
 
 
@@ -184,7 +181,8 @@ def _embed_image_only(embedder: Embedder, split: Split, batches: _Batches) -> Te
 
 def _embed_text_only(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:
     texts = [query.text for query in split.queries]
-    return batches.embed("sentences alone", len(texts), lambda part: embedder.embed_text_only(texts[part]))
+    gallery = split.gallery_sources
+    return batches.embed("sentences alone", len(texts), lambda part: embedder.embed_text_only(texts[part], gallery))
 
 
 _QUERY_EMBEDDINGS: dict[str, Callable[[Embedder, Split, _Batches], Tensor]] = {

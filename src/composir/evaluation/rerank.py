@@ -16,9 +16,7 @@ from composir.errors import ComposirError
 from composir.evaluation.metrics import averages, per_query, protocol_of
 from composir.evaluation.ranking import DEPTH, PADDING, Ranking, describe, first_ranks, hits
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Rerank
-
-Progress = Callable[[str, int, int], None]
-"""Called after every batch with what is being scored, how many are done, and of how many."""
+from composir.progress import Progress
 
 Question = tuple[str, str]
 """The reference's name, "" for none, and the sentence."""
@@ -29,9 +27,13 @@ class Matcher(Protocol):
     """What re-ranking asks of a model: the score of each reference and sentence with each candidate."""
 
     def match(
-        self, references: Sequence[ImageSource | None], texts: Sequence[str], candidates: Sequence[ImageSource]
+        self,
+        references: Sequence[ImageSource | None],
+        texts: Sequence[str],
+        candidates: Sequence[ImageSource],
+        gallery: Sequence[ImageSource],
     ) -> Float[Tensor, " pairs"]:
-        """Return one score a pair, higher for better; a reference ``None`` is no picture."""
+        """Return one score a pair, higher for better; a reference ``None`` is no picture (``embed_text_only``)."""
         ...
 
 
@@ -114,11 +116,13 @@ def _score(  # noqa: PLR0917
     pairs: Iterator[tuple[Question, int]] = (
         (question, place) for question, places in asked.items() for place in places
     )
+    gallery = split.gallery_sources
     while batch := list(islice(pairs, batch_size)):
         found = matcher.match(
             [split.images[reference] if reference else None for (reference, _), _ in batch],
             [text for (_, text), _ in batch],
-            [split.images[split.gallery[place]] for _, place in batch],
+            [gallery[place] for _, place in batch],
+            gallery,
         ).float()
         if len(found) != len(batch) or found.isnan().any():
             raise ComposirError(

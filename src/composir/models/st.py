@@ -58,15 +58,19 @@ class SentenceEmbedder:
             parts.append(self._encode(self.model.encode_query, pairs))
         elif spoken:
             pictures = self._encode(self.model.encode_query, [images[row] for row in spoken])
-            sentences = self.embed_text_only([texts[row] for row in spoken])
+            sentences = self.embed_sentences([texts[row] for row in spoken])
             parts.append(nn.functional.normalize(IMAGE_WEIGHT * pictures + (1 - IMAGE_WEIGHT) * sentences, dim=-1))
         if silent:
             parts.append(self._encode(self.model.encode_query, [images[row] for row in silent]))
         order = torch.tensor([*spoken, *silent]).argsort().to(parts[0].device)
         return torch.cat(parts)[order]
 
-    def embed_text_only(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the embedding of every sentence, as a query without a picture."""
+    def embed_text_only(self, texts: Sequence[str], gallery: Sequence[ImageSource]) -> Float[Tensor, "batch dim"]:
+        """Return the embedding of every sentence, as a query without a picture; the gallery says nothing here."""
+        return self.embed_sentences(texts)
+
+    def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_text_only`` does."""
         return self._encode(self.model.encode_query, list(texts))
 
     def weights_hash(self) -> str:

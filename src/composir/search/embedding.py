@@ -14,10 +14,10 @@ import torch
 
 from composir.data.images import NO_MEMORY, UnseenError, read_bytes, read_image
 from composir.errors import ComposirError
-from composir.features import read_ahead
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors
 from composir.search.table import ID_LENGTH, FileRecord
+from composir.token_cache import read_ahead
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from composir.features import TOWER_BATCH
-from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
+from composir.features import open_model
+from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
-from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
+from composir.models.st import SentenceEmbedder
+from composir.token_cache import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
@@ -127,7 +128,7 @@ class SentenceEncoder:
     def __init__(self, embedder: SentenceEmbedder) -> None:
         self.embedder = embedder
         self.identity = embedder.weights_hash()
-        self.dim = embedder.embed_text_only(["a picture"]).shape[1]
+        self.dim = embedder.embed_sentences(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture, at most ``SENTENCE_SIDE`` pixels a side: the model's own processor does the rest."""
@@ -149,7 +150,7 @@ class SentenceEncoder:
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
             parts.append(self.embedder.embed_pairs([self.prepare(pictures[place]) for place in places], texts))
         if alone:
-            parts.append(self.embedder.embed_text_only([asked[row][1] for row in alone]))
+            parts.append(self.embedder.embed_sentences([asked[row][1] for row in alone]))
         return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
 
     def square(self, picture: Image.Image) -> Image.Image:
@@ -162,15 +163,9 @@ class SentenceEncoder:
 
 
 def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
-    """Return the model of a checkpoint folder, a hub id or ``st:NAME``.
-
-    Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
-    """
-    if str(model).startswith(PREFIX):
-        return SentenceEncoder(load_sentence_embedder(str(model), device=device))
-    composer = from_pretrained(model, device=device)
-    require_whole(composer, model)
-    return ComposerEncoder(composer)
+    """Return what ``open_model`` does, as search sees it."""
+    opened = open_model(model, device)
+    return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
 
 
 def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:

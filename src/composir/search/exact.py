@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from composir.search.index import Found, Index, Progress, scan
+from composir.progress import Progress
+from composir.search.index import Found, Index, scan
 
 
 class ExactIndex(Index):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from composir.errors import ComposirError
 from composir.files import replacing
-from composir.search.index import Found, Index, Progress, float32, scan
+from composir.progress import Progress
+from composir.search.index import Found, Index, float32, scan
 from composir.search.merging import merge_vectors
 
 SCAN_BELOW = 2_000

@@ -17,14 +17,16 @@ import torch
 
 from composir.data.images import PICTURE_SUFFIXES, Found, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
-from composir.features import NUM_WORKERS
 from composir.files import telling_full_disk
+from composir.machine import default_device
+from composir.progress import Progress
 from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
-from composir.search.index import Index, Progress
+from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
+from composir.token_cache import NUM_WORKERS
 
 NUM_SUFFIXES_SHOWN = 8
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
@@ -57,12 +59,12 @@ class IndexReport:
 
 
 def usable_device(device: str | None) -> str:
-    """Return the device that was asked for; without one ``cuda`` where there is one, else ``cpu``.
+    """Return the device that was asked for, without one ``default_device()``, as text.
 
     Raises ``ComposirError`` for a device that torch does not have here.
     """
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(default_device())
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # each is what torch raises for one of its devices

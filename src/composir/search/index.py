@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from composir.progress import Progress
 from composir.scoring import similarity
 from composir.search.table import Snapshot, Table
 
@@ -21,8 +22,6 @@ SCORES_AT_ONCE = 2**24
 
 Found = list[list[tuple[str, float]]]
 """For every query, ids and scores, best first."""
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and of how much."""
 
 
 class Index(ABC):

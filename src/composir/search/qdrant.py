@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 from torch import Tensor
 
 from composir.errors import ComposirError
-from composir.search.index import Found, Index, Progress
+from composir.progress import Progress
+from composir.search.index import Found, Index
 from composir.search.table import Table
 
 POINTS_AT_ONCE = 64

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
-from composir.features import TOWER_BATCH, require_matching_head
+from composir.features import require_matching_head
 from composir.models.composer import Composer
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
@@ -27,6 +27,7 @@ from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table
+from composir.token_cache import TOWER_BATCH
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from composir.errors import ComposirError
 from composir.evaluation import Comparison, OverSeeds, compare, find_rankings, load_rankings, over_seeds
 from composir.evaluation.saved import RECIPE
-from composir.features import DISK
 from composir.files import read_toml, write_text
+from composir.progress import Progress
+from composir.token_cache import ON_DISK, TokenPlace
 from composir.training.loop import Observer, train
 from composir.training.recipe import Recipe, load_recipe, parse_value, validate
 from composir.training.state import resume_recipe
@@ -100,9 +101,8 @@ def ablate(
     config: Path | None = None,
     metrics: Sequence[str] = (),
     observer: Observer | None = None,
-    cache: str = DISK,
-    cache_dir: Path | None = None,
-    tell: Callable[[str, int, int], None] | None = None,
+    place: TokenPlace = ON_DISK,
+    tell: Progress | None = None,
 ) -> Ablation | None:
     """Return the comparison of trainings with every combination of the values in ``vary``, each with every seed.
 
@@ -119,7 +119,7 @@ def ablate(
     for number, planned in enumerate(plan):
         if tell is not None:
             tell(f"trainings: {planned.arm} seed {planned.seed}", number, len(plan))
-        if not _train(planned, observer, cache, cache_dir):
+        if not _train(planned, observer, place):
             return None
     runs = tuple(_finished(planned) for planned in plan)
     arms = list(dict.fromkeys(planned.arm for planned in plan))
@@ -210,13 +210,13 @@ def _run_of(planned: Planned) -> Path | None:
     return next(iter(finished), None) or next((state.parent for state in sorted(folder.glob("*/last"))), None)
 
 
-def _train(planned: Planned, observer: Observer | None, cache: str, cache_dir: Path | None) -> bool:
+def _train(planned: Planned, observer: Observer | None, place: TokenPlace) -> bool:
     """Return whether the training is finished, which may have been so before."""
     begun = _run_of(planned)
     if begun is not None and (begun / RESULT).is_file():
         return True
     recipe = planned.recipe if begun is None else resume_recipe(begun)
-    done = train(recipe, resume=begun, observer=observer, cache=cache, cache_dir=cache_dir)
+    done = train(recipe, resume=begun, observer=observer, place=place)
     if done.interrupted:
         return False
     losses, seconds = read_steps(done.run)

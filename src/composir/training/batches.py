@@ -13,8 +13,8 @@ from torch import Tensor
 from composir import parallel
 from composir.data import Query, Split
 from composir.data.images import ImageSource
-from composir.features import TokenCache
 from composir.models.composer import Composer
+from composir.token_cache import TokenCache
 from composir.training.mining import Mined
 from composir.training.recipe import Recipe
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from composir.data import DATASETS, Left, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
-from composir.features import DISK, TokenCache, fill_splits, make_cache
-from composir.models.backbones import BACKBONES
+from composir.machine import default_device
+from composir.models.backbones import find_backbone
+from composir.progress import Counted
+from composir.token_cache import TokenCache, TokenPlace, fill_splits, make_cache
 from composir.training.recipe import Recipe
 
 
@@ -43,6 +43,7 @@ def compute_features(
 
     ``progress`` is told what ``Observer.on_features`` is.
     """
+    backbone = find_backbone(recipe.backbone, recipe.weights)
     names = splits or ("train", DATASETS[find_dataset(recipe.dataset)].evaluated)
     loaded = [split for name in names for split in load_splits(recipe.dataset, recipe.data_root, name)]
     left_by_key: dict[str, Left] = {}
@@ -50,10 +51,10 @@ def compute_features(
         reduced, left_by_key = without_missing_images(loaded)
         loaded = list(reduced)
     require_images(loaded)
-    tower = BACKBONES[recipe.backbone].tower(recipe.weights)
+    tower = backbone.tower(recipe.weights)
     tower.transform, tower.target_ratio = recipe.transform, recipe.target_ratio
-    tower.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = make_cache(tower, DISK, cache_dir, num_workers=recipe.num_workers)
+    tower.to(default_device())
+    tokens = make_cache(tower, TokenPlace(folder=cache_dir, num_workers=recipe.num_workers))
     start = time.perf_counter()
     num_computed = fill_splits(tokens, loaded, with_size(tokens, progress))
     num_images = len({source for split in loaded for source in split.images.values()})
@@ -67,7 +68,7 @@ def compute_features(
     )
 
 
-def with_size(tokens: TokenCache, progress: Callable[[int, int, int], None] | None) -> Callable[[int, int], None]:
+def with_size(tokens: TokenCache, progress: Callable[[int, int, int], None] | None) -> Counted:
     """Return a progress of (done, total) that tells ``progress`` of the bytes of all, too."""
 
     def tell(done: int, total: int) -> None:

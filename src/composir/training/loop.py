@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +21,12 @@ from composir.data.check import require_images, without_missing_images
 from composir.errors import ComposirError
 from composir.evaluation import COMPOSED, Result, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
-from composir.features import DISK, CachedEmbedder, fill_splits, make_cache
+from composir.features import CachedEmbedder
 from composir.files import locked, require_locks, write_text
 from composir.losses import LOSSES, total_loss
 from composir.models.backbones import build
 from composir.models.checkpoint import model_card, save_pretrained, weights_hash
+from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
 from composir.training.batches import Batches, Triplet
 from composir.training.features import with_size
 from composir.training.fingerprint import require_same_data, write_fingerprint
@@ -94,14 +95,15 @@ def train(
     *,
     resume: Path | None = None,
     observer: Observer | None = None,
-    cache: str = DISK,
-    cache_dir: Path | None = None,
+    place: TokenPlace = ON_DISK,
     largest_batch: bool = False,
 ) -> TrainResult:
     """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
 
     With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
     is what a query is compared with, so that another machine may train otherwise.
+
+    Image tokens are kept in ``place``; the threads that decode are the recipe's.
 
     Before the first step all annotations and all images are checked, and with ``resume`` that the annotations are those
     the run began with. An interrupt (Ctrl-C, SIGTERM) finishes the step, saves ``last/`` and returns with
@@ -136,8 +138,7 @@ def train(
                 val_splits=val_splits,
                 observer=observer,
                 left_by_key=left_by_key,
-                cache=cache,
-                cache_dir=cache_dir,
+                place=place,
             )
             if largest_batch:
                 run.take_largest_batch()
@@ -162,8 +163,7 @@ class _Run:
         val_splits: Sequence[Split],
         observer: Observer,
         left_by_key: Mapping[str, Left] | None = None,
-        cache: str = DISK,
-        cache_dir: Path | None = None,
+        place: TokenPlace = ON_DISK,
     ) -> None:
         self.recipe, self.accelerator, self.observer = recipe, accelerator, observer
         self.is_first = parallel.process_index() == 0
@@ -183,7 +183,7 @@ class _Run:
         self.model.qformer.gradient_checkpointing = recipe.gradient_checkpointing
         self.contrast = LOSSES[recipe.contrastive_loss](recipe)
         self.parts = parts_of(self.model)
-        self.tokens = make_cache(self.model.tower, cache, cache_dir, num_workers=recipe.num_workers)
+        self.tokens = make_cache(self.model.tower, replace(place, num_workers=recipe.num_workers))
         self.batches = Batches(recipe, train_splits, self.model, self.tokens)
         texts = [query.text for _, query in self.batches.triplets]
         self.memory = Memory(self.model, recipe, texts, accelerator)

@@ -17,7 +17,7 @@ from composir.evaluation import DEPTH
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
-from composir.models.backbones import BACKBONES
+from composir.models.backbones import find_backbone
 from composir.models.config import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.token_fusion import ALPHA_INIT
@@ -179,14 +179,8 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     settings = _over(read_toml(config) if config else {}, given)
     where = config if config else None
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
-    if backbone not in BACKBONES:
-        raise ComposirError(
-            f"backbone {backbone!r} is not known",
-            file=where,
-            fix=nearest(str(backbone), BACKBONES),
-        )
+    files = find_backbone(backbone, settings.get("weights", ""), file=where).recipes
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
-    files = BACKBONES[backbone].recipes
     defaults = tomllib.loads(
         resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
     )

@@ -16,9 +16,11 @@ from composir.data.check import require_images
 from composir.data.images import ImageSource, file_of, find_pictures, read_image
 from composir.errors import ComposirError
 from composir.evaluation import PADDING, rank_embeddings
-from composir.features import CachedEmbedder, Progress, TokenCache, default_cache_dir, fill_splits
+from composir.features import CachedEmbedder
 from composir.models.composer import Composer
 from composir.models.trace import Trace, without_fusions
+from composir.progress import Counted
+from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
 
 NUM_SHOWN = 8
 """Retrieved pictures in a row."""
@@ -77,9 +79,9 @@ def answer(
     *,
     gallery: Split | None = None,
     target: Path | None = None,
-    cache_dir: Path | None = None,
+    place: TokenPlace = ON_DISK,
     num_shown: int = NUM_SHOWN,
-    progress: Progress | None = None,
+    progress: Counted | None = None,
 ) -> list[Answer]:
     """Return what the model makes of the picture with each sentence: its trace, and its ranking of the gallery.
 
@@ -91,7 +93,7 @@ def answer(
     if gallery is not None:
         split = _with_questions(gallery, image, texts)
         known = [query.targets for query in split.queries]
-        rankings = _rank(model, image, split, cache_dir or default_cache_dir(), num_shown=num_shown, progress=progress)
+        rankings = _rank(model, image, split, place, num_shown=num_shown, progress=progress)
     answers = []
     for text, ranked, targets in zip(texts, rankings, known, strict=True):
         source: ImageSource | None = target
@@ -118,15 +120,15 @@ def _with_questions(gallery: Split, image: Path, texts: Sequence[str]) -> Split:
 
 
 def _rank(
-    model: Composer, image: Path, split: Split, cache_dir: Path, *, num_shown: int, progress: Progress | None
+    model: Composer, image: Path, split: Split, place: TokenPlace, *, num_shown: int, progress: Counted | None
 ) -> list[dict[str, tuple[Hit, ...]]]:
     """Return the best pictures for each sentence by how they were ranked."""
     assert model.tower is not None  # the caller traces pictures with it
     require_images([split])
-    tokens = TokenCache(model.tower, cache_dir)
+    tokens = make_cache(model.tower, place)
     fill_splits(tokens, [split], progress)
     embedder = CachedEmbedder(model, tokens)
-    paths = [split.images[name] for name in split.gallery]
+    paths = split.gallery_sources
     targets = torch.cat(
         [embedder.embed_gallery(paths[i : i + IMAGES_PER_BATCH]) for i in range(0, len(paths), IMAGES_PER_BATCH)]
     )

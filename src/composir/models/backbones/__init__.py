@@ -34,14 +34,30 @@ from composir.models.weights.tensors import LazyTensors
 from composir.tables import Table
 
 
+def find_backbone(name: str, weights: str = "", *, file: Path | None = None) -> Backbone:
+    """Return the backbone of ``BACKBONES``; ``file`` is where its name was read, if from a file.
+
+    Raises ``ComposirError`` for an unknown name, and for ``weights`` that the backbone has no use for.
+    """
+    if name not in BACKBONES:
+        raise ComposirError(f"backbone {name!r} is not known", file=file, fix=nearest(str(name), BACKBONES))
+    backbone = BACKBONES[name]
+    if weights and not backbone.needs_weights:
+        raise ComposirError(
+            f"the backbone {name!r} takes no weights, and {weights} was given",
+            file=file,
+            expected=f"--weights with {' or '.join(key for key, one in BACKBONES.items() if one.needs_weights)}",
+            fix='leave --weights out (in a recipe.toml: weights = ""), or name the backbone that they are of',
+        )
+    return backbone
+
+
 def build(backbone: str, weights: str = "", **settings: object) -> Composer:
     """Return a fresh model of a backbone of ``BACKBONES``; ``settings`` override fields of its config.
 
     ``weights`` is the folder or file of the backbone's pretrained weights, where they are not in a pip package.
     """
-    if backbone not in BACKBONES:
-        raise ComposirError(f"backbone {backbone!r} is not known", fix=nearest(backbone, BACKBONES))
-    parts = BACKBONES[backbone]
+    parts = find_backbone(backbone, weights)
     config = ComposerConfig(**{**parts.config(weights).model_dump(), "backbone": backbone, **settings})
     model = Composer(config, tower=parts.tower(weights), tokenizer=parts.tokenizer())
     parts.initialise(model, weights)
@@ -68,6 +84,7 @@ def _blip2(backbone: str) -> Backbone:
         tokenizer=blip2_tokenizer,
         initialise=lambda model, weights: initialise(model, read_backbone(backbone, weights)),
         recipes={"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
+        needs_weights=True,
     )
 
 

@@ -29,6 +29,8 @@ class Backbone:
     """Gives a fresh model its starting weights."""
     recipes: dict[str, str]
     """The recipe file whose values hold for what is not given, by data set; "" is for any other."""
+    needs_weights: bool = False
+    """Whether ``weights`` has to be named; a backbone that brings its own takes none."""
     new_parts: tuple[str, ...] = FUSION_WEIGHTS
     """Pieces of the names of weights that start at random; the others start from pretrained ones."""
 
