@@ -89,7 +89,10 @@ def main() -> None:
 
 
 def try_all(planned: list[tuple[str, MutationSpec]]) -> int:
-    """Try the bugs one by one and print what came of it; return 1 where tests fail without a bug or it cannot be tried."""
+    """Try the bugs one by one and print what came of it; return 1 where tests fail without any, else 0.
+
+    A bug that cannot be tried ends it, with 1.
+    """
     commands = {
         file: f"{sys.executable} -m pytest -x -q -p no:cacheprovider {TESTS[file]}"
         for file in dict.fromkeys(file for file, _ in planned)
@@ -115,7 +118,7 @@ def try_all(planned: list[tuple[str, MutationSpec]]) -> int:
     asked = Counter(file for file, _ in planned)
     for file, count in asked.items():
         say(f"{noticed[file]:5} of {count:5} {file}")
-    say(f"{noticed.total()} of {len(planned)} bugs were noticed: {100 * noticed.total() / len(planned):.0f} %")
+    say(f"{noticed.total()} of {len(planned)} bugs were noticed: {noticed.total() / max(len(planned), 1):.0%}")
     return 0
 
 
