@@ -1,12 +1,14 @@
 # Everything works from a fresh clone with Python >= 3.10 and nothing else.
 PYTHON ?= python3
 EXAMPLES ?= 1000
+SAMPLE ?= 60
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fuzz real-size lint format clean
+.PHONY: help install quickstart test fuzz mutants real-size lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -27,6 +29,9 @@ test: $(READY)  ## Run the tests, on all cores.
 
 fuzz: $(READY)  ## Run the property tests on new examples, EXAMPLES (1000) each, ten times those of make test.
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
+
+mutants: $(READY)  ## Plant SAMPLE (60) small bugs in the core and show which the tests let live; SAMPLE=all: hours.
+	$(BIN)/python scripts/mutants.py $(if $(filter all,$(SAMPLE)),,--sample $(SAMPLE)) --seed $(SEED)
 
 real-size: $(READY)  ## Convert, load and train a step of BLIP-2 at its full size, with random weights.
 	$(BIN)/python scripts/real_size.py

@@ -78,7 +78,7 @@ def test_the_gate_is_made_and_called_as_documented():
 
 
 def test_the_version_is_that_of_the_package(monkeypatch):
-    monkeypatch.setattr("importlib.metadata.version", lambda name: {"composir": "1.2.3"}[name])
+    monkeypatch.setattr("composir.version.version", lambda name: {"composir": "1.2.3"}[name])
     assert composir.__version__ == "1.2.3"
 
 

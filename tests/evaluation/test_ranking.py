@@ -128,7 +128,8 @@ def test_nan_is_an_error_that_names_the_query(make_split, make_query):
 
 
 @pytest.mark.parametrize(
-    ("shape", "got"), [((2, 3), "3 columns"), ((1, 4), "1 rows"), ((3, 4), "more rows"), ((0, 4), "0 rows")]
+    ("shape", "got"),
+    [((2, 3), "3 columns"), ((2, 5), "5 columns"), ((1, 4), "1 rows"), ((3, 4), "more rows"), ((0, 4), "0 rows")],
 )
 def test_a_wrong_shape_is_an_error(make_split, make_query, shape, got):
     split = make_split([make_query(0, "g0", ["g1"]), make_query(1, "g0", ["g1"])], 4)

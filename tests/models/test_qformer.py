@@ -121,3 +121,62 @@ def test_results_and_gradients_are_the_library_s_at_any_positions(sentence, pict
             assert all(gradient is None or gradient.abs().max() < 1e-4 for gradient in (own, other))
         else:
             torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+def dropouts(model: torch.nn.Module) -> dict[str, float]:
+    """Return the probability of dropout by where it stands: a module, or the number that an attention keeps."""
+    found = {}
+    for name, module in model.named_modules():
+        for attribute in ("dropout", "attention_dropout"):
+            place = getattr(module, attribute, None)
+            if place is not None:
+                found[f"{name}.dropout".lstrip(".")] = place.p if isinstance(place, torch.nn.Dropout) else place
+    return found
+
+
+def set_dropout(model: torch.nn.Module, place: str, probability: float) -> None:
+    module = model.get_submodule(place.rpartition(".")[0])
+    if isinstance(module.dropout, torch.nn.Dropout):
+        module.dropout.p = probability
+    else:
+        module.dropout = probability
+
+
+PLACES = list(dropouts(QFormer(SIZES, WIDTH)))
+
+
+def test_dropout_stands_where_the_library_has_it_and_is_a_tenth_unless_told_otherwise():
+    library = dropouts(Blip2QFormerModel(library_config(SIZES, "eager")))
+    assert dropouts(QFormer(SIZES, WIDTH)) == library
+    assert set(library.values()) == {0.1}
+    assert len(library) == 1 + 4 * 4 + 2 * 2  # embeddings; attention and outputs of four layers; two looks at a picture
+    told = QFormer(SIZES.model_copy(update={"dropout": 0.3}), WIDTH)
+    assert dropouts(told) == dict.fromkeys(PLACES, 0.3)
+
+
+def read_all(model: QFormer, dtype: torch.dtype) -> torch.Tensor:
+    """Return what is read of pictures with sentences and of sentences alone, so that every part works."""
+    chance = torch.Generator().manual_seed(0)
+    queries, words = (torch.randn(*shape, HIDDEN, generator=chance) for shape in ((1, NUM_QUERIES), (4, 4)))
+    tokens = torch.randn(4, 9, WIDTH, generator=chance)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        read = [model(queries, words, WORDS, image, at=ALL).float() for image in (tokens, None)]
+    return torch.cat(read)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", PLACES)
+def test_each_dropout_acts_in_training_and_none_elsewhere(place, dtype):
+    torch.manual_seed(0)
+    model = QFormer(SIZES, WIDTH)
+    for parameter in model.parameters():  # BERT's small start would drown in bfloat16
+        torch.nn.init.normal_(parameter, std=0.5)
+    for other in PLACES:
+        set_dropout(model, other, 0.0)
+    plain = read_all(model.train(), dtype)
+    set_dropout(model, place, 0.5)
+    assert torch.equal(read_all(model.eval(), dtype), plain)
+    first, second = read_all(model.train(), dtype), read_all(model, dtype)
+    assert first.isfinite().all()
+    assert not torch.allclose(first, plain, atol=1e-2)
+    assert not torch.allclose(first, second, atol=1e-2)

@@ -25,7 +25,7 @@ def test_normalise(text, expected):
 def test_rows_are_padded_to_the_longest_and_cut_with_both_ends_kept(backbone):
     model = build(backbone)
     ids, mask = model.tokenize(["red", "a blue dress", "word " * 50])
-    assert ids.shape == mask.shape == (3, model.config.max_words)
+    assert ids.shape == mask.shape == (3, 32)  # as in SPRC's training and evaluation
     first, last = ids[0, 0], ids[2, -1]
     assert (ids[:, 0] == first).all()
     lengths = mask.sum(dim=1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from composir.data import normalise
 from composir.errors import ComposirError
 from composir.models.backbones import build
 from composir.models.backbones.efficientnet import STAGES, EfficientNetLite0, SameConv2d
@@ -66,6 +67,23 @@ def test_lite_equals_the_published_weights_read_by_their_own_names(lite, picture
             middle = x
     tokens = torch.cat([F.pixel_unshuffle(middle, 2), x], dim=1).flatten(2).transpose(1, 2)
     torch.testing.assert_close(lite.tokens([picture]).float(), tokens, atol=5e-2, rtol=5e-3)  # fp16
+
+
+def test_lite_s_network_sees_pixels_as_published_and_no_clip_s():
+    """(pixel - 127) / 128, by the authors of EfficientNet-Lite: for every value that a pixel can have."""
+    lite, seen = lite_tower(), []
+    lite.network.register_forward_pre_hook(lambda _, pixels: seen.append(pixels[0]))
+    values = torch.arange(256, dtype=torch.uint8).repeat(3, 224, 1)[None, :, :, :224]
+    for pixels in (values, 255 - values):
+        lite(pixels)
+        torch.testing.assert_close(seen.pop(), (pixels.float() - 127) / 128, atol=1e-6, rtol=0)
+
+
+def test_every_tower_s_pixels_are_scaled_by_the_function_that_normalise_uses(picture):
+    tower, seen = tiny_tower(), []
+    tower.network.register_forward_pre_hook(lambda _, pixels: seen.append(pixels[0]))
+    tower.tokens([picture])
+    np.testing.assert_array_equal(seen[0][0].numpy(), normalise(tower.prepare(picture)))
 
 
 def test_lite_tokens_lie_row_by_row(lite):

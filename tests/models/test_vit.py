@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from composir.data.images import read_image
+from composir.data.transforms import TRANSFORMS
 from composir.errors import ComposirError
 from composir.models import vit
 from composir.models.vit import vit_tower
 from composir.models.weights.names import rename, to_lavis
+
+from ..conftest import GOLDEN
 
 
 @pytest.fixture
@@ -32,6 +36,31 @@ def test_equals_the_published_tower(golden, lavis_tower, name):
     assert (tower.num_tokens, tower.width, tower.image_size) == (17, 64, 56)
     with torch.inference_mode():
         torch.testing.assert_close(tower.network(data["__input__"]), data["__output__"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ["vit_eva", "vit_clip"])
+def test_what_the_network_sees_of_a_picture_is_what_the_published_one_sees(golden, lavis_tower, name, transform):
+    """The golden pictures, all but the one with a palette, through a tower for 224 px with patches as BLIP-2's."""
+    _, weights = lavis_tower(name)
+    (positions,) = (key for key in weights if "position_embedding" in key)
+    weights[positions] = torch.zeros(*weights[positions].shape[:-2], 1 + 16 * 16, weights[positions].shape[-1])
+    tower = vit_tower(weights, num_heads=4)
+    tower.transform = transform
+    seen = []
+    tower.network.register_forward_pre_hook(lambda _, pixels: seen.append(pixels[0]))
+    files = [file for file in sorted((GOLDEN / "images").iterdir()) if not file.name.startswith("06")]
+    for file in files:
+        tower.tokens([read_image(file)])
+    expected = golden("transforms")
+    assert len(seen) == 8
+    for file, pixels in zip(files, seen, strict=True):
+        assert (pixels.shape, pixels.dtype) == ((1, 3, 224, 224), torch.float32)
+        every4, (mean, std) = (expected[f"{file.name[:2]}.{transform}.{part}"] for part in ("every4", "mean_std"))
+        torch.testing.assert_close(pixels[0, :, ::4, ::4], every4, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.stack([pixels.mean(), pixels.std()]), torch.stack([mean, std]), atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("name", ["vit_eva", "vit_clip"])

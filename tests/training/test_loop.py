@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,6 +28,7 @@ from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, memory, read_toml, resume_recipe, train, validate
 from composir.training.log import NUM_PROBE_TRIPLETS
 from composir.training.memory import StepMemory
+from composir.training.optimizer import TEMPERATURE_RANGE
 
 
 @pytest.fixture
@@ -508,6 +511,83 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
     one, other = (load_rankings(result.best / "rankings.safetensors") for result in (unbroken, resumed))
     assert one.signature_fields == other.signature_fields
     assert np.array_equal(one.rankings["composed"][0].top, other.rankings["composed"][0].top)
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def any_precision():
+    """Let a run have another precision than the ones before it: accelerate keeps to the first of a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("no_step_ahead", "any_precision")
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
+def test_a_step_computes_in_training_mode_and_in_the_recipe_s_precision(make_recipe, monkeypatch, precision, dtype):
+    """In the second epoch too, which comes after a validation in evaluation mode."""
+    inside, told = [], []
+    step = loop._Run._step
+
+    def look(module, _, output):
+        if inside and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            told.append((module.training, output.dtype))
+
+    def watched(self, batch):
+        inside.append(True)
+        step(self, batch)
+        inside.clear()
+
+    monkeypatch.setattr(loop._Run, "_step", watched)
+    with torch.nn.modules.module.register_module_forward_hook(look):
+        result = train(make_recipe(mixed_precision=precision, gated_fusion=False))
+    assert len(told) > 10 * 10  # ten steps, some maps each
+    assert set(told) == {(True, dtype)}
+    assert weights_of(result.run)["text_proj.weight"].dtype == torch.float32
+
+
+@pytest.mark.usefixtures("no_step_ahead")
+def test_a_scaler_changes_neither_the_logged_norms_nor_the_weights(make_recipe, monkeypatch):
+    """A power of two shifts exponents alone, and is taken off again before anything is measured or learned."""
+    plain = train(make_recipe(num_epochs=1, gradient_accumulation=2))
+    scales = []
+
+    def scaled(recipe):
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        scales.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(loop, "make_accelerator", scaled)
+    under_a_scaler = train(make_recipe(num_epochs=1, gradient_accumulation=2))
+    assert scales[0].get_scale() == 2.0**12
+    (one,), (other,) = (read_log(result.run) for result in (plain, under_a_scaler))
+    norms = [column for column in one if column.startswith("grad_")]
+    assert len(norms) == 6
+    for column in norms:
+        assert float(other[column]) == pytest.approx(float(one[column]), rel=1e-3)
+    kept, again = (weights_of(result.run) for result in (plain, under_a_scaler))
+    for name, tensor in kept.items():
+        torch.testing.assert_close(again[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("no_step_ahead")
+def test_steps_however_large_leave_the_temperature_in_its_range(make_recipe, monkeypatch):
+    temperatures = []
+    step = loop._Run._step
+
+    def watched(self, batch):
+        step(self, batch)
+        temperatures.append(self.model.temperature.item())
+
+    monkeypatch.setattr(loop._Run, "_step", watched)
+    train(make_recipe(num_epochs=1, learning_rate=1.0))
+    low, high = TEMPERATURE_RANGE
+    assert len(temperatures) == 5
+    assert all(low - 1e-6 <= temperature <= high + 1e-6 for temperature in temperatures)
+    assert any(temperature == pytest.approx(limit) for temperature in temperatures for limit in TEMPERATURE_RANGE)
 
 
 # -- resuming on other annotations -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ whole pixels, a bicubic resize of the short side, a centre crop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -63,10 +64,16 @@ def normalise(
     std: tuple[float, float, float] = CLIP_STD,
 ) -> Float32[np.ndarray, "*batch 3 height width"]:
     """Return ``(pixels / 255 - mean) / std`` in float32; ``mean`` and ``std`` are of RGB in [0, 1]."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    centre = np.asarray(mean, dtype=np.float32)[:, None, None]  # (3, 1, 1)
-    spread = np.asarray(std, dtype=np.float32)[:, None, None]  # (3, 1, 1)
-    return (scaled - centre) / spread
+    centre, spread = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (mean, std))  # (3, 1, 1)
+    return scale_pixels(pixels.astype(np.float32), centre, spread)
+
+
+def scale_pixels(pixels: Any, mean: Any, std: Any) -> Any:
+    """Return ``(pixels / 255 - mean) / std`` of float32 values in [0, 255], of numpy's arrays or of torch's tensors.
+
+    What towers compute and what ``normalise`` returns; ``mean`` and ``std`` are (3, 1, 1), of RGB in [0, 1].
+    """
+    return (pixels / 255 - mean) / std
 
 
 def square_box(

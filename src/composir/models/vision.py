@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, square_box, to_array
+from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, scale_pixels, square_box, to_array
 
 
 class Tower(nn.Module):
@@ -82,7 +82,7 @@ class Tower(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return image tokens in fp16 of uint8 pixels (batch, 3, size, size), whatever way they are then kept."""
-        scaled = (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
+        scaled: Tensor = scale_pixels(pixels.to(self.mean.device).float(), self.mean, self.std)
         tokens = self.network(scaled.to(self.dtype_on(scaled.device))).half()
         return tokens.contiguous()  # as those out of a cache are: products of other strides round otherwise
 
