@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from composir.models.presets import build
 
+from composir.models.backbones import build
 from composir.training.optimizer import keep_temperature
 
 

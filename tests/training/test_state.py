@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
-from composir.models.presets import build
 
+from composir.models.backbones import build
 from composir.training import load_recipe
 from composir.training.optimizer import make_optimizer
 from composir.training.state import State, load_last, save_last
