@@ -321,6 +321,12 @@ def test_intervals_equal_the_short_version():
         assert high == pytest.approx(means[194] + 0.025 * (means[195] - means[194]))
 
 
+def test_intervals_are_of_a_thousand_draws_from_seed_0_unless_told_otherwise():
+    values = {"": {"a": np.random.default_rng(5).random(40)}}
+    assert intervals(values) == intervals(values, num_resamples=1000, seed=0)
+    assert intervals(values) != intervals(values, num_resamples=999, seed=0)
+
+
 def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
     values = {"": {"a": np.random.default_rng(0).random(30)}}
     whole = intervals(values, num_resamples=50, seed=1)
