@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation import PROTOCOLS, Ranking, average_precision, averages, intervals, measure, per_query, rank
-from composir.evaluation.metrics import metric_label, protocol_of
+from composir.evaluation.metrics import metric_label, protocol_of, solved
 
 NUM_IMAGES = 60
 
@@ -308,6 +308,13 @@ def test_a_constant_scorer_gets_the_worst_figures(random_split, dataset, places,
     metrics = measure({"composed": [rank(torch.full((6, NUM_IMAGES), constant), split)]}).metrics
     assert set(metrics.values()) == {0.0}
     assert set(PROTOCOLS[dataset].keys) <= set(metrics)
+
+
+@pytest.mark.parametrize(("dataset", "expected"), [("GeneCIS", [True, False]), ("own", [True, True])])
+def test_a_query_is_solved_by_the_first_image_of_genecis_s_small_galleries_and_by_the_first_ten_elsewhere(
+    rank_at, dataset, expected
+):
+    assert solved(rank_at([0, 1], dataset=dataset)).tolist() == expected
 
 
 def test_intervals_equal_the_short_version():
