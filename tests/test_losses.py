@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from composir.losses import alignment_loss, contrastive_loss, hard_negative_log_weights, hard_negative_loss
+from composir.losses import (
+    alignment_loss,
+    contrastive_loss,
+    hard_negative_log_weights,
+    hard_negative_loss,
+    total_loss,
+)
 
 
 def test_contrastive_loss_by_hand():
@@ -102,3 +108,11 @@ def test_hard_negatives_keep_gradients_finite_for_large_logits_and_empty_rows():
     assert loss.item() == 0  # log(alpha): the target is the only candidate
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_the_total_is_the_weighted_sum_of_the_losses_that_there_are():
+    losses = {"loss_itc": torch.tensor(3.0), "loss_rtc": torch.tensor(5.0), "loss_align": torch.tensor(0.5)}
+    # 1 * 3 + 0.4 * 5 + 2 * 0.5; the local loss, which is not among them, adds nothing
+    weights = {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 2.0, "loss_local": 9.0}
+    assert total_loss(losses, weights).item() == pytest.approx(6.0)
+    assert total_loss(losses, {"loss_rtc": 0.5}).item() == pytest.approx(2.5)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation import PROTOCOLS, Ranking, average_precision, averages, intervals, measure, per_query, rank
-from composir.evaluation.metrics import metric_label, protocol_of
+from composir.evaluation.metrics import metric_label, protocol_of, solved
 
 NUM_IMAGES = 60
 
@@ -310,6 +310,13 @@ def test_a_constant_scorer_gets_the_worst_figures(random_split, dataset, places,
     assert set(PROTOCOLS[dataset].keys) <= set(metrics)
 
 
+@pytest.mark.parametrize(("dataset", "expected"), [("GeneCIS", [True, False]), ("own", [True, True])])
+def test_a_query_is_solved_by_the_first_image_of_genecis_s_small_galleries_and_by_the_first_ten_elsewhere(
+    rank_at, dataset, expected
+):
+    assert solved(rank_at([0, 1], dataset=dataset)).tolist() == expected
+
+
 def test_intervals_equal_the_short_version():
     rng = np.random.default_rng(5)
     values = {"a": rng.random(40), "b": (rng.random(40) < 0.3).astype(float)}
@@ -319,6 +326,12 @@ def test_intervals_equal_the_short_version():
         # Linear interpolation between order statistics: 0.025 * 199 = 4.975 and 0.975 * 199 = 194.025.
         assert low == pytest.approx(means[4] + 0.975 * (means[5] - means[4]))
         assert high == pytest.approx(means[194] + 0.025 * (means[195] - means[194]))
+
+
+def test_intervals_are_of_a_thousand_draws_from_seed_0_unless_told_otherwise():
+    values = {"": {"a": np.random.default_rng(5).random(40)}}
+    assert intervals(values) == intervals(values, num_resamples=1000, seed=0)
+    assert intervals(values) != intervals(values, num_resamples=999, seed=0)
 
 
 def test_intervals_do_not_depend_on_the_block_size(monkeypatch):
