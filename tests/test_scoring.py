@@ -42,4 +42,11 @@ def test_the_package_s_names_stay_what_they_are():
     assert composir.similarity is similarity
     assert composir.load is from_pretrained
     assert composir.Retriever is Retriever
-    assert sorted(composir.__all__) == ["Retriever", "load", "push_to_hub", "save_pretrained", "similarity"]
+    assert sorted(composir.__all__) == [
+        "Retriever",
+        "__version__",
+        "load",
+        "push_to_hub",
+        "save_pretrained",
+        "similarity",
+    ]

@@ -9,7 +9,7 @@ from composir.evaluation import signature_fields, signature_text
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setattr("importlib.metadata.version", lambda name: {"composir": "1.2.3"}[name])
+    monkeypatch.setattr("composir.version.version", lambda name: {"composir": "1.2.3"}[name])
 
 
 @pytest.mark.usefixtures("installed")
@@ -35,5 +35,5 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, make_split):
     def not_installed(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("importlib.metadata.version", not_installed)
+    monkeypatch.setattr("composir.version.version", not_installed)
     assert signature_fields([make_split([], 3)], weights_hash="abc123")["composir"] == "uninstalled"

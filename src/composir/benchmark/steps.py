@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from composir.errors import ComposirError
 from composir.losses import alignment_loss, contrastive_loss
 from composir.machine import default_device
 from composir.models.backbones import BACKBONES, build
@@ -107,8 +108,15 @@ class LibraryQFormer(nn.Module):
 
         super().__init__()
         self.num_query_tokens = config.num_query_tokens
-        with torch.device("meta"):
-            self.library = Blip2QFormerModel(library_config(config, attention)).train()
+        try:
+            with torch.device("meta"):
+                self.library = Blip2QFormerModel(library_config(config, attention)).train()
+        except ValueError as error:
+            raise ComposirError(
+                f"the library's Q-Former has no {attention} in this version of transformers",
+                expected="transformers 5.17 or newer, which this comparison needs alone",
+                fix="pip install 'transformers>=5.17'",
+            ) from error
         for name, parameter in ours.named_parameters():
             part, _, leaf = name.rpartition(".")
             setattr(self.library.get_submodule(part), leaf, parameter)

@@ -23,6 +23,7 @@ from composir.heat import heat
 from composir.models.composer import Composer
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.trace import patches
+from composir.models.vision import Tower
 from composir.models.watch import Reading, watch
 from composir.plots import GRADIENT_PREFIX, plot_curves
 from composir.training.batches import Batches
@@ -45,18 +46,17 @@ PART_BY_WEIGHTS = {
 """The parts whose gradient norms are logged, by how the names of their weights begin."""
 
 
+Example = tuple[ImageSource, str, Image.Image]
+"""A reference, its sentence, and the reference as the tower sees it."""
+
+
 class RunLog:
     """The log of one run, kept by its first process; ``with`` closes what TensorBoard reads."""
 
     def __init__(
-        self, run: Path, model: Composer, batches: Batches, val_splits: Sequence[Split], *, first_step: int
+        self, run: Path, model: Composer, batches: Batches, examples: Sequence[Example], *, first_step: int
     ) -> None:
-        self.run, self.model, self.batches = run, model, batches
-        of_val = [(split, query) for split in val_splits for query in split.queries]
-        self.examples = [
-            (split.images[query.reference], query.text, self._square(split.images[query.reference]))
-            for split, query in (of_val[0], of_val[len(of_val) // 2])
-        ]
+        self.run, self.model, self.batches, self.examples = run, model, batches, examples
         self.board = SummaryWriter(str(run), purge_step=first_step + 1)
 
     def __enter__(self) -> RunLog:
@@ -136,11 +136,6 @@ class RunLog:
                 self.board.add_image(f"examples/{number}", picture, state.step, dataformats="HWC")
                 self.board.add_text(f"examples/{number}", f"{text}: {words}", state.step)
 
-    def _square(self, source: ImageSource) -> Image.Image:
-        """Return a picture as the tower sees it."""
-        assert self.model.tower is not None
-        return Image.fromarray(self.model.tower.prepare(read_image(source)).transpose(1, 2, 0))
-
     def write(self, state: State) -> None:
         """Write training_log.csv and its curves."""
         columns = list(dict.fromkeys(column for row in state.rows for column in row))
@@ -150,6 +145,15 @@ class RunLog:
         writer.writerows(state.rows)
         write_text(self.run / LOG, text.getvalue())
         plot_curves(self.run / LOG, self.run / CURVES)
+
+
+def examples_of(tower: Tower, splits: Sequence[Split]) -> list[Example]:
+    """Return the two queries whose maps every validation shows, their pictures read: they may be gone later."""
+    queries = [(split, query) for split in splits for query in split.queries]
+    chosen = [(split.images[query.reference], query.text) for split, query in (queries[0], queries[len(queries) // 2])]
+    return [
+        (source, text, Image.fromarray(tower.prepare(read_image(source)).transpose(1, 2, 0))) for source, text in chosen
+    ]
 
 
 def parts_of(model: Composer) -> dict[str, list[torch.nn.Parameter]]:

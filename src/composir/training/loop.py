@@ -39,7 +39,7 @@ from composir.training.guards import (
     one_line_for,
     require_writable,
 )
-from composir.training.log import RunLog, gradient_norms, parts_of
+from composir.training.log import RunLog, examples_of, gradient_norms, parts_of
 from composir.training.memory import Memory
 from composir.training.mining import mine, read_mined, write_mined
 from composir.training.optimizer import keep_temperature, make_optimizer
@@ -187,6 +187,7 @@ class _Run:
         self.batches = Batches(recipe, train_splits, self.model, self.tokens)
         texts = [query.text for _, query in self.batches.triplets]
         self.memory = Memory(self.model, recipe, texts, accelerator)
+        self.examples = examples_of(self.model.tower, val_splits)
         self.log: RunLog | None = None
         """Of the first process alone."""
 
@@ -256,7 +257,7 @@ class _Run:
                 self._save()
             self._tell_start()
             if self.is_first:
-                log = RunLog(self.run, self.model, self.batches, self.val_splits, first_step=self.state.step)
+                log = RunLog(self.run, self.model, self.batches, self.examples, first_step=self.state.step)
                 self.log = held.enter_context(log)
             interrupted = held.enter_context(interrupts())
             while self.state.epoch < recipe.num_epochs and self.state.step < self.num_steps:
