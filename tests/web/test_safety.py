@@ -17,7 +17,7 @@ from composir.data.images import MAX_SCANS
 from composir.search import Retriever, index_folder
 from composir.web.limits import Limits
 from composir.web.pictures import Cache, read_upload
-from composir.web.problems import Problem
+from composir.web.problems import HttpProblem
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -443,7 +443,7 @@ def test_every_answer_has_the_security_headers(client, id_by_name):
 def test_a_reader_of_uploads_looks_at_no_more_than_it_must():
     wide = read_upload(encoded(Image.new("RGB", (60_000, 2))), max_pixels=10**6)
     assert wide.size == (4096, 1)
-    with pytest.raises(Problem, match=r"more than 0\.1 million pixels") as problem:
+    with pytest.raises(HttpProblem, match=r"more than 0\.1 million pixels") as problem:
         read_upload(encoded(Image.new("RGB", (400, 400))), max_pixels=100_000)
     assert problem.value.status_code == 413
 

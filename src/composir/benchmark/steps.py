@@ -318,7 +318,7 @@ class Step:
         return total, gradients, counter.get_total_flops()
 
 
-def measure(work: Callable[[], object], device: torch.device, *, processor_time: bool) -> float:
+def time_of(work: Callable[[], object], device: torch.device, *, processor_time: bool) -> float:
     """Return the seconds of a piece of work: on the wall, or those that this process had of all cores."""
     clock = time.process_time if processor_time else time.perf_counter
     if device.type == "cuda":
@@ -344,7 +344,7 @@ def in_turns(
         for place, (name, step) in enumerate(steps.items()):
             if progress is not None:
                 progress(f"step: {name}", number * len(steps) + place, repeats * len(steps))
-            seconds[name].append(measure(step, device, processor_time=processor_time))
+            seconds[name].append(time_of(step, device, processor_time=processor_time))
     return seconds
 
 

@@ -163,7 +163,7 @@ def read_image(
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Pictures:
     """The pictures below a folder; all paths are relative to it, with ``/``."""
 
     names: list[str]
@@ -181,7 +181,7 @@ class Found:
     """How many files there are that are called no picture, by their suffix in lower case, most first."""
 
 
-def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Found:
+def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Pictures:
     """Return all pictures below ``folder``, by their names.
 
     Hidden files and folders (a leading dot) are no part of it, nor are folders of ``JUNK`` and those whose name or
@@ -253,7 +253,7 @@ def find_pictures(folder: Path, *, exclude: Sequence[str] = ()) -> Found:
                 names.append(name)
             else:
                 reasons[relative(path)] = "its name is not UTF-8"
-    return Found(
+    return Pictures(
         sorted(names),
         reasons,
         tuple(unseen),

@@ -18,7 +18,7 @@ MAX_FOLDERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Located:
     """Splits whose images are where the files are, and what there is to say about it."""
 
     splits: tuple[Split, ...]
@@ -28,7 +28,7 @@ class Found:
     """One for each split with names that several files have."""
 
 
-def find_images(splits: Sequence[Split]) -> Found:
+def find_images(splits: Sequence[Split]) -> Located:
     """Return the splits with the file of every image: the published one, or the one found by its name.
 
     Only where the published folders lack files is the tree walked, once for all splits. A file counts as found whatever
@@ -67,7 +67,7 @@ def find_images(splits: Sequence[Split]) -> Found:
         else:
             located.append(split)
     notes = [note for tree, moved in moved_by_tree.items() for note in _notes(tree, moved, splits)]
-    return Found(tuple(located), notes, problems)
+    return Located(tuple(located), notes, problems)
 
 
 # Below, paths are text where there may be 200,000 of them: a Path takes ten times as long to make and to take apart.

@@ -21,7 +21,7 @@ from composir.token_cache import read_ahead
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class PictureFile:
     """A picture file as it was found; ``path`` is relative to the root, with forward slashes."""
 
     path: str
@@ -78,7 +78,7 @@ class _New:
 
 
 Read = FileRecord | _New | Skipped | Unseen
-Result = Embedded | Skipped | Unseen
+Outcome = Embedded | Skipped | Unseen
 
 
 def content_id(content: bytes) -> str:
@@ -95,12 +95,12 @@ class PictureEmbedder:
         self.num_vectors = num_vectors
         self.is_known = is_known
 
-    def batches(self, files: Sequence[Listed], *, num_workers: int) -> Iterator[list[Result]]:
+    def batches(self, files: Sequence[PictureFile], *, num_workers: int) -> Iterator[list[Outcome]]:
         """Yield what became of the files, in order and in batches; threads read on meanwhile."""
         for batch in read_ahead(self._read, files, size=self.encoder.batch_size, num_workers=num_workers):
             yield self._embed(batch)
 
-    def _read(self, file: Listed) -> Read:
+    def _read(self, file: PictureFile) -> Read:
         """Return the record of a file whose image is known, else its picture for the tower; called by threads."""
         try:
             content = read_bytes(self.root / file.path)
@@ -118,13 +118,13 @@ class PictureEmbedder:
             return Skipped(file.path, f"the model does not take it ({' '.join(str(error).split())})")
 
     @torch.inference_mode()
-    def _embed(self, batch: Sequence[Read]) -> list[Result]:
+    def _embed(self, batch: Sequence[Read]) -> list[Outcome]:
         """Embed up to a batch of pictures."""
         new = {one.record.id: one for one in reversed(batch) if isinstance(one, _New)}  # the first of each content
         firsts = [one for one in batch if isinstance(one, _New) and new[one.record.id] is one]
         refused: dict[str, str] = {}
         vectors = self._vectors(firsts, refused) if firsts else {}
-        results: list[Result] = []
+        results: list[Outcome] = []
         for one in batch:
             if isinstance(one, (Skipped, Unseen)):
                 results.append(one)

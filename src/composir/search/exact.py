@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from composir.progress import Progress
-from composir.search.index import Found, Index, scan
+from composir.search.index import Hits, Index, scan
 
 
 class ExactIndex(Index):
     """One product with all vectors, block by block from the memory map. Time grows with the number of images."""
 
-    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Found:
+    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Hits:
         return scan(self.snapshot, queries, self._rows_at(where), top_k)
 
     def _update(self, progress: Progress | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from composir.errors import ComposirError
 from composir.files import replacing
 from composir.progress import Progress
-from composir.search.index import Found, Index, float32, scan
+from composir.search.index import Hits, Index, float32, scan
 from composir.search.merging import merge_vectors
 
 SCAN_BELOW = 2_000
@@ -71,13 +71,13 @@ class FaissIndex(Index):
             if self._num_covered <= len(self.snapshot.vectors):
                 return
 
-    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Found:
+    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Hits:
         rows = self._rows_at(where)
         if self._ivf is None or len(rows) < SCAN_BELOW:
             return scan(self.snapshot, queries, rows, top_k)
         return self._search_rows(queries, top_k, rows, are_all=where is None)
 
-    def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, *, are_all: bool) -> Found:
+    def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, *, are_all: bool) -> Hits:
         """Return the ``top_k`` of ``rows``: candidates by the inverted file, and every row it does not cover."""
         num_vectors = self._ivf.ntotal // self._num_covered
         num_candidates = top_k * CANDIDATES_PER_RESULT
@@ -92,7 +92,7 @@ class FaissIndex(Index):
         tail = rows[rows >= self._num_covered]
         candidates = [self._images_of(vectors // num_vectors)[:num_candidates] for vectors in nearest]
         self.snapshot.read_ahead(np.concatenate(candidates))
-        found: Found = []
+        found: Hits = []
         for query, images in zip(queries, candidates, strict=True):
             found += scan(self.snapshot, query[None], np.sort(np.concatenate([images, tail])), top_k)
         return found
@@ -169,7 +169,7 @@ class FaissIndex(Index):
         return max(self.table.folder.glob(f"faiss-{self._generation}-*.index"), key=_num_rows, default=None)
 
 
-def recall(found: Found, truth: Found) -> float:
+def recall(found: Hits, truth: Hits) -> float:
     """Return the share of the true ids that were found."""
     hits = sum(len({i for i, _ in ours} & {i for i, _ in theirs}) for ours, theirs in zip(found, truth, strict=True))
     return hits / sum(len(theirs) for theirs in truth)

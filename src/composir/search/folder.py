@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import PICTURE_SUFFIXES, Found, find_pictures, picture_bounds
+from composir.data.images import PICTURE_SUFFIXES, Pictures, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
 from composir.machine import default_device
 from composir.progress import Progress
-from composir.search.embedding import Embedded, Listed, Noted, PictureEmbedder, Result, Skipped, Unseen
+from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
@@ -37,7 +37,7 @@ LOCAL, RAY = "local", "ray"
 ENGINES = (LOCAL, RAY)
 """Who embeds: this process, or the workers of a Ray cluster."""
 
-Engine = Callable[[Sequence[Listed]], Iterator[list[Result]]]
+Engine = Callable[[Sequence[PictureFile]], Iterator[list[Outcome]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def _one_line_for_a_full_disk(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _holds_no_picture(root: Path, found: Found) -> ComposirError:
+def _holds_no_picture(root: Path, found: Pictures) -> ComposirError:
     """Return the error for a folder without pictures, with what is there instead."""
     there = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found.num_by_suffix.items()]
     parts = [f"files: {', '.join(there[:NUM_SUFFIXES_SHOWN])}"] if there else []
@@ -315,7 +315,7 @@ class _Run:
         self.added: set[str] = set()
         self.num_uncommitted = 0
 
-    def bring_up_to_date(self, found: Found) -> IndexReport:
+    def bring_up_to_date(self, found: Pictures) -> IndexReport:
         files = self._pictures(found)
         known = {record.path: record for record in self.table.files()}
         if known and not files:
@@ -348,7 +348,7 @@ class _Run:
             excluded=found.excluded,
         )
 
-    def _pictures(self, found: Found) -> dict[str, Listed]:
+    def _pictures(self, found: Pictures) -> dict[str, PictureFile]:
         """Return every picture file by its path from the root, in order; note why others are not taken."""
         self.skipped.update(found.reasons)
         self.unseen.update(found.unseen)
@@ -363,7 +363,7 @@ class _Run:
                 self._skip(Unseen(path, f"cannot be looked at ({error.strerror or type(error).__name__})"))
                 continue
             if stat.S_ISREG(status.st_mode):
-                files[path] = Listed(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                files[path] = PictureFile(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             else:
                 self.skipped[path] = "not a regular file"
         return files
@@ -394,7 +394,7 @@ class _Run:
                 )
         return kept
 
-    def _read(self, files: Sequence[Listed]) -> None:
+    def _read(self, files: Sequence[PictureFile]) -> None:
         """Read files that are new or changed, in order, and embed what they hold."""
         done = 0
         for batch in self.engine(files):
@@ -404,7 +404,7 @@ class _Run:
                 self.progress("pictures", done, len(files))
         self.table.commit(complete=False)
 
-    def _take(self, batch: Sequence[Result]) -> None:
+    def _take(self, batch: Sequence[Outcome]) -> None:
         """Put a batch into the table; a content that came in by an earlier one is not put in again."""
         read = [one for one in batch if isinstance(one, Embedded)]
         new = {one.record.id: one.vectors for one in read if one.vectors is not None}
@@ -424,7 +424,7 @@ class _Run:
             self.num_uncommitted = 0
 
 
-def _is_unchanged(file: Listed, known: FileRecord | None) -> bool:
+def _is_unchanged(file: PictureFile, known: FileRecord | None) -> bool:
     return known is not None and (file.size, file.mtime_ns, file.ctime_ns) == (
         known.size,
         known.mtime_ns,

@@ -20,7 +20,7 @@ FLOATS_AT_ONCE = 2**20
 """Vector elements turned to float32 at once: 4 MB, which stays in a processor's cache."""
 SCORES_AT_ONCE = 2**24
 
-Found = list[list[tuple[str, float]]]
+Hits = list[list[tuple[str, float]]]
 """For every query, ids and scores, best first."""
 
 
@@ -71,7 +71,7 @@ class Index(ABC):
     def close(self) -> None:  # noqa: B027 (most engines hold nothing open)
         """Give up what the engine holds open."""
 
-    def search(self, queries: Float[Tensor, "num_queries dim"], top_k: int, *, where: str | None = None) -> Found:
+    def search(self, queries: Float[Tensor, "num_queries dim"], top_k: int, *, where: str | None = None) -> Hits:
         """Return the ``top_k`` images for every query, fewer if there are not so many; scores are float32.
 
         ``where`` is a pattern (``*``, ``?``, ``[a-z]``; ``*`` crosses folders) for the path of a file of the image,
@@ -83,7 +83,7 @@ class Index(ABC):
         return self._search(queries, min(top_k, len(self)), where)
 
     @abstractmethod
-    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Found: ...
+    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Hits: ...
 
     @abstractmethod
     def _update(self, progress: Progress | None) -> None: ...
@@ -93,12 +93,12 @@ class Index(ABC):
         return self.snapshot.rows if where is None else self.snapshot.rows_of(self.table.ids_at(where))
 
 
-def scan(snapshot: Snapshot, queries: Tensor, rows: np.ndarray, top_k: int) -> Found:
+def scan(snapshot: Snapshot, queries: Tensor, rows: np.ndarray, top_k: int) -> Hits:
     """Return the ``top_k`` of ``rows`` (ascending) for every query, all of them looked at, in float32."""
     num_vectors, dim = snapshot.vectors.shape[1:]
     rows_at_once = max(1, FLOATS_AT_ONCE // (num_vectors * dim))
     whole = len(rows) == len(snapshot.vectors)  # slices of a memory map are not copied
-    found: Found = []
+    found: Hits = []
     for block in queries.split(max(1, SCORES_AT_ONCE // max(1, len(rows)))):
         scores = torch.empty(len(block), len(rows))
         for start in range(0, len(rows), rows_at_once):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError
 from composir.progress import Progress
-from composir.search.index import Found, Index
+from composir.search.index import Hits, Index
 from composir.search.table import Table
 
 POINTS_AT_ONCE = 64
@@ -60,7 +60,7 @@ class QdrantIndex(Index):
         """Give up the connection, or the folder, which only one process may hold."""
         self.client.close()
 
-    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Found:
+    def _search(self, queries: Tensor, top_k: int, where: str | None) -> Hits:
         from qdrant_client import models  # noqa: PLC0415
 
         # The engine in this process always compares all, and warns of parameters.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from composir.errors import ComposirError
-from composir.search.embedding import Embedded, Listed, PictureEmbedder, Result, Skipped, Unseen
+from composir.search.embedding import Embedded, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import open_encoder
 from composir.search.table import ID_LENGTH, FileRecord
 
@@ -35,8 +35,8 @@ class Work:
 
 
 def embed_by_ray(
-    work: Work, files: Sequence[Listed], known: np.ndarray, *, address: str | None
-) -> Iterator[list[Result]]:
+    work: Work, files: Sequence[PictureFile], known: np.ndarray, *, address: str | None
+) -> Iterator[list[Outcome]]:
     """Yield what became of the files, in order and in batches, embedded by the workers of a cluster.
 
     ``known`` is (images,), ASCII and sorted: the ids that need not be embedded again. ``address`` is that of a
@@ -91,8 +91,10 @@ class _Worker:
         )
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [field.name for field in fields(Listed)]
-        files = [Listed(str(row[0]), *map(int, row[1:])) for row in zip(*(rows[name] for name in names), strict=True)]
+        names = [field.name for field in fields(PictureFile)]
+        files = [
+            PictureFile(str(row[0]), *map(int, row[1:])) for row in zip(*(rows[name] for name in names), strict=True)
+        ]
         (results,) = self.embedder.batches(files, num_workers=self.num_threads)
         read = [one if isinstance(one, Embedded) else None for one in results]
         columns = {
@@ -104,13 +106,13 @@ class _Worker:
         return rows | {name: np.array(values, object) for name, values in columns.items()}
 
 
-def _table(files: Sequence[Listed]) -> Any:
+def _table(files: Sequence[PictureFile]) -> Any:
     import pyarrow  # noqa: PLC0415
 
     return pyarrow.Table.from_pylist([asdict(file) for file in files])
 
 
-def _result(rows: dict[str, np.ndarray], place: int, num_vectors: int) -> Result:
+def _result(rows: dict[str, np.ndarray], place: int, num_vectors: int) -> Outcome:
     path, said, vectors = str(rows["path"][place]), str(rows["said"][place]), rows["vectors"][place]
     for kind in (Skipped, Unseen):
         if rows["kind"][place] == kind.__name__:

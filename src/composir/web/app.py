@@ -24,7 +24,7 @@ from composir.web.asked import Asked, HeatFields, SearchFields, described, no_pa
 from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
 from composir.web.pictures import SIDE_BY_SIZE, Size, draw_heat, encode, heat_limits
-from composir.web.problems import Problem, responses
+from composir.web.problems import HttpProblem, responses
 from composir.web.schemas import Found, Health, Heat, Listed, Listing, Result
 from composir.web.service import Service
 
@@ -104,7 +104,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         with service.admitted():
             reference = await service.reference(asked.image, fields.image_id)
             if reference is None and not fields.text.strip():
-                raise Problem(422, "nothing-asked", "give a picture, a sentence, or both")
+                raise HttpProblem(422, "nothing-asked", "give a picture, a sentence, or both")
             query = SearchQuery(
                 images=() if reference is None else (reference.prepared,),
                 text=fields.text,
@@ -129,7 +129,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         with service.admitted():
             reference = await service.reference(asked.image, asked.fields.image_id)
             if reference is None:
-                raise Problem(422, "nothing-asked", "give a picture")
+                raise HttpProblem(422, "nothing-asked", "give a picture")
             name, values = await service.read(reference.prepared, asked.fields.text)
             span = heat_limits(name, values)
             drawn = await service.decode(lambda: draw_heat(reference.small, values, reference.box, span))

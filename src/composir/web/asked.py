@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from composir.errors import nearest
 from composir.web.limits import MAX_PATTERN, MAX_TEXT, MAX_TOP_K
-from composir.web.problems import Problem
+from composir.web.problems import HttpProblem
 
 FORM, SHORT_FORM, JSON = "multipart/form-data", "application/x-www-form-urlencoded", "application/json"
 MAX_FIELDS = 16
@@ -64,7 +64,7 @@ class Asked(Generic[Fields]):
 def reader(kind: type[Fields]) -> Callable[[Request], AsyncIterator[Asked[Fields]]]:
     """Return the dependency that reads a request's body: a form of either kind, or JSON without a file.
 
-    Raises ``RequestValidationError`` with all fields that are wrong or unknown, and ``Problem``: 415 for a body of
+    Raises ``RequestValidationError`` with all fields that are wrong or unknown, and ``HttpProblem``: 415 for a body of
     another kind, 413 for JSON that is too long, 400 for a form that cannot be read.
     """
 
@@ -76,7 +76,7 @@ def reader(kind: type[Fields]) -> Callable[[Request], AsyncIterator[Asked[Fields
             try:
                 form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
             except ValueError:  # what the parser says of a text encoding that is none
-                raise Problem(400, "malformed", "the form cannot be read") from None
+                raise HttpProblem(400, "malformed", "the form cannot be read") from None
             try:
                 yield _of_form(kind, form)
             finally:
@@ -130,7 +130,7 @@ async def _short_body(request: Request) -> bytes:
         content += chunk
         if len(content) > MAX_JSON_BYTES:
             limit = f"{MAX_JSON_BYTES // 1024} KiB"
-            raise Problem(413, "too-large", f"the JSON is longer than {limit}; a picture's file goes into a form")
+            raise HttpProblem(413, "too-large", f"the JSON is longer than {limit}; a picture's file goes into a form")
     return bytes(content)
 
 
@@ -185,10 +185,10 @@ def _names(kind: type[HeatFields]) -> Collection[str]:
     return ("image", *kind.model_fields)
 
 
-def _unsupported(kind: type[HeatFields], media_type: str) -> Problem:
+def _unsupported(kind: type[HeatFields], media_type: str) -> HttpProblem:
     body = f"of type {media_type[:MAX_NAMED]!r}" if media_type else "of a type that is not said"
     fields = ", ".join(kind.model_fields)
-    return Problem(
+    return HttpProblem(
         415,
         "no-form",
         f"the body is {body}; send a form ({FORM}) with the fields image (a picture's file), {fields}, "

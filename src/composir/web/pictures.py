@@ -16,7 +16,7 @@ from composir.errors import ComposirError
 from composir.heat import heat
 from composir.models.trace import Reading, patches
 from composir.search import Images, content_id
-from composir.web.problems import Problem
+from composir.web.problems import HttpProblem
 
 MAX_SIDE = 4096
 """Pixels of the longer side that are looked at."""
@@ -33,7 +33,7 @@ HEAT_MIN_SPAN = 0.03
 def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> Image.Image:
     """Return the picture in an uploaded file, sRGB, upright, its first frame, at most ``MAX_SIDE`` pixels a side.
 
-    ``side`` and ``max_pixels`` are those of ``read_image``. Raises ``Problem`` where it is none, is damaged, or has
+    ``side`` and ``max_pixels`` are those of ``read_image``. Raises ``HttpProblem`` where it is none, is damaged, or has
     too many pixels; what it claims to be does not matter.
     """
     try:
@@ -42,12 +42,12 @@ def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> 
         cause = error.__cause__
         if isinstance(cause, Image.DecompressionBombError):
             limit = f"{max_pixels / 1e6:g} million"
-            raise Problem(413, "too-many-pixels", f"the picture has more than {limit} pixels") from None
+            raise HttpProblem(413, "too-many-pixels", f"the picture has more than {limit} pixels") from None
         if cause is None or isinstance(cause, UnidentifiedImageError):
-            raise Problem(
+            raise HttpProblem(
                 415, "not-a-picture", "the file is not a picture that can be read; JPEG, PNG, WebP and others can"
             ) from None
-        raise Problem(422, "damaged-picture", "the picture is cut off, damaged, or of an unusual kind") from None
+        raise HttpProblem(422, "damaged-picture", "the picture is cut off, damaged, or of an unusual kind") from None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture
 
@@ -55,13 +55,13 @@ def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> 
 def read_indexed(images: Images, image_id: str, *, side: int) -> Image.Image:
     """Return an indexed picture by its id, from the first of its files that still holds it.
 
-    ``side`` is that of ``read_image``. Raises ``Problem`` where there is no such image, or not any more. The id is
+    ``side`` is that of ``read_image``. Raises ``HttpProblem`` where there is no such image, or not any more. The id is
     looked up in the index, never made a path. Since it is the hash of the file's content, a file that was changed, or
     replaced by a link to another, is not shown.
     """
     files = images.files(image_id)
     if not files:
-        raise Problem(404, "no-such-image", "the index has no image of this id")
+        raise HttpProblem(404, "no-such-image", "the index has no image of this id")
     root = images.root.resolve()
     for file in files:
         try:
@@ -71,7 +71,7 @@ def read_indexed(images: Images, image_id: str, *, side: int) -> Image.Image:
                     return read_image(io.BytesIO(content), side=side, notes=[])
         except (OSError, RuntimeError, ComposirError):  # a loop of links is a RuntimeError before Python 3.13
             continue
-    raise Problem(404, "image-gone", "the image's file is gone or has changed since it was indexed")
+    raise HttpProblem(404, "image-gone", "the image's file is gone or has changed since it was indexed")
 
 
 def encode(picture: Image.Image, side: int) -> bytes:

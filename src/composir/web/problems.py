@@ -29,7 +29,7 @@ class ProblemDocument(BaseModel):
     """One line for each field that is wrong."""
 
 
-class Problem(HTTPException):
+class HttpProblem(HTTPException):
     """A request that cannot be answered, and why; ``name`` is what a program can tell it by."""
 
     def __init__(self, status: int, name: str, detail: str, *, retry_after: int | None = None) -> None:
@@ -72,7 +72,7 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        name = error.name if isinstance(error, Problem) else ""
+        name = error.name if isinstance(error, HttpProblem) else ""
         return problem_response(
             error.status_code, error.detail, name=name, instance=_instance(request), headers=error.headers
         )

@@ -24,7 +24,7 @@ from composir.search import Hit, Retriever, SearchQuery, content_id
 from composir.web.batcher import Batcher
 from composir.web.limits import RETRY_SECONDS, Limits
 from composir.web.pictures import HEAT_SIDE, Cache, heat_of, read_indexed, read_upload
-from composir.web.problems import Problem
+from composir.web.problems import HttpProblem
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Service:
     async def reference(self, upload: UploadFile | None, image_id: str | None) -> Reference | None:
         """Return the picture that a request gives, if any."""
         if upload is not None and image_id is not None:
-            raise Problem(422, "two-references", "give image or image_id, not both")
+            raise HttpProblem(422, "two-references", "give image or image_id, not both")
         if upload is not None:
             return await self.decode(lambda: self._uploaded(upload))
         if image_id is not None:
@@ -160,5 +160,5 @@ class Service:
             raise _busy() from None
 
 
-def _busy() -> Problem:
-    return Problem(503, "busy", "too many searches are waiting; try again soon", retry_after=RETRY_SECONDS)
+def _busy() -> HttpProblem:
+    return HttpProblem(503, "busy", "too many searches are waiting; try again soon", retry_after=RETRY_SECONDS)
