@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shlex
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from composir.errors import ComposirError, listed
+from composir.errors import ComposirError, command, listed
 from composir.models.config import CONFIG, MODEL_NAME, WEIGHTS
 from composir.models.weights.tensors import LazyTensors
 
@@ -214,10 +213,10 @@ def convert_command(source: Source, *flags: str) -> str:
     if out.exists():
         out = out.with_name(f"{out.name}-composir")
     name = source.name if not path.exists() or not Path(source.name).is_absolute() else str(path)
-    command = ["composir", "convert", "--from", source.form, name, "--out", str(out), *flags]
+    words = ["convert", "--from", source.form, name, "--out", out, *flags]
     if source.form == OWN or (source.form in {LAVIS, SPRC} and source.lacks_tower):
-        command += ["--vision-tower", CLIP_FILE if _token_width(source.weights) == CLIP_WIDTH else EVA_FILE]
-    return shlex.join(command)
+        words += ["--vision-tower", CLIP_FILE if _token_width(source.weights) == CLIP_WIDTH else EVA_FILE]
+    return command(*words)
 
 
 def language_model(keys: Sequence[str]) -> str:

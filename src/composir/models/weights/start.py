@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from composir.errors import ComposirError, listed
+from composir.errors import ComposirError, command, listed
 from composir.models.composer import Composer
 from composir.models.config import CONFIG, ComposerConfig
 from composir.models.fusion import GATE, NONE
@@ -203,19 +202,7 @@ def require_qformer(source: Source) -> None:
             f"is the vision tower alone, {'CLIP ViT-L' if is_clip else 'EVA ViT-g'}, with no Q-Former",
             file=source.path,
             expected=f"it beside the file it belongs to, such as {model}",
-            fix=shlex.join(
-                [
-                    "composir",
-                    "convert",
-                    "--from",
-                    source.form,
-                    model,
-                    "--vision-tower",
-                    str(source.path),
-                    "--out",
-                    "DIR",
-                ]
-            ),
+            fix=command("convert", "--from", source.form, model, "--vision-tower", source.path, "--out", "DIR"),
         )
     is_hub = any(key.startswith(("qformer.encoder.", "vision_model.")) for key in source.weights)
     raise ComposirError(
