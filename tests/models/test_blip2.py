@@ -39,7 +39,7 @@ def test_a_lavis_file_makes_a_model_that_holds_its_weights(lavis_file, backbone,
     assert (model.config.token_width, model.config.hidden_size, model.config.num_query_tokens) == (64, 64, 32)
     assert model.gated_fusion is not None
     assert torch.equal(model.query_tokens, weights["query_tokens"])
-    assert torch.equal(model.tower.network.norm.weight, weights["ln_vision.weight"])
+    assert torch.equal(model.ln_vision.weight, weights["ln_vision.weight"])
     name = "Qformer.bert.encoder.layer.2.crossattention.self.key.weight"
     assert torch.equal(model.qformer.encoder.layer[2].crossattention.attention.key.weight, weights[name])
     files = sorted((shapes_root / "dev").glob("*.png"))[:2]
@@ -89,8 +89,9 @@ def test_a_hub_folder_makes_a_model_with_the_same_features(tmp_path):
         queries = whole.query_tokens.expand(2, -1, -1)
         hidden = whole.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state
         expected = torch.nn.functional.normalize(whole.vision_projection(hidden), dim=-1)
-        torch.testing.assert_close(model.tower.network(pixels), tokens, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.encode_target(tokens), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.ln_vision(model.tower.network(pixels)), tokens, atol=1e-5, rtol=0)
+        found = model.encode_target(model.tower.network(pixels))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backbone", ["pretrain", "pretrain_vitL"])

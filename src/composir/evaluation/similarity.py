@@ -19,17 +19,16 @@ def similarity(
     """Return every query's score against every target: the largest dot product with one of its vectors.
 
     A query of several vectors scores their sum. This is ``composir.similarity`` by blocks; with one L2-normalised
-    vector a query the scores are cosines in [-1, 1]. The arithmetic is float32 whatever the inputs are and also
-    inside autocast. Beside the result only ``PRODUCTS_PER_BLOCK`` products and one block of targets in float32 are
-    held; where gradients are asked for, autograd keeps every block until the backward pass.
+    vector a query the scores are cosines in [-1, 1]. The arithmetic is float32 whatever the inputs are. Beside the
+    result only ``PRODUCTS_PER_BLOCK`` products and one block of targets in float32 are held; where gradients are asked
+    for, autograd keeps every block until the backward pass.
     """
     _, num_vectors, dim = target.shape
     queries_per_block = max(1, QUERIES_PER_BLOCK // (1 if query.ndim == 2 else query.shape[1]))
     targets_per_block = max(1, PRODUCTS_PER_BLOCK // (num_vectors * max(QUERIES_PER_BLOCK, dim)))
-    with torch.autocast(query.device.type, enabled=False):
-        query_blocks = query.float().split(queries_per_block)
-        columns = []
-        for block in target.split(targets_per_block):
-            vectors = block.float()
-            columns.append(torch.cat([similarity_of_block(part, vectors) for part in query_blocks]))
-        return torch.cat(columns, dim=1)
+    query_blocks = query.float().split(queries_per_block)
+    columns = []
+    for block in target.split(targets_per_block):
+        vectors = block.float()
+        columns.append(torch.cat([similarity_of_block(part, vectors) for part in query_blocks]))
+    return torch.cat(columns, dim=1)

@@ -55,6 +55,9 @@ class ComposerConfig(BaseModel):
     num_adapted_tokens: int = Field(default=0, ge=0)
     """Tokens an image has where a learned adapter (standardise, project, add positions) stands before the Q-Former,
     as for towers that were not trained with one; 0 means none, as in BLIP-2."""
+    ln_vision: bool = False
+    """Scale and shift of the norm behind the tower are weights of the model, which training changes, as in LAVIS; off,
+    as in checkpoints from before there was this, they are the frozen tower's, or there are none."""
     fusion: str = GATE
     """Keys of ``FUSIONS`` joined by +, or ``none``: nothing is constructed, and the model is SPRC. What was made before
     there were several says ``use_gated_fusion`` instead: true is ``gate``, false ``none``."""

@@ -96,13 +96,14 @@ class QFormer(nn.Module):
         words: Float[Tensor, "batch words hidden"] | None = None,
         mask: Int[Tensor, "batch words"] | None = None,
         image_tokens: Float[Tensor, "batch tokens width"] | None = None,
+        affine: Affine | None = None,
         *,
         at: slice,
     ) -> Float[Tensor, "batch read hidden"]:
         """Return the last hidden states at some positions; queries come first, words (``mask`` 1) behind them.
 
-        With image tokens the queries look at them, and only queries can be read. One set of queries may serve all
-        sentences or pictures.
+        With image tokens the queries look at them, scaled and shifted by ``affine`` where there is one, and only
+        queries can be read. One set of queries may serve all sentences or pictures.
         """
         if words is None or mask is None:
             layout, embeddings = Layout(queries.shape[1]), queries
@@ -113,10 +114,10 @@ class QFormer(nn.Module):
         *layers, last = self.layers
         for layer in layers:
             if self.gradient_checkpointing and self.training:
-                rows = cast(Tensor, checkpoint(layer, rows, layout, image_tokens, use_reentrant=False))
+                rows = cast(Tensor, checkpoint(layer, rows, layout, image_tokens, affine, use_reentrant=False))
             else:
-                rows = layer(rows, layout, image_tokens)
-        return last(rows, layout, image_tokens, at)  # (batch, read, hidden)
+                rows = layer(rows, layout, image_tokens, affine)
+        return last(rows, layout, image_tokens, affine, at)  # (batch, read, hidden)
 
     def _layout(self, mask: Int[Tensor, "batch words"]) -> Layout:
         return Layout.of(self.num_query_tokens, mask)
@@ -145,21 +146,25 @@ class Layer(nn.Module):
         rows: Float[Tensor, "rows hidden"],
         layout: Layout,
         image_tokens: Float[Tensor, "batch tokens width"] | None,
+        affine: Affine | None,
     ) -> Float[Tensor, "rows hidden"]:
         """Return the rows behind the layer."""
         rows = self.attention(rows, layout)
         if image_tokens is None:
             return self.feed_forward(rows)
         queries, words = layout.split(rows)  # (batch, queries, hidden), (rows of words, hidden)
-        queries = self.look(queries, image_tokens).flatten(0, 1)
+        queries = self.look(queries, image_tokens, affine).flatten(0, 1)
         return queries if words is None else torch.cat([queries, self.feed_forward(words)])
 
     def look(
-        self, queries: Float[Tensor, "batch_or_1 queries hidden"], image_tokens: Float[Tensor, "batch tokens width"]
+        self,
+        queries: Float[Tensor, "batch_or_1 queries hidden"],
+        image_tokens: Float[Tensor, "batch tokens width"],
+        affine: Affine | None,
     ) -> Float[Tensor, "batch queries hidden"]:
         """Return the queries behind a look at the picture, where the layer has one, and their own feed-forward."""
         if self.has_cross_attention:
-            queries = self.crossattention(queries, image_tokens)
+            queries = self.crossattention(queries, image_tokens, None, affine)
         return self.output_query(self.intermediate_query(queries), queries)
 
     def feed_forward(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
@@ -180,12 +185,13 @@ class LastLayer(Layer):
         rows: Float[Tensor, "rows hidden"],
         layout: Layout,
         image_tokens: Float[Tensor, "batch tokens width"] | None,
+        affine: Affine | None,
         at: slice,
     ) -> Float[Tensor, "batch read hidden"]:
         """Return the states at the positions ``at``, queries alone where there are image tokens."""
         hidden = layout.sequences(rows)  # (batch, length, hidden)
         read = self.attention(hidden[:, at], hidden, layout.attend)
-        return self.feed_forward(read) if image_tokens is None else self.look(read, image_tokens)
+        return self.feed_forward(read) if image_tokens is None else self.look(read, image_tokens, affine)
 
 
 class Attend(nn.Module):
@@ -199,6 +205,19 @@ class Attend(nn.Module):
     def forward(self, states: Float[Tensor, "*batch hidden"], *context: object) -> Float[Tensor, "*batch hidden"]:
         """Return the states and what they saw, normalised."""
         return self.output(self.attention(states, *context), states)
+
+
+class Affine(nn.Module):
+    """``a * x + b`` by channel: what a layer norm does behind the normalising (BLIP-2's ``ln_vision``)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Return the scaled and shifted states."""
+        return torch.addcmul(self.bias, states, self.weight)
 
 
 class AddNorm(nn.Module):
@@ -282,19 +301,28 @@ class FewQueriesAttention(_Heads):
         queries: Float[Tensor, "batch_or_1 queries hidden"],
         states: Float[Tensor, "batch tokens width"],
         attend: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        affine: Affine | None = None,
     ) -> Float[Tensor, "batch queries hidden"]:
-        """Return what each query sees of the states; those where ``attend`` is False have weight 0."""
+        """Return what each query sees of the states; those where ``attend`` is False have weight 0.
+
+        ``affine`` scales and shifts the states first. It is done to the projections, which is the same and, unlike a
+        gradient of every state, costs next to nothing: ``W (a * x + b) = (W * a) x + W b``, and the scores do not see
+        the key's constant.
+        """
         heads = (self.num_heads, -1)
+        key, value, bias = self.key.weight, self.value.weight, self.value.bias
+        if affine is not None:
+            key, value, bias = key * affine.weight, value * affine.weight, bias + (value * affine.bias).sum(dim=1)
         query = self.query(queries).unflatten(-1, heads) * self.scaling  # (batch, queries, heads, hidden / heads)
         # In the order (queries, heads) the products on either side read what lies there; (heads, queries) would copy.
-        asked = torch.einsum("bqhd,hdw->bqhw", query, self.key.weight.unflatten(0, heads)).flatten(1, 2)
+        asked = torch.einsum("bqhd,hdw->bqhw", query, key.unflatten(0, heads)).flatten(1, 2)
         scores = torch.einsum("brw,btw->brt", asked, states)  # (batch, queries x heads, tokens)
         if attend is not None:
             scores = scores.masked_fill(~attend[:, 0], -torch.inf)
         weights = functional.dropout(scores.softmax(dim=-1), self.dropout, self.training)
         seen = (weights @ states).unflatten(1, (-1, self.num_heads))  # (batch, queries, heads, width)
-        context = torch.einsum("bqhw,hdw->bqhd", seen, self.value.weight.unflatten(0, heads))
-        bias = self.value.bias.unflatten(0, heads)
+        context = torch.einsum("bqhw,hdw->bqhd", seen, value.unflatten(0, heads))
+        bias = bias.unflatten(0, heads)
         if self.training and self.dropout:  # else the weights sum to 1
             bias = bias * weights.sum(dim=-1).unflatten(1, (-1, self.num_heads)).unsqueeze(-1)
         return (context + bias).flatten(2)
@@ -303,9 +331,12 @@ class FewQueriesAttention(_Heads):
         self,
         queries: Float[Tensor, "batch_or_1 queries hidden"],
         states: Float[Tensor, "batch tokens width"],
+        attend: Bool[Tensor, "batch 1 1 tokens"] | None = None,
+        affine: Affine | None = None,
     ) -> Float[Tensor, "batch heads queries tokens"]:
         """Return how the queries' looks are shared among the states, in float32, before dropout: the sum is 1."""
         with torch.autocast(states.device.type, enabled=False):
+            states = states.float() if affine is None else affine(states.float())
             query, key = (
                 linear(tensor.float()).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
                 for linear, tensor in ((self.query, queries), (self.key, states))

@@ -17,7 +17,7 @@ from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, con
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
-from composir.models.qformer import INITIALIZER_RANGE, QFormer, TextEmbeddings
+from composir.models.qformer import INITIALIZER_RANGE, Affine, QFormer, TextEmbeddings
 from composir.models.token_fusion import TokenFusion
 from composir.parallel import gather
 from composir.scoring import similarity
@@ -46,6 +46,7 @@ class Sprc(nn.Module):
         self.text_proj = nn.Linear(config.hidden_size, config.embed_dim)
         self.itm_head = nn.Linear(config.hidden_size, 2)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
+        self.ln_vision = Affine(config.token_width) if config.ln_vision else None
         self.standardise = Standardise(config.token_width) if config.num_adapted_tokens else None
         self.adapter = (
             TokenAdapter(config.num_adapted_tokens, config.token_width, config.hidden_size)
@@ -90,6 +91,11 @@ class Sprc(nn.Module):
         tokens = image_tokens.to(self.query_tokens.dtype)
         return tokens if self.standardise is None else self.standardise(tokens)
 
+    def _scaled(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Return the tokens as fusions read them; where there are none, the Q-Former scales and shifts them itself."""
+        tokens = self._normalised(image_tokens)
+        return tokens if self.ln_vision is None else self.ln_vision(tokens)
+
     def _fusions_at(self, place: str) -> list[nn.Module]:
         """Return the modules that act there, the gate first."""
         modules = {GATE: self.gated_fusion, **self.fusions}
@@ -115,11 +121,15 @@ class Sprc(nn.Module):
         text: Float[Tensor, "batch words hidden"],
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch queries hidden"]:
-        tokens = self._normalised(image_tokens)
-        for fuse in self._fusions_at("tokens"):
+        fusions, affine = self._fusions_at("tokens"), self.ln_vision
+        if fusions:
+            tokens, affine = self._scaled(image_tokens), None
+        else:
+            tokens = self._normalised(image_tokens)
+        for fuse in fusions:
             tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
         queries = slice(self.config.num_query_tokens)
-        return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), at=queries)
+        return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), affine, at=queries)
 
     def compose(
         self,
@@ -128,8 +138,7 @@ class Sprc(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the query embedding: the sentence read behind the fused queries, at its [CLS] (pass 2)."""
-        hidden = self.answer(fused_queries, input_ids, attention_mask)
-        return nn.functional.normalize(self.text_proj(hidden), dim=-1)
+        return _embed(self.text_proj, self.answer(fused_queries, input_ids, attention_mask))
 
     def answer(
         self,
@@ -162,11 +171,10 @@ class Sprc(nn.Module):
 
         Queries and words weigh a half each, alike among themselves, so that the score is a mean; padding is zero.
         """
-        queries = nn.functional.normalize(self.text_proj(fused_queries), dim=-1) / fused_queries.shape[1]
-        counts = attention_mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
-        spoken = (
-            nn.functional.normalize(self.text_proj(words[:, 1:]), dim=-1) * counts / counts.sum(dim=1, keepdim=True)
-        )
+        queries = _embed(self.text_proj, fused_queries) / fused_queries.shape[1]
+        spoken = _embed(self.text_proj, words[:, 1:])
+        counts = attention_mask[:, 1:, None].to(spoken.dtype)  # (batch, words - 1, 1)
+        spoken = spoken * counts / counts.sum(dim=1, keepdim=True)
         return torch.cat([queries, spoken], dim=1) / 2
 
     def encode_query_parts(
@@ -191,7 +199,7 @@ class Sprc(nn.Module):
         parts = nn.functional.pad(parts, (0, 0, 0, padding))
         if scoring == LOCAL:
             return parts
-        query = nn.functional.normalize(self.text_proj(words[:, 0]), dim=-1)
+        query = _embed(self.text_proj, words[:, 0])
         prompt = self.encode_prompt(input_ids, attention_mask) if self._fusions_at("query") else query
         return torch.cat([self._join(query, image_tokens, prompt)[:, None], parts], dim=1) / 2
 
@@ -221,7 +229,7 @@ class Sprc(nn.Module):
 
     def encode_target(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries dim"]:
         """Return the L2-normalised vectors of each picture, one a query token (pass 3)."""
-        return nn.functional.normalize(self.vision_proj(self.look(image_tokens)), dim=-1)
+        return _embed(self.vision_proj, self.look(image_tokens))
 
     def look(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch queries hidden"]:
         """Return the queries after reading a picture alone."""
@@ -229,16 +237,14 @@ class Sprc(nn.Module):
         if self.training and self.config.dropout:  # else all pictures meet the same queries, made ready once
             queries = queries.expand(len(image_tokens), -1, -1)
         tokens = self._adapt(self._normalised(image_tokens))
-        return self.qformer(queries, image_tokens=tokens, at=slice(None))
+        return self.qformer(queries, image_tokens=tokens, affine=self.ln_vision, at=slice(None))
 
     def encode_prompt(
         self, input_ids: Int[Tensor, "batch words"], attention_mask: Int[Tensor, "batch words"]
     ) -> Float[Tensor, "batch dim"]:
         """Return the L2-normalised embedding of the sentence behind the prompt tokens, no picture read (pass 4)."""
         prompted = self._prompted(self.text_embeddings.word_embeddings(input_ids))
-        return nn.functional.normalize(
-            self.text_proj(self._sentence(*prompted, attention_mask, num_words=1)[:, 0]), dim=-1
-        )
+        return _embed(self.text_proj, self._sentence(*prompted, attention_mask, num_words=1)[:, 0])
 
     def _prompted(
         self, words: Float[Tensor, "batch words hidden"]
@@ -267,7 +273,7 @@ class Sprc(nn.Module):
         """
         tokens = torch.cat([self._adapt(self._normalised(picture)) for picture in pictures], dim=1)
         text, queries = self.text_embeddings(input_ids), slice(self.config.num_query_tokens)
-        hidden = self.qformer(self.query_tokens, text, attention_mask, tokens, at=queries)
+        hidden = self.qformer(self.query_tokens, text, attention_mask, tokens, self.ln_vision, at=queries)
         return self.itm_head(hidden)[..., 1].mean(dim=1)
 
     def gate_values(
@@ -280,7 +286,7 @@ class Sprc(nn.Module):
         if self.gated_fusion is None:
             raise RuntimeError("this model has no gated fusion")
         text = self.qformer.layernorm(self.text_embeddings(input_ids))
-        return self.gated_fusion.gate_and_delta(self._normalised(image_tokens), text, attention_mask)[0]
+        return self.gated_fusion.gate_and_delta(self._scaled(image_tokens), text, attention_mask)[0]
 
     @torch.no_grad()
     def center(
@@ -340,26 +346,35 @@ class Sprc(nn.Module):
             attention_mask.repeat(2, 1),
             num_words=num_words if local else 1,
         ).chunk(2)
-        query, prompt = (
-            nn.functional.normalize(self.text_proj(states[:, 0]), dim=-1) for states in (answers, prompted)
-        )
+        query, prompt = (_embed(self.text_proj, states[:, 0]) for states in (answers, prompted))
         query = self._join(query, reference_tokens, prompt)
         query, prompt, target = (
             gather(query, num_queries),
             gather(prompt, num_queries),
             gather(target, num_candidates),
         )
-        logits = similarity(query, target) / self.temperature
-        losses = {
-            "loss_itc": contrast(logits, same_target),
-            "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
-            "loss_align": alignment_loss(gather(fused.mean(dim=1, keepdim=True), num_queries), self.prompt_tokens),
-        }
-        if local:
-            parts = gather(self._parts(fused, answers, attention_mask), num_queries)
-            losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
-        outputs = Outputs(query, prompt, target, logits, self.temperature, same_target)
-        return losses | {f"loss_{name}": TERMS[name](outputs) for name in terms}
+        with torch.autocast(query.device.type, enabled=False):
+            logits = similarity(query, target) / self.temperature
+            mean_query = fused.to(self.prompt_tokens.dtype).mean(dim=1, keepdim=True)
+            losses = {
+                "loss_itc": contrast(logits, same_target),
+                "loss_rtc": contrast(similarity(prompt, target) / self.temperature, same_target),
+                "loss_align": alignment_loss(gather(mean_query, num_queries), self.prompt_tokens),
+            }
+            if local:
+                parts = gather(self._parts(fused, answers, attention_mask), num_queries)
+                losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
+            outputs = Outputs(query, prompt, target, logits, self.temperature, same_target)
+            return losses | {f"loss_{name}": TERMS[name](outputs) for name in terms}
+
+
+def _embed(head: nn.Linear, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... dim"]:
+    """Return the L2-normalised embeddings of hidden states, in the head's own precision also inside autocast.
+
+    A head is a hundredth of a step's work, and what it rounds off is multiplied by one over the temperature.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.normalize(head(hidden.to(head.weight.dtype)), dim=-1)
 
 
 class TokenAdapter(nn.Module):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from composir.errors import ComposirError, listed
@@ -22,8 +21,9 @@ from composir.models.config import TOKENIZER, ComposerConfig
 from composir.models.fusion import GATE, NONE
 from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
+from composir.models.vit import NORM
 from composir.models.weights.names import to_lavis
-from composir.models.weights.sources import FORMS, LN_VISION, OWN, Layout, open_source
+from composir.models.weights.sources import FORMS, OWN, Layout, open_source
 from composir.models.weights.start import BLIP2_VOCABULARY, FRESH, qformer_sizes, read_float
 from composir.models.weights.tensors import LazyTensors
 
@@ -132,7 +132,6 @@ def convert(
         tower_weights=start.tower_weights if tower is not None and embed_tower else None,
         tokenizer=tokenizer,
         card=model_card(config, f"Converted from {FORMS[form]}: `{opened.path.name}`."),
-        extra_files={LN_VISION: save_safetensors(dict(start.norm))} if tower is None and start.norm else None,
     )
     return Conversion(
         out=out,
@@ -155,7 +154,8 @@ def export_sprc(source: str, out: Path) -> Conversion:
     start = read_source(open_source(source, OWN))
     own: dict[str, Tensor] = dict(start.weights)
     if start.make_tower is not None:
-        own |= {f"tower.{name}": tensor for name, tensor in start.make_tower().state_dict().items()}
+        for name, tensor in start.make_tower().state_dict().items():
+            own[name.replace(NORM, "ln_vision.") if name.startswith(NORM) else f"tower.{name}"] = tensor
     renamed = to_lavis(own)
     if renamed.unknown:
         raise ComposirError(

@@ -25,6 +25,8 @@ EVA, CLIP = "eva-vit", "clip-vit"
 EVA_EPS, CLIP_EPS = 1e-6, 1e-5
 LN_VISION_EPS = 1e-5
 """Of the LayerNorm behind the tower (``ln_vision``) in LAVIS: torch's default, unlike the tower's own in EVA."""
+NORM = "network.norm."
+"""Start of the names, in a tower, of the scale and shift that are frozen there."""
 _LAYER = re.compile(r"network\.transformer\.encoder\.layers\.(\d+)\.")
 
 
@@ -39,16 +41,20 @@ def known_blocks(width: int) -> int | None:
 
 
 class LastHidden(nn.Module):
-    """A vision transformer's last hidden states, and the LayerNorm that BLIP-2 reads them through (``ln_vision``).
+    """A vision transformer's last hidden states, normalised as BLIP-2 reads them (``ln_vision``).
 
-    The transformer's own last norm, which Hugging Face's classes have and LAVIS's towers lack, is taken out.
+    Scale and shift of that norm are the model's, which trains them (``ComposerConfig.ln_vision``); with ``affine``, as
+    in checkpoints from before, they are here and frozen. The transformer's own last norm, which Hugging Face's classes
+    have and LAVIS's towers lack, is taken out.
     """
 
-    def __init__(self, transformer: Blip2VisionModel | CLIPVisionModel, width: int, eps: float) -> None:
+    def __init__(
+        self, transformer: Blip2VisionModel | CLIPVisionModel, width: int, eps: float, *, affine: bool
+    ) -> None:
         super().__init__()
         transformer.add_module("post_layernorm", nn.Identity())
         self.transformer = transformer
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
         """Return [CLS] and the patches, row by row, normalised."""
@@ -90,12 +96,13 @@ def vit_network(
         "image_size": patch * round((num_tokens - 1) ** 0.5),
         "patch_size": patch,
     }
+    affine = f"{NORM}weight" in weights
     with torch.device("meta"):
         if is_clip:
             clip = CLIPVisionConfig(**settings, layer_norm_eps=CLIP_EPS, hidden_act="quick_gelu")
-            return LastHidden(CLIPVisionModel(clip), width, norm_eps)
+            return LastHidden(CLIPVisionModel(clip), width, norm_eps, affine=affine)
         eva = Blip2VisionConfig(**settings, layer_norm_eps=EVA_EPS, qkv_bias=True)
-        return LastHidden(Blip2VisionModel(eva), width, norm_eps)
+        return LastHidden(Blip2VisionModel(eva), width, norm_eps, affine=affine)
 
 
 def describe_vit(network: LastHidden) -> tuple[str, dict[str, str]]:
@@ -127,7 +134,7 @@ def vit_tower(
         name,
         network,
         num_tokens=embeddings.num_positions,
-        width=network.norm.weight.shape[0],
+        width=network.norm.normalized_shape[0],
         mean=CLIP_MEAN,
         std=CLIP_STD,
         image_size=cast(int, embeddings.image_size),

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -122,10 +122,9 @@ class _Watcher:
         self.attentions = []
 
     @torch.no_grad()
-    def on_look(self, module: FewQueriesAttention, inputs: tuple[Tensor, ...], output: object) -> None:
+    def on_look(self, module: FewQueriesAttention, inputs: tuple[Any, ...], output: object) -> None:
         """A layer has looked at the picture: its weights are not kept, so they are computed here."""
-        queries, states, *_ = inputs
-        self.attentions.append(module.weights(queries.detach(), states.detach()).cpu())
+        self.attentions.append(module.weights(*inputs).cpu())
 
     def on_end(self, *_: object) -> None:
         maps, change, relative_change = {}, None, None

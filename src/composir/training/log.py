@@ -40,6 +40,7 @@ PART_BY_WEIGHTS = {
     "query_tokens": "queries",
     "prompt_tokens": "queries",
     "adapter.": "adapter",
+    "ln_vision.": "ln_vision",
     "text_embeddings.": "words",
     "temperature": "temperature",
 }

@@ -181,6 +181,8 @@ class _Run:
         ).to(accelerator.device)
         assert self.model.tower is not None
         self.model.qformer.gradient_checkpointing = recipe.gradient_checkpointing
+        if self.model.ln_vision is not None:
+            self.model.ln_vision.requires_grad_(recipe.train_ln_vision)
         self.contrast = LOSSES[recipe.contrastive_loss](recipe)
         self.parts = parts_of(self.model)
         self.tokens = make_cache(self.model.tower, replace(place, num_workers=recipe.num_workers))

@@ -63,6 +63,9 @@ class Recipe(BaseModel):
     gate_identity_start: bool = False
     """Zero the last layer of their direction, so that training starts from the model without them."""
 
+    train_ln_vision: bool = True
+    """Train scale and shift of the norm behind the tower, as published, where the model has them; off, they stay."""
+
     num_epochs: int = Field(default=10, ge=1, le=MAX_EPOCHS)
     max_steps: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Stop (and end the schedule) after this many optimiser steps; 0 is all epochs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from composir.models.composer import Composer
 from composir.models.config import CONFIG, TOWER, ComposerConfig, parse_config
 from composir.models.fusion import GATE
 from composir.models.vision import Tower
-from composir.models.vit import CLIP, EVA, vit_tower
+from composir.models.vit import CLIP, EVA, NORM, LastHidden, vit_tower
 from composir.models.weights.sources import (
     CLIP_FILE,
     EVA_FILE,
-    LN_VISION,
+    FORMER_LN_VISION,
     OWN,
     Source,
     convert_command,
@@ -138,14 +138,18 @@ def read_own(source: Source) -> Start:
     """Return what a checkpoint of this project starts."""
     config, identity = read_config(source.config, source.path / CONFIG)
     assert isinstance(source.weights, LazyTensors)
-    norm = source.path / LN_VISION
+    weights, norm = source.weights, source.path / FORMER_LN_VISION
+    if identity is None and norm.is_file():
+        former = open_safetensors(norm)[0]
+        affine = {name.replace(NORM, "ln_vision."): partial(former.__getitem__, name) for name in former}
+        weights = LazyTensors({**{name: partial(weights.__getitem__, name) for name in weights}, **affine})
+        config = config.model_copy(update={"ln_vision": True})
     return Start(
         config,
-        source.weights,
+        weights,
         (lambda: tower_of(config, identity, source.path)) if identity else None,
         LazyTensors({}),
         None,
-        open_safetensors(norm)[0] if identity is None and norm.is_file() else LazyTensors({}),
         needs_sizes=False,
         mapped={},
         dropped={},
@@ -163,6 +167,16 @@ def read_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig
             fix="a newer composir may know it: pip install -U composir",
         )
     return config, tower
+
+
+def _with_norm(tower: Tower, weights: Mapping[str, Tensor]) -> Tower:
+    """Return the tower with the scale and shift that former checkpoints have there, where they are in the weights."""
+    if "ln_vision.weight" not in weights:
+        return tower
+    norm = {f"{NORM}{name}": weights[f"ln_vision.{name}"] for name in ("weight", "bias")}
+    former = TOWERS[tower.name]({**tower.state_dict(), **norm}, tower.details)
+    former.weights = tower.weights
+    return former
 
 
 def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) -> Tower:
@@ -189,6 +203,8 @@ def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) 
     else:
         try:
             tower = BACKBONES[config.backbone].tower(source)
+            if not config.ln_vision and isinstance(tower.network, LastHidden):
+                tower = _with_norm(tower, read_backbone(config.backbone, source).weights)
         except ComposirError as error:
             if not source:
                 raise

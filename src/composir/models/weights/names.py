@@ -38,6 +38,7 @@ QFORMER_RULES = (
     Rule("Qformer.cls.", None, "the head that predicts words is used in BLIP-2's pretraining only"),
     Rule("query_tokens", "query_tokens"),
     Rule("prompt_tokens", "prompt_tokens"),
+    Rule("ln_vision.", "ln_vision."),
     Rule("vision_proj.", "vision_proj."),
     Rule("text_proj.", "text_proj."),
     Rule("itm_head.", "itm_head."),
@@ -48,10 +49,8 @@ QFORMER_RULES = (
     Rule("vision_proj_f.", None, "a frozen copy, as Fformer"),
     Rule("text_proj_f.", None, "a frozen copy, as Fformer"),
 )
-LN_VISION_RULE = Rule("ln_vision.", "tower.network.norm.")
 BEHIND_TOWER = "BLIP-2 reads the tower before what stands behind its blocks"
 EVA_RULES = (
-    LN_VISION_RULE,
     Rule("visual_encoder.norm.", None, BEHIND_TOWER),
     Rule("visual_encoder.fc_norm.", None, BEHIND_TOWER),
     Rule("visual_encoder.head.", None, BEHIND_TOWER),
@@ -67,7 +66,6 @@ EVA_RULES = (
     Rule("visual_encoder.blocks.{n}.mlp.", BLOCK + "mlp."),
 )
 CLIP_RULES = (
-    LN_VISION_RULE,
     Rule("visual_encoder.ln_post.", None, BEHIND_TOWER),
     Rule("visual_encoder.proj", None, BEHIND_TOWER),
     Rule("visual_encoder.class_embedding", "tower.network.transformer.embeddings.class_embedding"),
@@ -83,7 +81,7 @@ CLIP_RULES = (
     Rule("visual_encoder.transformer.resblocks.{n}.mlp.c_fc.", BLOCK + "mlp.fc1."),
     Rule("visual_encoder.transformer.resblocks.{n}.mlp.c_proj.", BLOCK + "mlp.fc2."),
 )
-LAVIS_RULES = (*QFORMER_RULES, *EVA_RULES, *CLIP_RULES[1:])
+LAVIS_RULES = (*QFORMER_RULES, *EVA_RULES, *CLIP_RULES)
 """The names of LAVIS's BLIP-2 and of SPRC, and ours. Two things in a tower are no mere names, see ``split_keys``."""
 
 HF_RULES = (
@@ -94,7 +92,7 @@ HF_RULES = (
     Rule("query_tokens", "query_tokens"),
     Rule("vision_projection.", "vision_proj."),
     Rule("text_projection.", "text_proj."),
-    Rule("vision_model.post_layernorm.", "tower.network.norm."),
+    Rule("vision_model.post_layernorm.", "ln_vision."),
     Rule("vision_model.", "tower.network.transformer."),
 )
 """Hugging Face's names (``Blip2ForImageTextRetrieval``) and ours."""

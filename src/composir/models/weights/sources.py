@@ -24,8 +24,8 @@ from composir.errors import ComposirError, command, listed
 from composir.models.config import CONFIG, MODEL_NAME, WEIGHTS
 from composir.models.weights.tensors import LazyTensors
 
-LN_VISION = "ln_vision.safetensors"
-"""In a checkpoint without a vision tower: the norm that belongs behind one, so that one can be joined."""
+FORMER_LN_VISION = "ln_vision.safetensors"
+"""In former checkpoints without a vision tower: scale and shift of the norm that belongs behind one."""
 INDEX = "model.safetensors.index.json"
 """Which file holds which key, where the weights are in several (Hugging Face's layout)."""
 LAVIS, SPRC, HF, OWN = "lavis", "sprc", "hf", "composir"

@@ -28,7 +28,7 @@ from composir.models.vit import (
     vit_tower,
 )
 from composir.models.weights.names import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
-from composir.models.weights.sources import CLIP_FILE, EVA_FILE, FORMS, HF, LN_VISION, Source, language_model, read_json
+from composir.models.weights.sources import CLIP_FILE, EVA_FILE, FORMS, HF, Source, language_model, read_json
 from composir.models.weights.tensors import LazyTensors
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ INSTEAD = "give it with --weights, or train without any download: --backbone min
 CLOSE = 0.8
 MANY = 40
 """With more keys wrong than this the file is another model's, and near names say nothing."""
-NORM = "network.norm."
-"""Start of the names, in a tower, of the norm that LAVIS calls ``ln_vision`` and keeps beside the Q-Former."""
+PATCHES = "network.transformer.embeddings.patch_embedding.weight"
+"""The weight of a tower that shows its width."""
+LN_VISION = "ln_vision."
+"""Start of the names of the norm's weights behind a tower: LAVIS trains them, and so keeps them beside the Q-Former."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,6 @@ class Start:
     """By the names of ``Tower.state_dict``, in the file's own precision; empty for a checkpoint of this project."""
     tower: dict[str, Any] | None
     """What ``tower_identity`` returns of the tower, its fingerprint left out."""
-    norm: LazyTensors
-    """Where there is no tower: the weights of the norm that belongs behind one, if they are there."""
     needs_sizes: bool
     """Whether the weights were understood only by the ``sizes`` given beside them."""
     mapped: dict[str, str]
@@ -117,12 +117,11 @@ def read_start(source: Source, sizes: Mapping[str, Any] | None = None, backbone:
     )
     tower_weights = _tower_part(renamed)
     config = _config(source, weights, sizes, backbone)
+    if tower_weights:
+        config = config.model_copy(update={"ln_vision": True})
     problems = _differences(_shapes(config), weights, rules)
     heads = sizes.get(VIT_HEADS)
-    norm = LazyTensors({})
-    if all(name.startswith(NORM) for name in tower_weights):  # LAVIS trains it, and so keeps it beside the Q-Former
-        norm, tower_weights = tower_weights, LazyTensors({})
-    problems += _tower_problems(tower_weights or norm, rules, heads, config.token_width)
+    problems += _tower_problems(tower_weights, rules, heads, config.token_width)
     problems += [f"unexpected {key}" for key in renamed.unknown]
     _require_none(problems, source)
     _require_finite(renamed.weights, rules, source)
@@ -136,7 +135,6 @@ def read_start(source: Source, sizes: Mapping[str, Any] | None = None, backbone:
         make_tower,
         tower_weights,
         tower,
-        norm,
         needs_sizes=_are_needed(told, config, tower_weights),
         mapped=renamed.mapped,
         dropped={**renamed.dropped, **source.beside},
@@ -156,7 +154,7 @@ def _hub_sizes(source: Source, sizes: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 def _are_needed(sizes: Mapping[str, Any], config: ComposerConfig, tower_weights: Mapping[str, Tensor]) -> bool:
     """Return whether what a user told of the sizes is more than the weights show."""
-    width = tower_weights[f"{NORM}weight"].shape[0] if tower_weights else 0
+    width = tower_weights[PATCHES].shape[0] if tower_weights else 0
     heads, vit_heads = sizes.get("num_attention_heads"), sizes.get(VIT_HEADS)
     return heads not in {None, NUM_HEADS_BY_HIDDEN.get(config.hidden_size)} or (
         bool(width) and vit_heads not in {None, known_heads(width)}
@@ -218,17 +216,12 @@ def require_qformer(source: Source) -> None:
 def _with_tower(source: Source, renamed: Renamed) -> Renamed:
     """Return the model's weights and the vision tower's of another file, whose own norm is left out."""
     assert source.tower is not None
-    own = [name for name in renamed.weights if name.startswith("tower.") and not name.startswith(f"tower.{NORM}")]
-    if own:
+    if any(name.startswith("tower.") for name in renamed.weights):
         raise ComposirError(
             "has a vision tower of its own", file=source.path, fix="leave out --vision-tower, or give another file"
         )
     tower = rename(source.tower.weights, HF_RULES if source.tower.form == HF else LAVIS_RULES)
-    theirs = {
-        name: partial(tower.weights.__getitem__, name)
-        for name in tower.weights
-        if name.startswith("tower.") and not name.startswith(f"tower.{NORM}")
-    }
+    theirs = {name: partial(tower.weights.__getitem__, name) for name in tower.weights if name.startswith("tower.")}
     if not theirs:
         raise ComposirError(
             "holds no vision tower",
@@ -238,7 +231,7 @@ def _with_tower(source: Source, renamed: Renamed) -> Renamed:
         )
     read = {name: partial(renamed.weights.__getitem__, name) for name in renamed.weights}
     reason = "the norm behind the tower comes with the Q-Former"
-    norm = {key: reason for key, name in tower.mapped.items() if name.startswith(f"tower.{NORM}")}
+    norm = {key: reason for key, name in tower.mapped.items() if name.startswith(LN_VISION)}
     return Renamed(
         LazyTensors({**read, **theirs}),
         {**renamed.mapped, **{key: name for key, name in tower.mapped.items() if name.partition(",")[0] in theirs}},
@@ -253,7 +246,7 @@ def _is_of_tower(key: str) -> bool:
 
 def _published_blocks(renamed: Renamed) -> Renamed:
     """Return weights without the blocks of a published tower that BLIP-2 does not have."""
-    patches = "tower.network.transformer.embeddings.patch_embedding.weight"
+    patches = f"tower.{PATCHES}"
     width = renamed.weights[patches].shape[0] if patches in renamed.weights else 0
     num_blocks = known_blocks(width)
     return first_blocks(renamed, num_blocks) if num_blocks else renamed
@@ -262,12 +255,11 @@ def _published_blocks(renamed: Renamed) -> Renamed:
 def _tower_problems(
     weights: Mapping[str, Tensor], rules: tuple[Rule, ...], heads: int | None, token_width: int
 ) -> list[str]:
-    """Return what is wrong with a tower, or with the norm alone where there is no more."""
-    sizes = ("network.transformer.embeddings.patch_embedding.weight", f"{NORM}weight")
-    width = next((weights[name].shape[0] for name in sizes if name in weights), token_width)
+    """Return what is wrong with a tower, where there is one."""
+    width = weights[PATCHES].shape[0] if PATCHES in weights else token_width
     if width != token_width:  # another tower's: what else is wrong says nothing
         return [f"the tower is {width} wide, and the Q-Former reads tokens {token_width} wide"]
-    return [] if all(name.startswith(NORM) for name in weights) else _tower_differences(weights, rules, heads)
+    return _tower_differences(weights, rules, heads) if weights else []
 
 
 def _require_none(problems: Sequence[str], source: Source) -> None:
@@ -319,15 +311,14 @@ def join_tower(start: Start, source: Source, sizes: dict[str, Any]) -> Start:
     assert source.tower is not None
     if start.make_tower is not None:
         raise ComposirError("has its vision tower already", file=source.path, fix="leave it as it is")
-    if not start.norm:
+    if not start.config.ln_vision:
         raise ComposirError(
-            f"has no {LN_VISION}, the norm between a vision tower and the Q-Former",
+            "has no weights of the norm between a vision tower and the Q-Former (ln_vision)",
             file=source.path,
             expected="a folder that composir convert made of weights without a tower",
             fix="convert the weights again, with --vision-tower",
         )
-    norm = {f"tower.{name}": partial(start.norm.__getitem__, name) for name in start.norm}
-    renamed = _published_blocks(_with_tower(source, Renamed(LazyTensors(norm), {}, {}, ())))
+    renamed = _published_blocks(_with_tower(source, Renamed(LazyTensors({}), {}, {}, ())))
     sizes, _ = _hub_sizes(source.tower, sizes)
     rules = HF_RULES if source.tower.form == HF else LAVIS_RULES
     weights, heads = _tower_part(renamed), sizes.get(VIT_HEADS)
@@ -340,7 +331,6 @@ def join_tower(start: Start, source: Source, sizes: dict[str, Any]) -> Start:
         make_tower=make_tower,
         tower_weights=weights,
         tower=tower,
-        norm=LazyTensors({}),
         mapped={**dict(zip(start.weights, start.weights, strict=True)), **renamed.mapped},
         dropped=renamed.dropped,
     )
@@ -405,6 +395,7 @@ def _config(source: Source, weights: Mapping[str, Tensor], sizes: Mapping[str, A
             num_attention_heads=heads,
             fusion=GATE if any(name.startswith("gated_fusion.") for name in weights) else NONE,
             matching_head="itm_head.weight" in weights,
+            ln_vision=f"{LN_VISION}weight" in weights,
             **shown,
         )
     except ValidationError as error:
