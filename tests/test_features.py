@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composir import features
+from composir import token_cache
 from composir.data import load_splits
 from composir.errors import ComposirError
 from composir.features import CachedEmbedder, TokenCache, TokenPlace, open_embedder
@@ -32,7 +32,7 @@ def test_embeddings_through_the_cache_equal_those_of_pictures(model, paths):
 
 
 def test_text_only_puts_the_mean_of_the_gallery_in_the_reference_s_place(model, paths, monkeypatch):
-    monkeypatch.setattr(features, "IMAGES_A_SUM", 5)
+    monkeypatch.setattr(token_cache, "IMAGES_A_SUM", 5)
     embedder = CachedEmbedder(model, TokenCache(model.tower))
     for gallery in (paths, paths[:3], paths):  # the one at hand, whatever was asked before
         mean = model.tokens(gallery).double().mean(dim=0, keepdim=True).half()

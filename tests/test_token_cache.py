@@ -66,8 +66,9 @@ FILL = """
 from pathlib import Path
 from composir.models.backbones import build
 from composir import token_cache
+from composir.models import vision
 from composir.token_cache import TokenCache
-token_cache.TOWER_BATCH, token_cache.SECONDS_BETWEEN_WRITES = 2, 0.0
+vision.TOWER_BATCH, token_cache.SECONDS_BETWEEN_WRITES = 2, 0.0
 paths = sorted(Path({images!r}).glob("*.png"))
 cache = TokenCache(build("tiny").tower, Path({cache!r}))
 """

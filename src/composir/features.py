@@ -23,9 +23,6 @@ from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, m
 
 __all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
 
-IMAGES_A_SUM = 64
-"""Images whose tokens are read at once for the mean of a gallery."""
-
 
 def open_model(model: Path | str, device: str | torch.device) -> Composer | SentenceEmbedder:
     """Return the model of a checkpoint folder, a hub id or ``st:NAME``, with all it takes to see and to read.
@@ -88,8 +85,6 @@ class CachedEmbedder:
         self.model = model
         self.tokens = tokens
         self.scoring = scoring
-        self._mean: tuple[tuple[ImageSource, ...], Tensor | None] = (), None
-        """Of the last gallery that was asked for, so that its batches read it once."""
 
     @torch.inference_mode()
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
@@ -130,16 +125,9 @@ class CachedEmbedder:
         return self.model.match(pictures, *self.model.tokenize(texts))
 
     def _neutral(self, gallery: Sequence[ImageSource]) -> Float[Tensor, "tokens width"]:
-        sources, mean = tuple(gallery), self._mean[1]
-        if mean is None or sources != self._mean[0]:
-            if not sources:
-                raise ComposirError("a gallery of no image has no mean, which stands for the reference")
-            total = torch.zeros((), dtype=torch.float64)  # exact for fp16, whatever the order
-            for start in range(0, len(sources), IMAGES_A_SUM):
-                total = total + self.tokens(sources[start : start + IMAGES_A_SUM]).double().sum(dim=0)
-            mean = (total / len(sources)).half()
-            self._mean = sources, mean
-        return mean
+        if not gallery:
+            raise ComposirError("a gallery of no image has no mean, which stands for the reference")
+        return self.tokens.mean(gallery)
 
     def _encode(
         self, tokens: Float[Tensor, "batch tokens width"], texts: Sequence[str]

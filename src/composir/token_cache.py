@@ -28,8 +28,9 @@ from composir.models.vision import Tower
 from composir.progress import Counted
 from composir.token_store import TokenStore
 
-TOWER_BATCH = 8
-"""Pictures a pass of the tower; more is slower on a CPU (the feature maps leave its cache)."""
+IMAGES_A_SUM = 64
+"""Images whose tokens are read at once for a mean."""
+MEANS_KEPT = 8
 NUM_WORKERS = 4
 SECONDS_BETWEEN_WRITES = 1.0
 """The work that a kill costs a cache on disk."""
@@ -89,6 +90,7 @@ class TokenCache:
         self.num_workers = max(1, num_workers)
         self.bytes_per_image = tower.num_tokens * tower.width * np.dtype(np.float16).itemsize
         self._place_by_source: dict[ImageSource, tuple[np.ndarray, int]] = {}
+        self._means: dict[tuple[ImageSource, ...], Tensor] = {}
         key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
         self._name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
@@ -129,7 +131,35 @@ class TokenCache:
         else:
             self.fill(sources)
             place_by_source = self._place_by_source
-        return torch.from_numpy(np.stack([block[row] for block, row in map(place_by_source.__getitem__, sources)]))
+        places = [place_by_source[source] for source in sources]
+        # Pinned where a GPU reads them: the copy then goes on while the program does.
+        tokens = torch.empty(
+            len(places), *self._shape, dtype=torch.float16, pin_memory=self.tower.mean.device.type == "cuda"
+        )
+        rows = tokens.numpy()
+
+        def copy(number: int) -> None:
+            block, row = places[number]
+            rows[number] = block[row]
+
+        with ThreadPoolExecutor(self.num_workers) as pool:  # a disk gives more to several
+            for _ in pool.map(copy, range(len(places))):
+                pass
+        return tokens
+
+    def mean(self, sources: Sequence[ImageSource]) -> Float16[Tensor, "tokens width"]:
+        """Return the images' mean tokens, place by place, computed once a set of images where the tower is."""
+        key = tuple(sources)
+        if key not in self._means:
+            device = self.tower.mean.device
+            total = torch.zeros(self._shape, device=device)
+            for start in range(0, len(key), IMAGES_A_SUM):
+                tokens = self(key[start : start + IMAGES_A_SUM]).to(device, non_blocking=True)
+                total += tokens.sum(dim=0, dtype=torch.float32)
+            if len(self._means) == MEANS_KEPT:
+                del self._means[next(iter(self._means))]
+            self._means[key] = (total / len(key)).half().cpu()
+        return self._means[key]
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -165,7 +195,7 @@ class TokenCache:
     ) -> Iterator[tuple[int, Float16[np.ndarray, "batch tokens width"]]]:
         """Yield the tokens of the images, batch by batch, each with how many came before."""
         done = 0
-        for batch in read_ahead(self._prepare, sources, size=TOWER_BATCH, num_workers=self.num_workers):
+        for batch in read_ahead(self._prepare, sources, size=self.tower.batch_size, num_workers=self.num_workers):
             pictures = np.stack(batch)  # (batch, 3, size, size)
             yield done, self.tower(torch.from_numpy(pictures)).cpu().numpy()
             done += len(pictures)

@@ -601,7 +601,8 @@ def test_a_missing_extra_says_what_to_install(pictures, out, model_folder, monke
 # of the table, the system or Qdrant's client.
 KILL_AT = """
 from pathlib import Path
-from composir.search import encoder, folder, index_folder, qdrant, table
+from composir.models import vision
+from composir.search import folder, index_folder, qdrant, table
 place, moment, left = {place!r}, {moment!r}, [{times}]
 name = moment.strip("<>")
 
@@ -627,7 +628,7 @@ if place == "qdrant":
 else:
     owner = dict(table=table.Table, os=os)[place]
     setattr(owner, name, killing(getattr(owner, name)))
-encoder.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
+vision.TOWER_BATCH, folder.IMAGES_A_COMMIT, qdrant.POINTS_AT_ONCE = 2, 4, 3
 index_folder(Path({pictures!r}), Path({out!r}), model=Path({model!r}), backend={backend!r})
 """
 
@@ -661,7 +662,7 @@ def unbroken(tmp_path_factory, model_folder):
     for file in sorted((root / "scenes").rglob("*.png"))[:20]:
         shutil.copy(file, pictures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+        patch.setattr("composir.models.vision.TOWER_BATCH", 2)
         index_folder(pictures, root / "index", model=model_folder)
     return pictures, root / "index"
 
@@ -669,7 +670,7 @@ def unbroken(tmp_path_factory, model_folder):
 @pytest.fixture
 def index_and_kill(spawn, unbroken, out, model_folder, monkeypatch):
     """Return the starter of a run that ends in a kill; what comes after it embeds in batches of the same size."""
-    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.models.vision.TOWER_BATCH", 2)
 
     def start(backend, call, times):
         place, _, moment = call.partition(".")
@@ -717,13 +718,13 @@ def test_a_kill_at_any_time_loses_nothing(unbroken, tmp_path, model_folder, monk
         time.sleep(0.01)
     process.kill()
     process.wait()
-    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.models.vision.TOWER_BATCH", 2)
     assert index_folder(pictures, out, model=model_folder).num_images == 20
     same_state(state(out), state(expected))
 
 
 def test_ctrl_c_keeps_what_was_embedded(pictures, out, model_folder, monkeypatch):
-    monkeypatch.setattr("composir.search.encoder.TOWER_BATCH", 2)
+    monkeypatch.setattr("composir.models.vision.TOWER_BATCH", 2)
 
     def stop(name, done, total):
         if done >= 8:

@@ -140,7 +140,7 @@ def test_gradient_norms_are_by_part_before_clipping_and_means_over_steps(make_re
         norms = measure(parts, scale)
         for part, parameters in parts.items():
             squares = [parameter.grad.square().sum() for parameter in parameters if parameter.grad is not None]
-            assert norms[part] == pytest.approx(sum(squares).sqrt().item(), rel=1e-5)
+            assert norms[part].item() == pytest.approx(sum(squares).sqrt().item(), rel=1e-5)
         seen.append(norms)
         return norms
 
@@ -148,8 +148,89 @@ def test_gradient_norms_are_by_part_before_clipping_and_means_over_steps(make_re
     (row,) = read_log(train(make_recipe(num_epochs=1, gradient_accumulation=2, max_grad_norm=1e-4)).run)
     assert len(seen) == 3  # five batches by twos
     for part in seen[0]:
-        assert float(row[f"grad_{part}"]) == pytest.approx(sum(norms[part] for norms in seen) / 3, rel=1e-3)
+        assert float(row[f"grad_{part}"]) == pytest.approx(sum(norms[part].item() for norms in seen) / 3, rel=1e-3)
     assert float(row["grad_qformer"]) > 1e-3
+
+
+def test_the_batches_of_a_step_weigh_alike_also_where_an_epoch_ends_with_fewer(make_recipe, monkeypatch):
+    """Five batches by threes are a step of three and one of two: thirds, then halves."""
+    weights, backward = [], Accelerator.backward
+
+    def remember(self, loss, **options):
+        weights.append(loss.item())
+        backward(self, loss, **options)
+
+    monkeypatch.setattr(Accelerator, "backward", remember)
+    told = []
+    monkeypatch.setattr(loop.RunLog, "record", lambda self, state, step, losses, norms, alpha: told.append(losses))
+    monkeypatch.setattr(loop.RunLog, "row", lambda *_, **__: {})
+    monkeypatch.setattr(loop.RunLog, "write", lambda *_: None)
+    train(make_recipe(num_epochs=2, gradient_accumulation=3))
+    shares = [weight / losses["total"] for weight, losses in zip(weights, told, strict=True)]
+    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2] * 2, rel=1e-6)
+
+
+def test_a_step_that_overflowed_is_counted_and_leaves_the_epoch_s_norms_finite(make_recipe, monkeypatch):
+    measure, calls = loop.gradient_norms, itertools.count(1)
+
+    def overflow(parts, scale):
+        norms = measure(parts, scale)
+        return {part: norm * float("inf") for part, norm in norms.items()} if next(calls) in {2, 3} else norms
+
+    monkeypatch.setattr(loop, "gradient_norms", overflow)
+    first, second = read_log(train(make_recipe()).run)
+    assert (first["skipped_steps"], second["skipped_steps"]) == ("2", "")
+    assert 0 < float(first["grad_qformer"]) < 100
+    assert 0 < float(second["grad_qformer"]) < 100
+
+
+def test_a_temperature_from_outside_is_said_and_kept(make_recipe, monkeypatch):
+    notes = []
+
+    class Listener(loop._Silent):
+        def on_note(self, note):
+            notes.append(note)
+
+    build = loop.build
+
+    def build_cold(*arguments, **settings):
+        model = build(*arguments, **settings)
+        model.temperature.data.fill_(0.004)
+        return model
+
+    monkeypatch.setattr(loop, "build", build_cold)
+    run = train(make_recipe(), observer=Listener()).run
+    (note,) = notes
+    assert note == (
+        "the temperature of the weights is 0.004, outside 0.01 to 0.5, where training keeps it: "
+        "it stays as it is, or comes nearer"
+    )
+    assert 0.004 <= weights_of(run)["temperature"].item() < 0.01
+
+
+def test_the_norm_behind_the_tower_is_trained_unless_the_recipe_says_no(make_recipe, monkeypatch):
+    build = loop.build
+    monkeypatch.setattr(loop, "build", lambda *arguments, **settings: build(*arguments, **settings, ln_vision=True))
+    trained, frozen = (weights_of(train(make_recipe(train_ln_vision=on, num_epochs=1)).run) for on in (True, False))
+    assert not torch.equal(trained["ln_vision.weight"], frozen["ln_vision.weight"])
+    assert torch.equal(frozen["ln_vision.weight"], torch.ones_like(frozen["ln_vision.weight"]))
+    assert torch.equal(frozen["ln_vision.bias"], torch.zeros_like(frozen["ln_vision.bias"]))
+
+
+def test_a_thread_reads_ahead_what_would_have_been_read_at_once(make_recipe, shapes_root):
+    recipe = make_recipe(subset_negatives=2, mask_same_target=True)
+    splits = loop.load_splits("CIRR", shapes_root, "train")
+    run = loop._Run(
+        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+    )  # fmt: skip
+    everything = list(run.batches.of_epoch(1, 0))
+    assert [len(batch) for batch, _ in everything] == [5, 5, 5, 5, 4]
+    for number, (batch, inputs) in enumerate(everything):
+        generator = np.random.default_rng([recipe.seed, 1, number])
+        for ahead, at_once in zip(inputs, run.batches.inputs(batch, generator), strict=True):
+            assert torch.equal(ahead, at_once) if isinstance(ahead, torch.Tensor) else ahead == at_once
+    (first, *_), *_ = list(run.batches.of_epoch(1, 3))
+    assert first == everything[3][0]
 
 
 def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe):
@@ -191,13 +272,13 @@ def fashion_root(shapes_root, tmp_path):
 
 def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe, fashion_root, monkeypatch):
     texts = set()
-    tokenize = Composer.tokenize
+    words = Composer.words
 
     def remember(self, given):
         texts.update(given)
-        return tokenize(self, given)
+        return words(self, given)
 
-    monkeypatch.setattr(Composer, "tokenize", remember)
+    monkeypatch.setattr(Composer, "words", remember)
     run = train(make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=3)).run
     assert run.name.startswith("clip_finetuned_on_fashioniq_")
     row = read_log(run)[-1]
@@ -527,18 +608,20 @@ def any_precision():
 @pytest.mark.usefixtures("no_step_ahead", "any_precision")
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
 def test_a_step_computes_in_training_mode_and_in_the_recipe_s_precision(make_recipe, monkeypatch, precision, dtype):
-    """In the second epoch too, which comes after a validation in evaluation mode."""
-    inside, told = [], []
+    """In the second epoch too, which comes after a validation in evaluation mode; the heads are always in float32."""
+    heads, told = [], []
     step = loop._Run._step
 
     def look(module, _, output):
-        if inside and isinstance(module, torch.nn.Linear) and output.requires_grad:
-            told.append((module.training, output.dtype))
+        if heads and isinstance(module, torch.nn.Linear) and output.requires_grad:
+            assert output.dtype == torch.float32 or module not in heads
+            if module not in heads:
+                told.append((module.training, output.dtype))
 
-    def watched(self, batch):
-        inside.append(True)
-        step(self, batch)
-        inside.clear()
+    def watched(self, *arguments):
+        heads.extend([self.model.text_proj, self.model.vision_proj])
+        step(self, *arguments)
+        heads.clear()
 
     monkeypatch.setattr(loop._Run, "_step", watched)
     with torch.nn.modules.module.register_module_forward_hook(look):
@@ -578,8 +661,8 @@ def test_steps_however_large_leave_the_temperature_in_its_range(make_recipe, mon
     temperatures = []
     step = loop._Run._step
 
-    def watched(self, batch):
-        step(self, batch)
+    def watched(self, *arguments):
+        step(self, *arguments)
         temperatures.append(self.model.temperature.item())
 
     monkeypatch.setattr(loop._Run, "_step", watched)

@@ -5,17 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from composir.models.backbones import build
 from composir.training.optimizer import keep_temperature
 
 
 @pytest.mark.parametrize(
-    ("stepped_to", "kept"), [(-0.2, 0.01), (0.0099, 0.01), (0.01, 0.01), (0.07, 0.07), (0.5, 0.5), (0.7, 0.5)]
+    ("before", "stepped_to", "kept"),
+    [
+        (0.07, -0.2, 0.01),
+        (0.011, 0.0099, 0.01),
+        (0.07, 0.01, 0.01),
+        (0.07, 0.08, 0.08),
+        (0.49, 0.5, 0.5),
+        (0.49, 0.7, 0.5),
+        # Outside at the start, as pretrained weights may bring it: nearer, never further, and then as all others.
+        (0.004, 0.003, 0.004),
+        (0.004, 0.006, 0.006),
+        (0.004, 0.02, 0.02),
+        (0.9, 1.1, 0.9),
+        (0.9, 0.8, 0.8),
+        (0.9, 0.005, 0.01),
+    ],
 )
-def test_the_temperature_is_brought_back_into_its_range(stepped_to, kept):
-    model = build("tiny")
-    model.temperature.data.fill_(stepped_to)
-    keep_temperature(model)
-    assert model.temperature.item() == pytest.approx(kept, abs=1e-8)
-    assert isinstance(model.temperature, torch.nn.Parameter)
-    assert model.temperature.requires_grad
+def test_the_temperature_is_kept_in_its_range_or_no_further_from_it(before, stepped_to, kept):
+    temperature = torch.nn.Parameter(torch.tensor(stepped_to))
+    keep_temperature(temperature, torch.tensor(before))
+    assert temperature.item() == pytest.approx(kept, rel=1e-6)
+    assert temperature.requires_grad

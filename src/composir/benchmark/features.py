@@ -24,9 +24,9 @@ from composir.data import read_image
 from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE
 from composir.machine import default_device, describe_machine
 from composir.models.backbones import BACKBONES
-from composir.models.vision import Tower
+from composir.models.vision import TOWER_BATCH, Tower
 from composir.models.vit import EVA, EVA_EPS, LastHidden
-from composir.token_cache import NUM_WORKERS, TOWER_BATCH, read_ahead
+from composir.token_cache import NUM_WORKERS, read_ahead
 from composir.token_store import DATA, TokenStore
 
 CIRR_TRAIN_IMAGES = 16_939

@@ -42,10 +42,14 @@ class Composer(Sprc):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
         """Return input ids and attention mask of normalised sentences, padded to the longest of them."""
+        input_ids, attention_mask = self.words(texts)
+        return input_ids.to(self.device), attention_mask.to(self.device)
+
+    def words(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
+        """Return what ``tokenize`` does, in the computer's own memory."""
         if self.tokenizer is None:
             raise RuntimeError("this model was built without a tokenizer and works on token ids only")
-        input_ids, attention_mask = self.tokenizer(texts, max_words=self.config.max_words)
-        return input_ids.to(self.device), attention_mask.to(self.device)
+        return self.tokenizer(texts, max_words=self.config.max_words)
 
     @torch.inference_mode()
     def embed_query(

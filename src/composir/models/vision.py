@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, scale_pixels, square_box, to_array
 
+TOWER_BATCH, GPU_BATCH = 8, 64
+"""Pictures a pass of a tower; more is slower on a CPU, where the feature maps leave its cache."""
+
 
 class Tower(nn.Module):
     """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.
@@ -69,6 +72,11 @@ class Tower(nn.Module):
     def dtype_on(self, device: torch.device) -> torch.dtype:
         """Return what the network computes in on a device: fp16 on a GPU where the tower was made for it."""
         return torch.float16 if self.half_on_gpu and device.type == "cuda" else torch.float32
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that one pass should take where the tower is."""
+        return TOWER_BATCH if self.mean.device.type == "cpu" else GPU_BATCH
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""

@@ -17,14 +17,12 @@ from composir.features import open_model
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
 from composir.models.st import SentenceEmbedder
-from composir.token_cache import TOWER_BATCH
+from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
 SENTENCE_SIDE = 2048
 """Pixels of the longer side that the processor of a sentence-transformers model is given at most."""
-GPU_BATCH = 64
-"""Pictures a pass of the tower on a GPU; on a CPU it is ``TOWER_BATCH``."""
 NO_PICTURE = -1
 
 
@@ -80,7 +78,7 @@ class ComposerEncoder:
         self.dim = model.config.embed_dim
         ratio = self._tower.target_ratio if self._tower.transform == "targetpad" else 1.0
         self.side = math.ceil(SHRINK_AT_LEAST * ratio * self._tower.image_size)
-        self.batch_size = TOWER_BATCH if model.device.type == "cpu" else GPU_BATCH
+        self.batch_size = self._tower.batch_size
 
     def prepare(self, picture: Image.Image) -> np.ndarray:
         """Return the pixels that the tower reads."""

@@ -20,6 +20,7 @@ from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import require_matching_head
 from composir.models.composer import Composer
+from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
 from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
@@ -27,7 +28,6 @@ from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
 from composir.search.table import Table
-from composir.token_cache import TOWER_BATCH
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -67,29 +67,41 @@ class RunLog:
         self.board.close()
 
     def record(
-        self, state: State, losses: Mapping[str, float], norms: Mapping[str, float], alpha: float | None
+        self,
+        state: State,
+        step: int,
+        losses: Mapping[str, float],
+        norms: Mapping[str, float],
+        alpha: float | None,
     ) -> None:
-        """Add a batch to the means of its epoch, and to TensorBoard."""
+        """Add a batch to the means of its epoch, and to TensorBoard at ``step``; norms only of one that ends a step.
+
+        Norms that are not finite, because fp16 overflowed and the step was skipped, are counted and left out.
+        """
         for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
-            self.board.add_scalar(f"train/{name}", value, state.step)
+            self.board.add_scalar(f"train/{name}", value, step)
+        if not all(map(math.isfinite, norms.values())):
+            state.skipped_steps += 1
+            norms = {}
         for part, norm in norms.items():
             name = f"{GRADIENT_PREFIX}{part}"
             state.sums[name] = state.sums.get(name, 0.0) + norm
-            self.board.add_scalar(f"gradient/{part}", norm, state.step)
+            self.board.add_scalar(f"gradient/{part}", norm, step)
         if alpha is not None:
-            self.board.add_scalar("gate/alpha", alpha, state.step)
+            self.board.add_scalar("gate/alpha", alpha, step)
 
-    def row(
-        self, state: State, sums: Mapping[str, float], *, num_batches: int, num_steps: int, rate: float
-    ) -> dict[str, str]:
+    def row(self, state: State, *, num_batches: int, num_steps: int, rate: float) -> dict[str, str]:
         """Return an epoch's columns but those of a validation: mean losses and gradient norms, the rate, the gate."""
         row = {"epoch": str(state.epoch)}
-        for name, sum_ in sums.items():
+        for name, sum_ in state.sums.items():
             if not name.startswith(GRADIENT_PREFIX):
                 row[name] = f"{sum_ / num_batches:.6f}"
         row["lr"] = f"{rate:.3g}"
-        norms = {name: sum_ / num_steps for name, sum_ in sums.items() if name.startswith(GRADIENT_PREFIX)}
+        if state.skipped_steps:
+            row["skipped_steps"] = str(state.skipped_steps)
+        num_steps -= state.skipped_steps
+        norms = {name: sum_ / num_steps for name, sum_ in state.sums.items() if name.startswith(GRADIENT_PREFIX)}
         return row | self._gate_columns(state) | {name: f"{norm:.4g}" for name, norm in norms.items()}
 
     def _gate_columns(self, state: State) -> dict[str, str]:
@@ -167,14 +179,15 @@ def parts_of(model: Composer) -> dict[str, list[torch.nn.Parameter]]:
     return {part: parameters for part, parameters in parts.items() if parameters}
 
 
-def gradient_norms(parts: Mapping[str, Sequence[torch.nn.Parameter]], scale: float = 1.0) -> dict[str, float]:
+def gradient_norms(
+    parts: Mapping[str, Sequence[torch.nn.Parameter]], scale: float = 1.0
+) -> dict[str, Float[Tensor, ""]]:
     """Return the Euclidean norm of each part's gradient before clipping; ``scale`` is the scaler's, 1 without one."""
     gradients = {
         part: [parameter.grad for parameter in parameters if parameter.grad is not None]
         for part, parameters in parts.items()
     }
-    norms = torch.stack([torch.nn.utils.get_total_norm(one, foreach=True) for one in gradients.values()]) / scale
-    return dict(zip(gradients, norms.tolist(), strict=True))
+    return {part: torch.nn.utils.get_total_norm(one) / scale for part, one in gradients.items()}
 
 
 def _entropy(gate: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
@@ -27,7 +28,7 @@ from composir.losses import LOSSES, total_loss
 from composir.models.backbones import build
 from composir.models.checkpoint import model_card, save_pretrained, weights_hash
 from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
-from composir.training.batches import Batches, Triplet
+from composir.training.batches import Batches, Inputs, Triplet
 from composir.training.features import with_size
 from composir.training.fingerprint import require_same_data, write_fingerprint
 from composir.training.guards import (
@@ -42,7 +43,8 @@ from composir.training.guards import (
 from composir.training.log import RunLog, examples_of, gradient_norms, parts_of
 from composir.training.memory import Memory
 from composir.training.mining import mine, read_mined, write_mined
-from composir.training.optimizer import keep_temperature, make_optimizer
+from composir.training.numbers import Numbers
+from composir.training.optimizer import TEMPERATURE_RANGE, keep_temperature, make_optimizer
 from composir.training.recipe import Recipe
 from composir.training.state import LOCK, MINED, State, about, load_last, new_run, save_last
 
@@ -190,14 +192,19 @@ class _Run:
         texts = [query.text for _, query in self.batches.triplets]
         self.memory = Memory(self.model, recipe, texts, accelerator)
         self.examples = examples_of(self.model.tower, val_splits)
+        self.numbers = Numbers(accelerator.device)
         self.log: RunLog | None = None
         """Of the first process alone."""
 
     @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, the last of them of the triplets that are left."""
+        return math.ceil(len(self.batches.triplets) / self.batches.size)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps, the last of them of what is left."""
-        num_batches = math.ceil(len(self.batches.triplets) / self.batches.size)
-        return math.ceil(num_batches / self.recipe.gradient_accumulation)
+        """Optimiser steps, the last of them of the batches that are left."""
+        return math.ceil(self.num_batches / self.recipe.gradient_accumulation)
 
     @property
     def num_steps(self) -> int:
@@ -275,33 +282,41 @@ class _Run:
         if size < given:
             there = f"{size:,} triplet{'' if size == 1 else 's'}"
             self.observer.on_note(f"batch size {given:,} is more than there are: a batch is all {there}")
+        temperature, (lowest, highest) = self.model.temperature.item(), TEMPERATURE_RANGE
+        if not lowest <= temperature <= highest:
+            self.observer.on_note(
+                f"the temperature of the weights is {temperature:.4g}, outside {lowest} to {highest}, where training "
+                "keeps it: it stays as it is, or comes nearer"
+            )
         as_trained = self.recipe.model_copy(update={"batch_size": size})
         self.observer.on_start(self.run, as_trained, self.state.step, self.num_steps)
 
     def _train_epoch(self, interrupted: threading.Event) -> bool:
         """Return whether an interrupt, of any process, stopped the epoch before its end or at it."""
-        state = self.state
-        for batch in self.batches.of_epoch(state.epoch, state.batch):
-            self._step(batch)
-            if self._is_between_steps():
-                is_time = time.monotonic() - self.saved_at > 60 * self.recipe.save_minutes
-                stopped, must_save = parallel.any_process(
-                    interrupted.is_set(), is_time and self.is_first, device=self.accelerator.device
-                )
-                if stopped:
-                    return True
-                if state.step >= self.num_steps:
+        state, device = self.state, self.accelerator.device
+        with closing(self.batches.of_epoch(state.epoch, state.batch)) as batches:
+            while True:
+                with parallel.together(device):
+                    read = next(batches, None)
+                if read is None:
                     return False
-                if must_save:
-                    self._save()
-        return False
+                batch, inputs = read
+                self._step(batch, inputs.to(device))
+                if self._is_between_steps():
+                    is_time = time.monotonic() - self.saved_at > 60 * self.recipe.save_minutes
+                    stopped, must_save = parallel.any_process(
+                        interrupted.is_set(), is_time and self.is_first, device=device
+                    )
+                    if stopped:
+                        return True
+                    if state.step >= self.num_steps:
+                        return False
+                    if must_save:
+                        self._save()
 
-    def _step(self, batch: Sequence[Triplet]) -> None:
+    def _step(self, batch: Sequence[Triplet], inputs: Inputs) -> None:
         """Add a batch's gradients, and take the optimiser's step where enough have been added."""
         recipe, state = self.recipe, self.state
-        generator = np.random.default_rng([recipe.seed, state.epoch, state.batch])
-        with parallel.together(self.accelerator.device):
-            inputs = self.batches.inputs(batch, generator)
         if not self.is_first:  # dropout of its own; process 0 goes on with what last/ holds
             own = np.random.SeedSequence([recipe.seed, state.epoch, state.batch, parallel.process_index()])
             torch.manual_seed(int(own.generate_state(1, np.uint64)[0]) >> 1)
@@ -316,54 +331,76 @@ class _Run:
                 num_all=inputs.num_all,
             )
             total = total_loss(losses, recipe.loss_weights)
-        if not torch.isfinite(total):
-            ids = ", ".join(query.id for _, query in batch)
-            raise ComposirError(
-                f"the loss is {total.item()} at step {state.step + 1}, on the triplets {ids}",
-                file=self.run,
-                fix="look at these triplets, or train with a smaller --learning-rate; last/ is the last good state",
-            )
-        self.accelerator.backward(total / recipe.gradient_accumulation)
+        self.accelerator.backward(total / self._batches_of_step())
         state.batch += 1
-        norms: dict[str, float] = {}
+        norms: dict[str, Tensor] = {}
         if self._is_between_steps():
             parallel.average_gradients(self.model.parameters())
             scaler = self.accelerator.scaler
             norms = gradient_norms(self.parts, 1.0 if scaler is None else scaler.get_scale())
             if recipe.max_grad_norm:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+            temperature = self.model.temperature.detach().clone()
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.schedule.step()
-            keep_temperature(self.model)
+            keep_temperature(self.model.temperature, temperature)
             state.step += 1
-        if self.log is not None:
-            alpha = None if self.model.gated_fusion is None else self.model.gated_fusion.alpha.item()
-            told = {name: loss.item() for name, loss in {**losses, "total": total}.items()}
-            self.log.record(state, told, norms, alpha)
-            self.observer.on_step(state.step, told["total"], alpha)
+        gate = self.model.gated_fusion
+        self._tell_step(batch, {**losses, "total": total}, norms, None if gate is None else gate.alpha)
+
+    def _tell_step(
+        self, batch: Sequence[Triplet], losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], alpha: Tensor | None
+    ) -> None:
+        """Log a step, once its numbers are there; a loss that is not finite raises ``ComposirError`` then."""
+        step = self.state.step
+
+        def tell(numbers: list[float]) -> None:
+            rest = iter(numbers)
+            told_losses, told_norms = ({name: next(rest) for name in named} for named in (losses, norms))
+            told_alpha = next(rest, None)
+            total = told_losses["total"]
+            if not math.isfinite(total):
+                ids = ", ".join(query.id for _, query in batch)
+                raise ComposirError(
+                    f"the loss is {total} at step {step + (not norms)}, on the triplets {ids}",
+                    file=self.run,
+                    fix="look at these triplets, or train with a smaller --learning-rate; last/ is the last good state",
+                )
+            if self.log is not None:
+                self.log.record(self.state, step, told_losses, told_norms, told_alpha)
+                self.observer.on_step(step, total, told_alpha)
+
+        told = [*losses.values(), *norms.values(), *([] if alpha is None else [alpha])]
+        self.numbers.tell(torch.stack([one.detach().float().reshape(()) for one in told]), tell)
+
+    def _batches_of_step(self) -> int:
+        """Return how many batches add up to the step that the next batch belongs to: at an epoch's end what is left."""
+        most = self.recipe.gradient_accumulation
+        return min(most, self.num_batches - self.state.batch // most * most)
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
-        is_last = self.state.batch * self.recipe.batch_size >= len(self.batches.triplets)
-        return is_last or self.state.batch % self.recipe.gradient_accumulation == 0
+        return self.state.batch == self.num_batches or self.state.batch % self.recipe.gradient_accumulation == 0
 
     def _end_epoch(self) -> None:
         recipe, state = self.recipe, self.state
-        num_batches, sums = state.batch, state.sums
-        state.epoch, state.batch, state.sums = state.epoch + 1, 0, {}
+        self.numbers.flush()
+        num_batches = state.batch
+        state.epoch, state.batch = state.epoch + 1, 0
         is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
         with parallel.together(self.accelerator.device):
             if self.log is not None:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
                 rate = float(max(self.schedule.get_last_lr()))
-                row = self.log.row(state, sums, num_batches=num_batches, num_steps=num_steps, rate=rate)
+                row = self.log.row(state, num_batches=num_batches, num_steps=num_steps, rate=rate)
                 if is_end or state.epoch % recipe.validation_frequency == 0:
                     row |= self.log.validated(state, self._validate())
                 if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
                     self._mine()
                 state.rows.append(row)
                 self.log.write(state)
+        state.sums, state.skipped_steps = {}, 0
         if not is_end:
             self._read_mined()
 
@@ -410,6 +447,7 @@ class _Run:
 
     def _save(self) -> None:
         """Write ``last/``, where the recipe keeps it: the weights and everything else a resumed run needs."""
+        self.numbers.flush()  # a loss that is not finite is told before what it made of the weights is kept
         if self.recipe.save_training:
             with parallel.together(self.accelerator.device):
                 if self.is_first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from composir.models.backbones import BACKBONES
 from composir.models.composer import Composer
@@ -56,6 +57,10 @@ def make_optimizer(
 
 
 @torch.no_grad()
-def keep_temperature(model: Composer) -> None:
-    """Bring the temperature back into ``TEMPERATURE_RANGE``."""
-    model.temperature.clamp_(*TEMPERATURE_RANGE)
+def keep_temperature(temperature: Tensor, before: Tensor) -> None:
+    """Keep what a step made of the temperature in ``TEMPERATURE_RANGE``; ``before`` is what it was.
+
+    One that was outside, as pretrained weights may bring it, stays where it is or comes nearer.
+    """
+    lowest, highest = TEMPERATURE_RANGE
+    temperature.clamp_(before.clamp(max=lowest), before.clamp(min=highest))

@@ -39,6 +39,9 @@ class State:
     batch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    """Of what the log shows as means of the epoch, so far."""
+    skipped_steps: int = 0
+    """Of the epoch so far: those whose gradients overflowed in fp16."""
     best: float = -1.0
     best_metrics: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, str]] = field(default_factory=list)
