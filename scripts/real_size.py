@@ -115,7 +115,7 @@ def random_weights(layers: int) -> dict[str, torch.Tensor]:
         vocab_size=BLIP2_VOCABULARY, fusion="none",
     )  # fmt: skip
     with torch.device("meta"):
-        tower = LastHidden(Blip2VisionModel(vision), 1408, EVA_EPS)
+        tower = LastHidden(Blip2VisionModel(vision), 1408, EVA_EPS, affine=False)
         parts = {f"tower.network.{name}": tensor for name, tensor in tower.state_dict().items()}
         parts |= Composer(qformer).own_weights()
 

@@ -63,7 +63,7 @@ def benchmark_features(
     shape = REAL_TOKENS if backbone == REAL else _shape(backbone)
     with tempfile.TemporaryDirectory(prefix="composir-benchmark-", dir=directory) as name:
         folder = Path(name)
-        alone(_fill, folder / "tokens", shape, num_images)
+        alone(fill_store, folder / "tokens", shape, num_images)
         pictures = _make_pictures(folder)
         work: dict[str, tuple[int, Callable[..., float], tuple[Any, ...]]] = {
             "read cold": (num_reads, _read, (folder / "tokens", shape, num_reads, True)),
@@ -98,7 +98,7 @@ def _shape(backbone: str) -> tuple[int, int]:
     return tower.num_tokens, tower.width
 
 
-def _fill(folder: Path, shape: tuple[int, int], num_images: int) -> float:
+def fill_store(folder: Path, shape: tuple[int, int], num_images: int) -> float:
     """Return the seconds of writing a token cache; every block holds the same random tokens."""
     block = torch.randn(IMAGES_A_BLOCK, *shape, generator=torch.Generator().manual_seed(0)).half().numpy()
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def _decode_raw(picture: Path) -> np.ndarray:
 
 
 def _prepare(pictures: list[Path], num_workers: int, backbone: str) -> float:
-    tower = _real_tower(num_blocks=0) if backbone == REAL else BACKBONES[backbone].tower("")
+    tower = real_tower(num_blocks=0) if backbone == REAL else BACKBONES[backbone].tower("")
     return _through_threads(partial(_prepare_one, tower), pictures, num_workers)
 
 
@@ -163,7 +163,7 @@ def _through_threads(work: Callable[[Path], np.ndarray], pictures: list[Path], n
 def _tower(backbone: str, num_images: int) -> float:
     """Return the seconds of the tower over pictures, after one pass that is not counted."""
     device = default_device()
-    tower = (_real_tower() if backbone == REAL else BACKBONES[backbone].tower("")).to(device)
+    tower = (real_tower() if backbone == REAL else BACKBONES[backbone].tower("")).to(device)
     size = tower.image_size
     pixels = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
     tower(pixels[:1])
@@ -173,7 +173,7 @@ def _tower(backbone: str, num_images: int) -> float:
     return time.perf_counter() - start
 
 
-def _real_tower(num_blocks: int = REAL_BLOCKS) -> Tower:
+def real_tower(num_blocks: int = REAL_BLOCKS) -> Tower:
     """Return EVA ViT-g at its real size with random weights; without blocks it prepares pictures all the same."""
     num_tokens, width = REAL_TOKENS
     config = Blip2VisionConfig(
@@ -186,5 +186,5 @@ def _real_tower(num_blocks: int = REAL_BLOCKS) -> Tower:
         layer_norm_eps=EVA_EPS,
         qkv_bias=True,
     )
-    network = LastHidden(Blip2VisionModel(config), width, EVA_EPS)
+    network = LastHidden(Blip2VisionModel(config), width, EVA_EPS, affine=False)
     return Tower(EVA, network, num_tokens=num_tokens, width=width, mean=CLIP_MEAN, std=CLIP_STD, half_on_gpu=True)

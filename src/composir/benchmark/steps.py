@@ -21,7 +21,7 @@ from composir.models.backbones import BACKBONES, build
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
 from composir.models.fusion import NONE
-from composir.models.qformer import FewQueriesAttention, Layout, QFormer
+from composir.models.qformer import Affine, FewQueriesAttention, Layout, QFormer
 from composir.progress import Progress
 from composir.scoring import similarity
 
@@ -33,8 +33,9 @@ REAL_SIZES: dict[str, Any] = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "vocab_size": 30_523,
+    "ln_vision": True,
 }
-"""The Q-Former that SPRC trains on EVA ViT-g's tokens."""
+"""The Q-Former that SPRC trains on EVA ViT-g's tokens, and the norm's weights between the two."""
 NUM_TOKENS = 257
 PADDED_WORDS = 32
 """To which published code pads every sentence."""
@@ -128,10 +129,13 @@ class LibraryQFormer(nn.Module):
         words: Tensor | None = None,
         mask: Tensor | None = None,
         image_tokens: Tensor | None = None,
+        affine: Affine | None = None,
         *,
         at: slice,
     ) -> Tensor:
         """Return what ``QFormer`` returns."""
+        if image_tokens is not None and affine is not None:
+            image_tokens = affine(image_tokens)
         if words is not None and mask is not None:
             queries = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
             mask = torch.cat([mask.new_ones(len(words), queries.shape[1] - words.shape[1]), mask], dim=1)
@@ -154,8 +158,12 @@ class LibraryAttention(nn.Module):
             self.library = Blip2QFormerMultiHeadAttention(library_config(config, "sdpa")).train()
         self.library.query, self.library.key, self.library.value = ours.query, ours.key, ours.value
 
-    def forward(self, queries: Tensor, states: Tensor, attend: Tensor | None = None) -> Tensor:
+    def forward(
+        self, queries: Tensor, states: Tensor, attend: Tensor | None = None, affine: Affine | None = None
+    ) -> Tensor:
         """Return what ``FewQueriesAttention`` returns."""
+        if affine is not None:
+            states = affine(states)
         return self.library(queries, encoder_hidden_states=states, encoder_attention_mask=attend)[0]
 
 
