@@ -48,12 +48,18 @@ class Batches:
         """Triplets in a batch: what the recipe says, or all there are."""
         return min(self.recipe.batch_size, len(self.triplets))
 
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, the last of them smaller than the others where it is kept."""
+        num_full, rest = divmod(len(self.triplets), self.size)
+        return num_full + (rest > 0 and not self.recipe.drop_last)
+
     def of_epoch(self, epoch: int, first: int) -> Iterator[list[tuple[Split, Query]]]:
         """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone."""
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
         size = self.size
-        for start in range(first * size, len(order), size):
-            yield [self.triplets[index] for index in order[start : start + size]]
+        for number in range(first, self.num_batches):
+            yield [self.triplets[index] for index in order[number * size : (number + 1) * size]]
 
     def inputs(self, batch: Sequence[tuple[Split, Query]], generator: np.random.Generator | None) -> Inputs:
         """Return what the model takes in of a batch; with a ``generator``, for training, this process's share of it."""

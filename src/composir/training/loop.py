@@ -194,8 +194,7 @@ class _Run:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps, the last of them of what is left."""
-        num_batches = math.ceil(len(self.batches.triplets) / self.batches.size)
-        return math.ceil(num_batches / self.recipe.gradient_accumulation)
+        return math.ceil(self.batches.num_batches / self.recipe.gradient_accumulation)
 
     @property
     def num_steps(self) -> int:
@@ -273,6 +272,8 @@ class _Run:
         if size < given:
             there = f"{size:,} triplet{'' if size == 1 else 's'}"
             self.observer.on_note(f"batch size {given:,} is more than there are: a batch is all {there}")
+        if self.recipe.mixed_precision == "fp16" and self.accelerator.scaler is None:
+            self.observer.on_note("mixed_precision fp16 is for GPUs: here the computing is done in float32")
         as_trained = self.recipe.model_copy(update={"batch_size": size})
         self.observer.on_start(self.run, as_trained, self.state.step, self.num_steps)
 
@@ -332,7 +333,8 @@ class _Run:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.schedule.step()
+            if self.schedule.last_epoch + 1 < self.schedule.total_steps:  # its last rate stays
+                self.schedule.step()
             keep_temperature(self.model)
             state.step += 1
         if self.log is not None:
@@ -343,8 +345,7 @@ class _Run:
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
-        is_last = self.state.batch * self.recipe.batch_size >= len(self.batches.triplets)
-        return is_last or self.state.batch % self.recipe.gradient_accumulation == 0
+        return self.state.batch == self.batches.num_batches or self.state.batch % self.recipe.gradient_accumulation == 0
 
     def _end_epoch(self) -> None:
         recipe, state = self.recipe, self.state
@@ -375,9 +376,10 @@ class _Run:
             weights_hash=weights_hash(self.model),
             baselines=False,
         )
-        is_best = result.metrics[result.primary] > state.best
+        figure = result.metrics[recipe.select_by or result.primary]
+        is_best = figure > state.best
         if is_best:
-            state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
+            state.best, state.best_metrics = figure, dict(result.metrics)
         if recipe.save_training:
             card = model_card(self.model.config, about(recipe, result, self.left_by_key))
             files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}
