@@ -112,6 +112,35 @@ def test_the_gate_acts_on_the_query_and_not_on_the_target(golden, golden_model):
     assert torch.equal(off.encode_prompt(ids, mask), on.encode_prompt(ids, mask))
 
 
+def test_the_fork_s_gate_takes_the_mean_of_all_positions_padding_included(golden, golden_model):
+    """Written out: words and places of 32 positions, normalised, their mean; whatever length the batch is cut to."""
+    data = golden("forward")
+    masked, model = golden_model(use_gated_fusion=True), golden_model(use_gated_fusion=True, gate_pooling="all")
+    model.load_state_dict(masked.state_dict())
+    reference, _, ids, mask = inputs(data)
+    full = torch.nn.functional.pad(ids, (0, 32 - ids.shape[1]))  # [PAD] is 0
+    words, places = model.text_embeddings.word_embeddings.weight, model.text_embeddings.position_embeddings.weight
+    sentences = model.qformer.layernorm(words[full] + places[:32])
+    tokens = model.gated_fusion(reference, sentences)
+    expected = model.qformer(
+        model.query_tokens, model.text_embeddings(ids), mask, tokens, at=slice(model.config.num_query_tokens)
+    )
+    longest = int(mask.sum(dim=1).max())
+    for length in (longest, ids.shape[1]):
+        fused = model.fuse(reference, ids[:, :length], mask[:, :length])
+        torch.testing.assert_close(fused, expected, **TOLERANCE)
+    gate = model.gated_fusion.gate_and_delta(reference, sentences)[0]
+    torch.testing.assert_close(model.gate_values(reference, ids, mask), gate, **TOLERANCE)
+    assert not torch.allclose(masked.fuse(reference, ids, mask), expected, atol=1e-4)
+
+
+def test_padding_is_not_trained_by_the_fork_s_mean(golden, golden_model):
+    data, model = golden("forward"), golden_model(use_gated_fusion=True, gate_pooling="all")
+    total(model.training_losses(*inputs(data))).backward()
+    assert not model.text_embeddings.word_embeddings.weight.grad[0].any()
+    assert model.text_embeddings.position_embeddings.weight.grad[31].any()
+
+
 @pytest.mark.parametrize("gate", [False, True])
 def test_a_batch_of_one_equals_its_row_in_a_batch(golden, golden_model, gate):
     data, model = golden("forward"), golden_model(use_gated_fusion=gate)

@@ -176,6 +176,7 @@ class _Run:
             fusion=recipe.fusion,
             alpha_init=recipe.alpha_init,
             gate_layer_norm=recipe.gate_layer_norm,
+            gate_pooling=recipe.gate_pooling,
             transform=recipe.transform,
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)

@@ -20,7 +20,7 @@ from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
 from composir.models.backbones import find_backbone
 from composir.models.config import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
-from composir.models.token_fusion import ALPHA_INIT
+from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 
 MODELS = (MODEL_NAME,)
 FUSION_SWITCH = "gated_fusion"
@@ -60,6 +60,9 @@ class Recipe(BaseModel):
     """Start of the one scalar of the gate, and of the attention."""
     gate_layer_norm: bool = False
     """The gate reads the tokens through a layer norm; the published one does not."""
+    gate_pooling: Pooling = MASKED
+    """What the gate, and the attention, take the sentence's mean over: its words (``masked``), or ``all`` positions,
+    padding included, as in the fork that the gate comes from."""
     gate_identity_start: bool = False
     """Zero the last layer of their direction, so that training starts from the model without them."""
 
