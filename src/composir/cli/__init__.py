@@ -94,7 +94,7 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
         message += f" (got {arguments[arguments.index(flag) + 1]!r})"
     option = getattr(error, "option_name", None)
     command = getattr(error.ctx, "command", None) if error.ctx else None
-    instead = INSTEAD.get(getattr(command, "name", ""), {}).get(option)
+    instead = INSTEAD.get(str(getattr(command, "name", "")), {}).get(str(option))
     if instead:
         return f"{option} is a flag of the published scripts; fix: {instead}"
     if option and command is not None and not getattr(error, "possibilities", None):

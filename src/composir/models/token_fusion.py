@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ALPHA_INIT = 0.5
-MASKED, ALL = "masked", "all"
+MASKED = "masked"
 Pooling = Literal["masked", "all"]
 """Whether the mean of a sentence is over its words, or over padding as well."""
 
