@@ -47,6 +47,22 @@ def test_a_checkpoint_from_before_there_were_several_fusions_loads(tmp_path, gat
     assert weights_hash(again) == weights_hash(model)
 
 
+def test_the_gate_s_pooling_is_kept_and_masked_where_a_checkpoint_does_not_say(tmp_path):
+    model = build("tiny", gate_pooling="all").eval()
+    save_pretrained(model, tmp_path / "model")
+    again = from_pretrained(tmp_path / "model")
+    assert again.config.gate_pooling == "all"
+    tokens, (ids, mask) = torch.randn(2, 9, 24), model.tokenize(["red", "make it blue"])
+    assert torch.equal(again.encode_query(tokens, ids, mask), model.encode_query(tokens, ids, mask))
+    file = tmp_path / "model" / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["gate_pooling"]
+    file.write_text(json.dumps(fields))
+    before = from_pretrained(tmp_path / "model")
+    assert before.config.gate_pooling == "masked"
+    assert not torch.allclose(before.encode_query(tokens, ids, mask), model.encode_query(tokens, ids, mask))
+
+
 @pytest.mark.parametrize("fusion", ["late", "gate+attention", "tirg", "combiner", "sum", "none"])
 def test_every_fusion_is_kept_by_a_checkpoint(tmp_path, fusion):
     model = build("tiny", fusion=fusion).eval()

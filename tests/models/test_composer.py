@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -14,8 +13,6 @@ from composir.losses import contrastive_loss
 from composir.models.backbones import build
 from composir.models.weights.names import rename
 from composir.scoring import similarity
-
-from ..conftest import GOLDEN
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
 WEIGHTS = {"loss_itc": 1.0, "loss_rtc": 0.4, "loss_align": 0.4}
@@ -95,26 +92,6 @@ def test_losses_and_gradients_equal_the_published_ones(golden, golden_model):
         torch.testing.assert_close(torch.zeros_like(gradient) if own is None else own, gradient, **TOLERANCE)
 
 
-def test_twenty_steps_follow_the_published_curve(golden, golden_model):
-    data, model = golden("train_batches"), golden_model().train()
-    curve = json.loads((GOLDEN / "train_curve.json").read_text())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1e-3, pct_start=1 / 50, steps_per_epoch=5, epochs=8
-    )
-    assert len(curve) == 20
-    for step, expected in enumerate(curve):
-        batch = {key.split(".")[1]: value for key, value in data.items() if key.startswith(f"batch{step % 4}.")}
-        losses = model.training_losses(*inputs(batch))
-        optimizer.zero_grad()
-        total(losses).backward()
-        optimizer.step()
-        schedule.step()
-        assert total(losses).item() == pytest.approx(expected["total"], abs=1e-3), step
-        for name in WEIGHTS:
-            assert losses[name].item() == pytest.approx(expected[name], abs=1e-3), (step, name)
-
-
 def test_the_gate_off_is_not_constructed_and_alpha_zero_changes_no_number(golden, golden_model):
     data = golden("forward")
     off, zero = golden_model(), golden_model(use_gated_fusion=True, alpha_init=0.0)
@@ -133,6 +110,35 @@ def test_the_gate_acts_on_the_query_and_not_on_the_target(golden, golden_model):
     assert not torch.allclose(off.encode_query(reference, ids, mask), on.encode_query(reference, ids, mask))
     assert torch.equal(off.encode_target(target), on.encode_target(target))
     assert torch.equal(off.encode_prompt(ids, mask), on.encode_prompt(ids, mask))
+
+
+def test_the_fork_s_gate_takes_the_mean_of_all_positions_padding_included(golden, golden_model):
+    """Written out: words and places of 32 positions, normalised, their mean; whatever length the batch is cut to."""
+    data = golden("forward")
+    masked, model = golden_model(use_gated_fusion=True), golden_model(use_gated_fusion=True, gate_pooling="all")
+    model.load_state_dict(masked.state_dict())
+    reference, _, ids, mask = inputs(data)
+    full = torch.nn.functional.pad(ids, (0, 32 - ids.shape[1]))  # [PAD] is 0
+    words, places = model.text_embeddings.word_embeddings.weight, model.text_embeddings.position_embeddings.weight
+    sentences = model.qformer.layernorm(words[full] + places[:32])
+    tokens = model.gated_fusion(reference, sentences)
+    expected = model.qformer(
+        model.query_tokens, model.text_embeddings(ids), mask, tokens, at=slice(model.config.num_query_tokens)
+    )
+    longest = int(mask.sum(dim=1).max())
+    for length in (longest, ids.shape[1]):
+        fused = model.fuse(reference, ids[:, :length], mask[:, :length])
+        torch.testing.assert_close(fused, expected, **TOLERANCE)
+    gate = model.gated_fusion.gate_and_delta(reference, sentences)[0]
+    torch.testing.assert_close(model.gate_values(reference, ids, mask), gate, **TOLERANCE)
+    assert not torch.allclose(masked.fuse(reference, ids, mask), expected, atol=1e-4)
+
+
+def test_padding_is_not_trained_by_the_fork_s_mean(golden, golden_model):
+    data, model = golden("forward"), golden_model(use_gated_fusion=True, gate_pooling="all")
+    total(model.training_losses(*inputs(data))).backward()
+    assert not model.text_embeddings.word_embeddings.weight.grad[0].any()
+    assert model.text_embeddings.position_embeddings.weight.grad[31].any()
 
 
 @pytest.mark.parametrize("gate", [False, True])

@@ -60,6 +60,20 @@ def test_padding_words_do_not_matter():
     assert not torch.allclose(module(image, text), module(image, changed))
 
 
+def test_both_means_of_a_sentence_are_those_worked_by_hand():
+    """Two words 0.2 and 0.4, padding 0.8 and 1: the means are 0.3 and 0.6; half a gate, half an alpha, tanh of each."""
+    module = GatedFusion(1)
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+    for weight in (module.delta[0].weight, module.delta[2].weight):
+        torch.nn.init.ones_(weight)
+    torch.nn.init.constant_(module.alpha, 0.5)
+    text, mask = torch.tensor([[[0.2], [0.4], [0.8], [1.0]]]), torch.tensor([[1, 1, 0, 0]])
+    image = torch.tensor([[[1.0]]])
+    assert module(image, text, mask).item() == pytest.approx(1 + 0.25 * 0.291313, abs=1e-6)
+    assert module(image, text).item() == pytest.approx(1 + 0.25 * 0.537050, abs=1e-6)
+
+
 def test_zero_alpha_and_identity_start_change_nothing():
     image, text = torch.randn(2, 5, 8), torch.randn(2, 6, 8)
     assert torch.equal(GatedFusion(8, alpha_init=0.0)(image, text), image)

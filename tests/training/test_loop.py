@@ -440,6 +440,8 @@ def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shap
     [
         {"gate_identity_start": True},
         {"gate_layer_norm": True},
+        {"gate_pooling": "all"},
+        {"drop_last": True},
         {"center_embeddings": True},
         {"subset_negatives": 2},
         {"mask_same_target": True},

@@ -18,7 +18,8 @@ def test_mining_needs_look_alikes_to_mix_into():
 
 
 def test_every_shipped_recipe_is_valid_and_used():
-    names = {name for backbone in BACKBONES.values() for name in backbone.recipes.values()}
+    published = {"sprc-cirr.toml", "sprc-fashioniq.toml"}
+    names = {name for backbone in BACKBONES.values() for name in backbone.recipes.values()} | published
     assert names == {file.name for file in RECIPES.glob("*.toml")}
     for name in names:
         validate(read_toml(RECIPES / name))
@@ -33,7 +34,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_backbone(tmp_path):
 
 
 @pytest.mark.parametrize(("dataset", "div_factor"), [("CIRR", 25.0), ("FashionIQ", 100.0), ("fashioniq", 100.0)])
-def test_the_published_recipe_depends_on_the_data_set(dataset, div_factor):
+def test_the_recipe_of_blip2_depends_on_the_data_set(dataset, div_factor):
     recipe = load_recipe({"dataset": dataset, "backbone": "pretrain"})
     assert recipe.div_factor == div_factor
     assert (recipe.betas, recipe.eps, recipe.weight_decay) == ((0.9, 0.98), 1e-7, 0.05)
@@ -59,6 +60,7 @@ def test_a_written_recipe_reads_back_the_same(tmp_path):
         ({"transform": "squarpad"}, ["transform = 'squarpad'", "'targetpad' or 'squarepad'"]),
         ({"target_ratio": 0.5}, ["target_ratio = 0.5: expected a number, at least 1 and at most 100"]),
         ({"blip_model_name": "blip2_cir"}, ["blip_model_name 'blip2_cir' is not known", "blip2_cir_align_prompt"]),
+        ({"gate_pooling": "mean"}, ["gate_pooling = 'mean'", "'masked' or 'all'"]),
         ({"seeed": 1, "num_epoch": 2}, ["'seeed' (did you mean 'seed'?)", "'num_epoch' (did you mean 'num_epochs'?)"]),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from composir.errors import ComposirError
 from composir.models.backbones import build
 from composir.training import load_recipe
 from composir.training.optimizer import make_optimizer
@@ -61,3 +62,17 @@ def test_a_resumed_run_has_the_scaler_the_optimiser_the_schedule_and_the_chance_
     assert resumed["schedule"].get_last_lr() == unbroken["schedule"].get_last_lr()
     weights = resumed["model"].own_weights()
     assert all(torch.equal(weights[name], weight) for name, weight in unbroken["model"].own_weights().items())
+
+
+@pytest.mark.parametrize(("longer", "goes_on"), [(0, True), (1, True), (2, False)])
+def test_a_run_goes_on_with_its_own_schedule_which_was_a_step_longer_once(make_parts, tmp_path, longer, goes_on):
+    recipe, parts = make_parts(0)
+    parts["schedule"].total_steps += longer
+    save_last(tmp_path, State(), recipe=recipe, **parts)
+    _, resumed = make_parts(1)
+    if goes_on:
+        load_last(tmp_path, num_triplets=4, **resumed)
+        assert resumed["schedule"].total_steps == 20 + longer
+        return
+    with pytest.raises(ComposirError, match="was planned for 22 steps, and by its recipe 4 triplets are 20"):
+        load_last(tmp_path, num_triplets=4, **resumed)

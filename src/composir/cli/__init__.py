@@ -17,6 +17,7 @@ import typer
 
 from composir.cli.common import INTERRUPTED, USER_ERROR, app
 from composir.cli.console import count_problems, err, one_line
+from composir.cli.published import INSTEAD
 from composir.errors import ComposirError, ProblemsError, nearest
 
 LONG_NUMBER = re.compile(r"\d{40,}")
@@ -93,6 +94,9 @@ def _usage_error(error: Any, arguments: list[str]) -> str:
         message += f" (got {arguments[arguments.index(flag) + 1]!r})"
     option = getattr(error, "option_name", None)
     command = getattr(error.ctx, "command", None) if error.ctx else None
+    instead = INSTEAD.get(str(getattr(command, "name", "")), {}).get(str(option))
+    if instead:
+        return f"{option} is a flag of the published scripts; fix: {instead}"
     if option and command is not None and not getattr(error, "possibilities", None):
         known = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
         message += f" ({nearest(option, known)})"

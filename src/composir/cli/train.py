@@ -36,7 +36,9 @@ def _int_or_auto(text: str) -> int | str:
 def train(
     context: typer.Context,
     dataset: Annotated[str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, or its parent.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", "--data-path", help="Folder of the data set, or its parent.")
+    ] = None,
     skip_missing_images: Annotated[
         bool | None,
         typer.Option(

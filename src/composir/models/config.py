@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError
 from composir.models.fusion import GATE, NONE, fusion_names
-from composir.models.token_fusion import ALPHA_INIT
+from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 from composir.version import own_version
 
 CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
@@ -65,6 +65,9 @@ class ComposerConfig(BaseModel):
     """Start of the gate's scalar, and of the attention's."""
     gate_layer_norm: bool = False
     """The gate reads the reference's tokens through a layer norm; the published one does not."""
+    gate_pooling: Pooling = MASKED
+    """What the sentence is the mean of for the gate, and the attention: ``masked``, its words, [CLS] and [SEP] among
+    them; ``all``, all ``max_words`` positions, [PAD] included, as in the fork that the gate comes from."""
     temperature_init: float = Field(default=TEMPERATURE_INIT, gt=0)
     matching_head: bool = False
     """Whether the weights of ``itm_head`` come from training; else they are as they started, and rank nothing."""

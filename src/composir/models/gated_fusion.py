@@ -14,7 +14,8 @@ from composir.models.token_fusion import ALPHA_INIT, TokenFusion, alpha, feed_fo
 class GatedFusion(TokenFusion):
     """``fused = x + alpha * sigmoid(W2 relu(W1 [x; t])) * tanh(V2 relu(V1 t))`` for each image token x.
 
-    ``t`` is the mean of the sentence's token embeddings over its real (unmasked) words, projected to the image
+    ``t`` is the mean of the sentence's token embeddings over its real (unmasked) words, [CLS] and [SEP] among them
+    (without a mask: over all that are given), projected to the image
     tokens' width where the widths differ. The first product says how much each channel of each patch may change, the
     second in which direction; ``alpha`` is one learnable number. Parameters: ``5 H^2 + 4 H + 1`` at width H, and
     ``H * text_size + H`` more for the projection.

@@ -17,8 +17,8 @@ from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, con
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
-from composir.models.qformer import INITIALIZER_RANGE, Affine, QFormer, TextEmbeddings
-from composir.models.token_fusion import TokenFusion
+from composir.models.qformer import INITIALIZER_RANGE, PADDING_ID, Affine, QFormer, TextEmbeddings
+from composir.models.token_fusion import MASKED, TokenFusion
 from composir.parallel import gather
 from composir.scoring import similarity
 
@@ -127,9 +127,19 @@ class Sprc(nn.Module):
         else:
             tokens = self._normalised(image_tokens)
         for fuse in fusions:
-            tokens = fuse(tokens, self.qformer.layernorm(text), attention_mask)
+            tokens = fuse(tokens, *self._pooled_words(text, attention_mask))
         queries = slice(self.config.num_query_tokens)
         return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), affine, at=queries)
+
+    def _pooled_words(
+        self, text: Float[Tensor, "batch words hidden"], attention_mask: Int[Tensor, "batch words"]
+    ) -> tuple[Float[Tensor, "batch pooled hidden"], Int[Tensor, "batch pooled"] | None]:
+        """Return what fusions of tokens take the mean of, normalised, with its mask: see ``gate_pooling``."""
+        if self.config.gate_pooling == MASKED:
+            return self.qformer.layernorm(text), attention_mask
+        places = self.text_embeddings.position_embeddings.weight[text.shape[1] : self.config.max_words]
+        padding = self.text_embeddings.word_embeddings.weight[PADDING_ID].detach() + places
+        return self.qformer.layernorm(torch.cat([text, padding.expand(len(text), -1, -1)], dim=1)), None
 
     def compose(
         self,
@@ -285,8 +295,8 @@ class Sprc(nn.Module):
         """Return the gate in (0, 1) by patch and channel; a model without the gate raises ``RuntimeError``."""
         if self.gated_fusion is None:
             raise RuntimeError("this model has no gated fusion")
-        text = self.qformer.layernorm(self.text_embeddings(input_ids))
-        return self.gated_fusion.gate_and_delta(self._scaled(image_tokens), text, attention_mask)[0]
+        words = self._pooled_words(self.text_embeddings(input_ids), attention_mask)
+        return self.gated_fusion.gate_and_delta(self._scaled(image_tokens), *words)[0]
 
     @torch.no_grad()
     def center(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 ALPHA_INIT = 0.5
+MASKED = "masked"
+Pooling = Literal["masked", "all"]
+"""Whether the mean of a sentence is over its words, or over padding as well."""
 
 
 class TokenFusion(nn.Module):

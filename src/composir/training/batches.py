@@ -60,6 +60,12 @@ class Batches:
         """Triplets in a batch: what the recipe says, or all there are."""
         return min(self.recipe.batch_size, len(self.triplets))
 
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch, the last of them smaller than the others where it is kept."""
+        num_full, rest = divmod(len(self.triplets), self.size)
+        return num_full + (rest > 0 and not self.recipe.drop_last)
+
     def of_epoch(self, epoch: int, first: int) -> Generator[tuple[list[Triplet], Inputs], None, None]:
         """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone.
 
@@ -67,7 +73,7 @@ class Batches:
         """
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
         size = self.size
-        numbers = iter(range(first, math.ceil(len(order) / size)))
+        numbers = iter(range(first, self.num_batches))
 
         def read(number: int) -> tuple[list[Triplet], Inputs]:
             batch = [self.triplets[index] for index in order[number * size : (number + 1) * size]]

@@ -178,6 +178,7 @@ class _Run:
             fusion=recipe.fusion,
             alpha_init=recipe.alpha_init,
             gate_layer_norm=recipe.gate_layer_norm,
+            gate_pooling=recipe.gate_pooling,
             transform=recipe.transform,
             target_ratio=recipe.target_ratio,
         ).to(accelerator.device)
@@ -197,14 +198,9 @@ class _Run:
         """Of the first process alone."""
 
     @property
-    def num_batches(self) -> int:
-        """Batches of an epoch, the last of them of the triplets that are left."""
-        return math.ceil(len(self.batches.triplets) / self.batches.size)
-
-    @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps, the last of them of the batches that are left."""
-        return math.ceil(self.num_batches / self.recipe.gradient_accumulation)
+        """Optimiser steps, the last of them of what is left."""
+        return math.ceil(self.batches.num_batches / self.recipe.gradient_accumulation)
 
     @property
     def num_steps(self) -> int:
@@ -288,6 +284,8 @@ class _Run:
                 f"the temperature of the weights is {temperature:.4g}, outside {lowest} to {highest}, where training "
                 "keeps it: it stays as it is, or comes nearer"
             )
+        if self.recipe.mixed_precision == "fp16" and self.accelerator.scaler is None:
+            self.observer.on_note("mixed_precision fp16 is for GPUs: here the computing is done in float32")
         as_trained = self.recipe.model_copy(update={"batch_size": size})
         self.observer.on_start(self.run, as_trained, self.state.step, self.num_steps)
 
@@ -343,7 +341,8 @@ class _Run:
             temperature = self.model.temperature.detach().clone()
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self.schedule.step()
+            if self.schedule.last_epoch + 1 < self.schedule.total_steps:  # its last rate stays
+                self.schedule.step()
             keep_temperature(self.model.temperature, temperature)
             state.step += 1
         gate = self.model.gated_fusion
@@ -377,11 +376,11 @@ class _Run:
     def _batches_of_step(self) -> int:
         """Return how many batches add up to the step that the next batch belongs to: at an epoch's end what is left."""
         most = self.recipe.gradient_accumulation
-        return min(most, self.num_batches - self.state.batch // most * most)
+        return min(most, self.batches.num_batches - self.state.batch // most * most)
 
     def _is_between_steps(self) -> bool:
         """Return whether the gradients of all batches so far are in the weights."""
-        return self.state.batch == self.num_batches or self.state.batch % self.recipe.gradient_accumulation == 0
+        return self.state.batch == self.batches.num_batches or self.state.batch % self.recipe.gradient_accumulation == 0
 
     def _end_epoch(self) -> None:
         recipe, state = self.recipe, self.state
@@ -414,9 +413,10 @@ class _Run:
             weights_hash=weights_hash(self.model),
             baselines=False,
         )
-        is_best = result.metrics[result.primary] > state.best
+        figure = result.metrics[recipe.select_by or result.primary]
+        is_best = figure > state.best
         if is_best:
-            state.best, state.best_metrics = result.metrics[result.primary], dict(result.metrics)
+            state.best, state.best_metrics = figure, dict(result.metrics)
         if recipe.save_training:
             card = model_card(self.model.config, about(recipe, result, self.left_by_key))
             files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}

@@ -43,8 +43,7 @@ def make_optimizer(
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    length = max(num_steps, recipe.schedule_epochs * steps_per_epoch)
-    total_steps = max(length, 2) + 1  # the step after the last is asked for, too
+    total_steps = max(num_steps, recipe.schedule_epochs * steps_per_epoch, 2)  # a cycle of one step is all end
     rises_for_no_step = recipe.pct_start * total_steps == 1  # torch then divides by zero
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from composir.data import find_dataset
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest, short
-from composir.evaluation import DEPTH
+from composir.evaluation import DEPTH, protocol_of
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
 from composir.models.backbones import find_backbone
 from composir.models.config import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
-from composir.models.token_fusion import ALPHA_INIT
+from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 
 MODELS = (MODEL_NAME,)
 FUSION_SWITCH = "gated_fusion"
@@ -60,6 +60,9 @@ class Recipe(BaseModel):
     """Start of the one scalar of the gate, and of the attention."""
     gate_layer_norm: bool = False
     """The gate reads the tokens through a layer norm; the published one does not."""
+    gate_pooling: Pooling = MASKED
+    """What the gate, and the attention, take the sentence's mean over: its words (``masked``), or ``all`` positions,
+    padding included, as in the fork that the gate comes from."""
     gate_identity_start: bool = False
     """Zero the last layer of their direction, so that training starts from the model without them."""
 
@@ -71,6 +74,8 @@ class Recipe(BaseModel):
     """Stop (and end the schedule) after this many optimiser steps; 0 is all epochs."""
     batch_size: int = Field(default=64, ge=2, le=MAX_COUNT)
     """Triplets a step sees at once, over all processes; they are each other's negatives. More than there are is all."""
+    drop_last: bool = False
+    """Leave out an epoch's last batch where it is smaller than the others, as published; each epoch another one."""
     gradient_accumulation: int = Field(default=1, ge=1, le=MAX_COUNT)
     """Batches whose gradients are added up before a step; negatives stay within a batch."""
     gradient_checkpointing: bool = False
@@ -133,6 +138,8 @@ class Recipe(BaseModel):
     """Use only algorithms of torch that give the same numbers every time; on a CPU training does so anyway."""
     validation_frequency: int = Field(default=1, ge=1, le=MAX_EPOCHS)
     """Epochs from one validation to the next; the last epoch always has one."""
+    select_by: str = ""
+    """The figure whose best value makes ``best/``, such as ``mean_of_seven``; empty is the data set's primary one."""
     save_training: bool = True
     """Keep ``last/`` (complete state, for --resume) and ``best/``."""
     save_minutes: float = Field(default=10.0, ge=0, le=MAX_COUNT)
@@ -213,9 +220,17 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
         wrong += dict.fromkeys(_describe(one, settings) for one in error.errors())
     if recipe is not None and recipe.mined_ratio and not recipe.subset_negatives:
         wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
+    if recipe is not None and recipe.select_by and recipe.select_by not in (figures := _figures(recipe.dataset)):
+        wrong.append(f"select_by = {short(recipe.select_by)}: expected one of {', '.join(figures)}")
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
+
+
+def _figures(dataset: str) -> list[str]:
+    """Return the metric keys that every validation on a data set has."""
+    protocol = protocol_of(find_dataset(dataset))
+    return [key for key in protocol.keys if protocol.subsets_required or not key.startswith("recall_subset")]
 
 
 def _describe(error: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -116,8 +116,8 @@ def load_last(
         saved: dict[str, Any] = torch.load(last / STATE, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ComposirError(f"cannot be read ({error})", file=last / STATE, fix="start anew without --resume") from None
-    planned, needed = (one["total_steps"] - 1 for one in (saved["schedule"], schedule.state_dict()))
-    if planned != needed:  # of a version that kept no fingerprint
+    planned, needed = (one["total_steps"] for one in (saved["schedule"], schedule.state_dict()))
+    if planned not in (needed, needed + 1):  # without a fingerprint; former versions' cycles are a step longer
         raise ComposirError(
             f"was planned for {planned:,} steps, and by its recipe {num_triplets:,} triplets are {needed:,}",
             file=run,

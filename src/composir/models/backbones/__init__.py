@@ -83,7 +83,7 @@ def _blip2(backbone: str) -> Backbone:
         tower=lambda weights: _blip2_tower(backbone, weights),
         tokenizer=blip2_tokenizer,
         initialise=lambda model, weights: initialise(model, read_backbone(backbone, weights)),
-        recipes={"": "sprc-cirr.toml", "FashionIQ": "sprc-fashioniq.toml"},
+        recipes={"": "blip2-cirr.toml", "FashionIQ": "blip2-fashioniq.toml"},
         needs_weights=True,
     )
 
