@@ -38,6 +38,10 @@ _SOURCE = str(Path(next(iter(find_spec("composir").submodule_search_locations)))
 _aten = torch.ops.aten
 
 
+def _is_asking(file: str) -> bool:
+    return file.startswith(_SOURCE) and not file.endswith("/composir/machine.py")
+
+
 @dataclass(frozen=True)
 class Sync:
     """A wait of the CPU for the GPU."""
@@ -100,10 +104,9 @@ class OnGpu(Tensor):
 
 _HALF = {"linear", "matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d",
          "scaled_dot_product_attention", "multi_head_attention_forward"}  # fmt: skip
-_FULL = {"softmax", "log_softmax", "layer_norm", "group_norm", "norm", "vector_norm", "normalize", "cosine_similarity",
-         "cross_entropy", "nll_loss", "mse_loss", "kl_div", "logsumexp", "exp", "log", "log2", "pow", "__pow__", "rsqrt",
-         "reciprocal", "sum", "prod", "cumsum", "cdist", "binary_cross_entropy_with_logits", "softplus",
-         "gelu_backward"}  # fmt: skip
+_FULL = {"softmax", "log_softmax", "logsumexp", "layer_norm", "group_norm", "norm", "vector_norm", "normalize",
+         "cosine_similarity", "cross_entropy", "nll_loss", "mse_loss", "kl_div", "exp", "log", "log2", "pow", "__pow__",
+         "rsqrt", "reciprocal", "sum", "prod", "cumsum", "cdist"}  # fmt: skip
 _WIDEST = {"addcmul", "addcdiv", "cat", "stack", "bilinear", "cross", "dot", "index_put", "scatter_add", "tensordot"}
 """What autocast does to arguments by the function's name: the tables of torch's documentation for CUDA."""
 
@@ -174,7 +177,7 @@ class Device(TorchDispatchMode):
     def note(self, operation: str) -> None:
         """Note a wait, with the innermost function of composir that runs."""
         frame = sys._getframe(1)
-        while frame is not None and not frame.f_code.co_filename.startswith(_SOURCE):
+        while frame is not None and not _is_asking(frame.f_code.co_filename):
             frame = frame.f_back
         code = None if frame is None else frame.f_code
         place = "" if code is None else f"{Path(code.co_filename).relative_to(_SOURCE)}:{code.co_name}"
@@ -198,7 +201,7 @@ class Device(TorchDispatchMode):
             self._refuse_mixed(func, args, tensors)
         is_move = bool(self.running) and self.running[-1] in {"to", "cpu"} and asked is not None and asked.type == "cpu"
         goes_to_cpu = is_move or (func is _aten.copy_.default and not isinstance(args[0], OnGpu))
-        self._note_sync(func, args, goes_to_cpu=goes_to_cpu)
+        self._note_sync(func, args, kwargs, goes_to_cpu=goes_to_cpu)
         wrappers = {id(one.on_cpu): one for one in here}
         plain_args, plain = pytree.tree_map(lambda one: one.on_cpu if isinstance(one, OnGpu) else one, (args, kwargs))
         if asked is not None:
@@ -228,9 +231,13 @@ class Device(TorchDispatchMode):
         if any(one.dim() for one in strangers):  # numbers may come from anywhere
             raise RuntimeError(f"{func}: Expected all tensors to be on the same device, {self.name} and cpu")
 
-    def _note_sync(self, func: Any, args: Any, *, goes_to_cpu: bool) -> None:
+    def _note_sync(self, func: Any, args: Any, kwargs: dict[str, Any], *, goes_to_cpu: bool) -> None:
+        given = args[1] if func is _aten.copy_.default else args[0] if func is _aten._to_copy.default else None
+        comes_to_gpu = isinstance(given, Tensor) and not isinstance(given, OnGpu)
         if goes_to_cpu:
             self.note("cpu")
+        elif comes_to_gpu and not kwargs.get("non_blocking"):
+            self.note("upload")
         elif func is _aten._local_scalar_dense.default:
             self.note("item")
         elif func in {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}:

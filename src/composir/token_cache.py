@@ -76,8 +76,9 @@ def default_cache_dir() -> Path:
 class TokenCache:
     """The tower's tokens of images, fp16: on disk below ``directory``, in memory without one, or never kept.
 
-    On disk they are in a ``TokenStore``, one for each tower (its weights) and transform, under the content of the
-    image: a changed picture, another tower or another transform is never answered with what was computed before.
+    On disk they are in a ``TokenStore``, one for each tower (its weights), transform, and kind of device with the
+    precision that the tower has there, under the content of the image: a changed picture, another tower or another
+    transform is never answered with what was computed before, nor a CPU with what a GPU has rounded otherwise.
     """
 
     def __init__(
@@ -90,6 +91,9 @@ class TokenCache:
         self.bytes_per_image = tower.num_tokens * tower.width * np.dtype(np.float16).itemsize
         self._place_by_source: dict[ImageSource, tuple[np.ndarray, int]] = {}
         key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
+        device = tower.mean.device
+        if device.type != "cpu":
+            key += f" {device.type} {tower.dtype_on(device)}"
         self._name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def fill(

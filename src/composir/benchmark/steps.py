@@ -353,13 +353,6 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return median(one / other for one, other in zip(over, under, strict=True))
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bf16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu.get_capabilities().get("avx512_bf16", False)
-
-
 def gpu_memory_of_steps(
     backbone: str, batch_size: int, way: Way, fusion: str = NONE, token_width: int | None = None
 ) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, contrastive_loss
+from composir.machine import to_device
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
@@ -163,7 +164,8 @@ class Sprc(nn.Module):
         Queries and words weigh a half each, alike among themselves, so that the score is a mean; padding is zero.
         """
         queries = nn.functional.normalize(self.text_proj(fused_queries), dim=-1) / fused_queries.shape[1]
-        counts = attention_mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
+        mask = to_device(attention_mask, words.device)
+        counts = mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
         spoken = (
             nn.functional.normalize(self.text_proj(words[:, 1:]), dim=-1) * counts / counts.sum(dim=1, keepdim=True)
         )

@@ -172,7 +172,7 @@ def gradient_norms(parts: Mapping[str, Sequence[torch.nn.Parameter]], scale: flo
         part: [parameter.grad for parameter in parameters if parameter.grad is not None]
         for part, parameters in parts.items()
     }
-    norms = torch.stack([torch.nn.utils.get_total_norm(one, foreach=True) for one in gradients.values()]) / scale
+    norms = torch.stack([torch.nn.utils.get_total_norm(one) for one in gradients.values()]) / scale
     return dict(zip(gradients, norms.tolist(), strict=True))
 
 
