@@ -88,11 +88,14 @@ class OnGpu(Tensor):
         if name == "tolist":
             owner.note(name)
             return args[0].on_cpu.tolist()
+        if name in {"to", "cpu"} and isinstance(args[0], OnGpu):
+            return _move(owner, name, *args, **kwargs)
         if torch.is_autocast_enabled(owner.name.type):
             args, kwargs = _autocast(name, args, kwargs, torch.get_autocast_dtype(owner.name.type))
         owner.running.append(name)
         try:
-            return super().__torch_function__(func, types, args, kwargs)
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
         finally:
             owner.running.pop()
 
@@ -100,6 +103,21 @@ class OnGpu(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         owner = next(one.owner for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, OnGpu))
         return owner.run(func, args, kwargs or {})
+
+
+def _move(owner: Device, name: str, tensor: OnGpu, *args: Any, **kwargs: Any) -> Tensor:
+    """Do ``tensor.to(...)`` or ``tensor.cpu()``, which torch's own would do for a tensor of the CPU."""
+    where, copy = ("cpu", *args) if name == "cpu" else args, kwargs.pop("copy", False)
+    device, dtype, non_blocking, _ = torch._C._nn._parse_to(*where, **kwargs)
+    dtype = dtype or tensor.dtype
+    with torch._C.DisableTorchFunctionSubclass():
+        if device is None or device.type == owner.name.type:
+            return tensor if dtype == tensor.dtype and not copy else torch.ops.aten._to_copy(tensor, dtype=dtype)
+        owner.running.append("to the CPU")
+        try:
+            return torch.ops.aten._to_copy(tensor, dtype=dtype, device=device, non_blocking=non_blocking)
+        finally:
+            owner.running.pop()
 
 
 _HALF = {"linear", "matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d",
@@ -188,6 +206,12 @@ class Device(TorchDispatchMode):
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Return what an operator gives, computed on the CPU, and lying where the device would leave it."""
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # there torch leaves that to the mode
+            TorchDispatchMode.__enter__(self)
+            try:
+                return func.decompose(*args, **kwargs)
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)
         tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         here = [one for one in tensors if isinstance(one, OnGpu)]
         asked = kwargs.get("device")
@@ -199,9 +223,15 @@ class Device(TorchDispatchMode):
             return func(*args, **kwargs)
         if here and not is_copy:
             self._refuse_mixed(func, args, tensors)
-        is_move = bool(self.running) and self.running[-1] in {"to", "cpu"} and asked is not None and asked.type == "cpu"
+        is_move = bool(self.running) and self.running[-1] == "to the CPU"
         goes_to_cpu = is_move or (func is _aten.copy_.default and not isinstance(args[0], OnGpu))
-        self._note_sync(func, args, kwargs, goes_to_cpu=goes_to_cpu)
+        given = args[1] if func is _aten.copy_.default else args[0] if func is _aten._to_copy.default else None
+        is_upload = isinstance(given, Tensor) and not isinstance(given, OnGpu)
+        if is_upload and not kwargs.get("non_blocking"):
+            self.note("upload")
+        if is_upload and kwargs.get("non_blocking") and self.name.type == "mps":
+            raise AssertionError("a copy to MPS that is not waited for may read other memory (pytorch issue 189690)")
+        self._note_sync(func, args, goes_to_cpu=goes_to_cpu)
         wrappers = {id(one.on_cpu): one for one in here}
         plain_args, plain = pytree.tree_map(lambda one: one.on_cpu if isinstance(one, OnGpu) else one, (args, kwargs))
         if asked is not None:
@@ -214,7 +244,7 @@ class Device(TorchDispatchMode):
             return result.clone() if any(result is one.on_cpu for one in here) else result
         leaves = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
         if self.name.type == "mps":
-            _refuse_on_mps(func, leaves)
+            _refuse_on_mps(func, kwargs, leaves)
 
         def lay(one: Any) -> Any:
             if not isinstance(one, Tensor):
@@ -231,13 +261,9 @@ class Device(TorchDispatchMode):
         if any(one.dim() for one in strangers):  # numbers may come from anywhere
             raise RuntimeError(f"{func}: Expected all tensors to be on the same device, {self.name} and cpu")
 
-    def _note_sync(self, func: Any, args: Any, kwargs: dict[str, Any], *, goes_to_cpu: bool) -> None:
-        given = args[1] if func is _aten.copy_.default else args[0] if func is _aten._to_copy.default else None
-        comes_to_gpu = isinstance(given, Tensor) and not isinstance(given, OnGpu)
+    def _note_sync(self, func: Any, args: Any, *, goes_to_cpu: bool) -> None:
         if goes_to_cpu:
             self.note("cpu")
-        elif comes_to_gpu and not kwargs.get("non_blocking"):
-            self.note("upload")
         elif func is _aten._local_scalar_dense.default:
             self.note("item")
         elif func in {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default}:
@@ -267,7 +293,10 @@ def _without_mps() -> frozenset[str]:
     return frozenset(f"aten::{name}" for name, one in named.items() if not has_kernel(one))
 
 
-def _refuse_on_mps(func: Any, results: list[Tensor]) -> None:
+def _refuse_on_mps(func: Any, kwargs: dict[str, Any], results: list[Tensor]) -> None:
+    """Raise what torch raises there, and where it would go on with wrong numbers, say so."""
+    if kwargs.get("found_inf") is not None:
+        raise AssertionError(f"{func} ignores the gradient scaler on MPS (pytorch pull request 186360)")
     schema = func._schema
     name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
     chosen_here = name.endswith("_for_cpu") or name.endswith("_for_cpu_backward")  # by torch, for where the numbers are
