@@ -10,11 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def default_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU: what computes unless another device was asked for."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the GPU where there is one (CUDA, else Apple's), else the CPU: what computes unless told otherwise."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether the device multiplies bf16 itself, as Nvidia's GPUs do from Ampere on; emulated it is slow.
+
+    False on Apple silicon, of which the first two generations emulate it and which torch does not tell apart.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on a device, without waiting for what a CUDA device still has to do.
+
+    CUDA has read memory that is not pinned before it returns. A copy to MPS that is not waited for may read memory that
+    was given back meanwhile, and be wrong (pytorch/pytorch issues 139550 and 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -24,11 +46,17 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": _gpu(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _gpu() -> str | None:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "MPS" if torch.backends.mps.is_available() else None
 
 
 def _processor() -> str:

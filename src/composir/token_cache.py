@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from composir.data.check import check_images
 from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import size_text
-from composir.machine import available_memory
+from composir.machine import available_memory, to_device
 from composir.models.vision import Tower
 from composir.progress import Counted
 from composir.token_store import TokenStore
@@ -77,8 +77,9 @@ def default_cache_dir() -> Path:
 class TokenCache:
     """The tower's tokens of images, fp16: on disk below ``directory``, in memory without one, or never kept.
 
-    On disk they are in a ``TokenStore``, one for each tower (its weights) and transform, under the content of the
-    image: a changed picture, another tower or another transform is never answered with what was computed before.
+    On disk they are in a ``TokenStore``, one for each tower (its weights), transform, and kind of device with the
+    precision that the tower has there, under the content of the image: a changed picture, another tower or another
+    transform is never answered with what was computed before, nor a CPU with what a GPU has rounded otherwise.
     """
 
     def __init__(
@@ -92,6 +93,9 @@ class TokenCache:
         self._place_by_source: dict[ImageSource, tuple[np.ndarray, int]] = {}
         self._means: dict[tuple[ImageSource, ...], Tensor] = {}
         key = f"{tower.fingerprint()} {tower.transform} {tower.target_ratio} {tower.image_size}"
+        device = tower.mean.device
+        if device.type != "cpu":
+            key += f" {device.type} {tower.dtype_on(device)}"
         self._name = f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     def fill(
@@ -119,7 +123,7 @@ class TokenCache:
         block = np.empty((len(missing), *self._shape), np.float16)
         for done, tokens in self._compute(missing, progress):
             block[done : done + len(tokens)] = tokens
-        self._place_by_source.update({source: (block, row) for row, source in enumerate(missing)})
+        self.take({source: (block, row) for row, source in enumerate(missing)})
         return len(missing)
 
     def __call__(self, sources: Sequence[ImageSource]) -> Float[Tensor, "batch tokens width"]:
@@ -147,6 +151,10 @@ class TokenCache:
                 pass
         return tokens
 
+    def take(self, place_by_source: Mapping[ImageSource, tuple[Float16[np.ndarray, "rows tokens width"], int]]) -> None:
+        """Answer for these images with rows of blocks that hold their tokens."""
+        self._place_by_source.update(place_by_source)
+
     def mean(self, sources: Sequence[ImageSource]) -> Float16[Tensor, "tokens width"]:
         """Return the images' mean tokens, place by place, computed once a set of images where the tower is."""
         key = tuple(sources)
@@ -154,7 +162,7 @@ class TokenCache:
             device = self.tower.mean.device
             total = torch.zeros(self._shape, device=device)
             for start in range(0, len(key), IMAGES_A_SUM):
-                tokens = self(key[start : start + IMAGES_A_SUM]).to(device, non_blocking=True)
+                tokens = to_device(self(key[start : start + IMAGES_A_SUM]), device)
                 total += tokens.sum(dim=0, dtype=torch.float32)
             if len(self._means) == MEANS_KEPT:
                 del self._means[next(iter(self._means))]
@@ -185,7 +193,7 @@ class TokenCache:
                 store.add(images[first:end], np.concatenate(waiting))
                 waiting, first, last_write = [], end, time.monotonic()
         row_by_image, block = store.rows(), store.map()
-        self._place_by_source.update(
+        self.take(
             {source: (block, row_by_image[image]) for source, image in image_by_source.items() if image in row_by_image}
         )
         return len(images)

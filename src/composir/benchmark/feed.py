@@ -16,7 +16,7 @@ import torch
 
 from composir.benchmark.features import REAL_TOKENS, fill_store, real_tower
 from composir.benchmark.processes import alone
-from composir.benchmark.steps import LADDER, OURS, REAL, Batch, Step, has_bf16, make_model
+from composir.benchmark.steps import REAL, Batch, Step, make_model
 from composir.data import Query, Split
 from composir.machine import default_device, describe_machine
 from composir.models.backbones import build

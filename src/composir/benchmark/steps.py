@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composir.errors import ComposirError
 from composir.losses import alignment_loss, contrastive_loss
-from composir.machine import default_device
+from composir.machine import default_device, to_device
 from composir.models.backbones import BACKBONES, build
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
@@ -139,6 +139,7 @@ class LibraryQFormer(nn.Module):
         if words is not None and mask is not None:
             queries = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)
             mask = torch.cat([mask.new_ones(len(words), queries.shape[1] - words.shape[1]), mask], dim=1)
+            mask = to_device(mask, queries.device)
         return self.library(
             query_embeds=queries,
             query_length=0 if image_tokens is None else self.num_query_tokens,
@@ -302,7 +303,8 @@ class Step:
     def backward(self, batch: Batch) -> Tensor:
         """Return the total loss and leave the gradients."""
         device = self.model.device
-        reference, target, input_ids, mask = (tensor.to(device) for tensor in batch.inputs(padded=self.way.padded))
+        *tensors, mask = batch.inputs(padded=self.way.padded)  # the mask stays on the CPU, as in training
+        reference, target, input_ids = (tensor.to(device) for tensor in tensors)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.way.bf16):
             losses = self.losses_of(self.model, (reference, target, input_ids, mask), self.way, **self.settings)
             total = losses["loss_itc"] + RTC_WEIGHT * losses["loss_rtc"] + ALIGN_WEIGHT * losses["loss_align"]
@@ -329,12 +331,11 @@ class Step:
 def time_of(work: Callable[[], object], device: torch.device, *, processor_time: bool) -> float:
     """Return the seconds of a piece of work: on the wall, or those that this process had of all cores."""
     clock = time.process_time if processor_time else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize = torch.get_device_module(device).synchronize
+    synchronize()
     start = clock()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize()
     return clock() - start
 
 
@@ -359,13 +360,6 @@ def in_turns(
 def ratio(over: Sequence[float], under: Sequence[float]) -> float:
     """Return the median of the ratios of seconds that were measured side by side."""
     return median(one / other for one, other in zip(over, under, strict=True))
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bf16 itself."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def gpu_memory_of_steps(

@@ -18,14 +18,13 @@ from composir.benchmark.steps import (
     Batch,
     Step,
     gpu_memory_of_steps,
-    has_bf16,
     in_turns,
     make_batch,
     make_model,
     make_optimizer,
     ratio,
 )
-from composir.machine import default_device, describe_machine
+from composir.machine import default_device, describe_machine, has_bf16
 from composir.progress import Progress
 
 BF16, COMPILED = "bf16", "compiled"

@@ -69,7 +69,7 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
     top, scores, target_ranks, subset = [], [], [], []
     num_ranked = 0
     for block in blocks:
-        for rows in block.split(rows_per_block):
+        for rows in block.float().cpu().split(rows_per_block):  # a GPU is waited for once a block
             queries = split.queries[num_ranked : num_ranked + len(rows)]
             _check_rows(rows, queries, split)
             keys = _sort_keys(rows, queries, place_by_name, exclude_reference=split.exclude_reference)
@@ -151,7 +151,7 @@ def describe(split: Split) -> str:
 
 
 def _sort_keys(
-    rows: Float[Tensor, "block gallery"],
+    rows: Float32[Tensor, "block gallery"],
     queries: tuple[Query, ...],
     place_by_name: dict[str, int],
     *,
@@ -159,7 +159,7 @@ def _sort_keys(
 ) -> Int64[Tensor, "block gallery"]:
     """Return one unique integer per image, larger for better: the score, then the role, then the place."""
     num_images = rows.shape[1]
-    bits = (rows.float().cpu() + 0.0).view(torch.int32)  # adding zero turns -0.0 into 0.0, its equal
+    bits = (rows + 0.0).view(torch.int32)  # adding zero turns -0.0 into 0.0, its equal
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as integers in the order of the floats
     roles = torch.full(rows.shape, _OTHER)
     for row, query in enumerate(queries):
@@ -180,11 +180,11 @@ def _sort_keys(
 
 
 def _take_top(
-    keys: Int64[Tensor, "block gallery"], rows: Float[Tensor, "block gallery"], depth: int
+    keys: Int64[Tensor, "block gallery"], rows: Float32[Tensor, "block gallery"], depth: int
 ) -> tuple[Int64[Tensor, "block depth"], Float32[Tensor, "block depth"]]:
     num_images = keys.shape[1]
     best, places = keys.topk(min(depth, num_images), dim=1)
-    scores = rows.float().cpu().gather(1, places)
+    scores = rows.gather(1, places)
     exhausted = best == _EXCLUDED
     top = torch.full((len(keys), depth), PADDING)
     top[:, : best.shape[1]] = places.masked_fill(exhausted, PADDING)
@@ -215,7 +215,7 @@ def _order_subsets(
     return ordered
 
 
-def _check_rows(rows: Float[Tensor, "block gallery"], queries: tuple[Query, ...], split: Split) -> None:
+def _check_rows(rows: Float32[Tensor, "block gallery"], queries: tuple[Query, ...], split: Split) -> None:
     if rows.shape[1] != len(split.gallery):
         raise _shape_error(f"{rows.shape[1]} columns", split)
     if len(rows) != len(queries):

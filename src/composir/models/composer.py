@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from composir.data.images import read_image
+from composir.machine import to_device
 from composir.models.config import ComposerConfig
 from composir.models.sprc import Sprc
 from composir.models.text import Tokenizer
@@ -41,12 +42,16 @@ class Composer(Sprc):
         return self.tower.tokens([_open(image) for image in images]).to(self.device)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
-        """Return input ids and attention mask of normalised sentences, padded to the longest of them."""
+        """Return input ids and attention mask of normalised sentences, padded to the longest of them.
+
+        The mask stays on the CPU, which has to know how many words there are: the Q-Former computes nothing for
+        padding. The model takes it from there.
+        """
         input_ids, attention_mask = self.words(texts)
-        return input_ids.to(self.device), attention_mask.to(self.device)
+        return to_device(input_ids, self.device), attention_mask
 
     def words(self, texts: Sequence[str]) -> tuple[Int[Tensor, "batch words"], Int[Tensor, "batch words"]]:
-        """Return what ``tokenize`` does, in the computer's own memory."""
+        """Return what ``tokenize`` does, all on the CPU."""
         if self.tokenizer is None:
             raise RuntimeError("this model was built without a tokenizer and works on token ids only")
         return self.tokenizer(texts, max_words=self.config.max_words)

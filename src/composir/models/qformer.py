@@ -16,7 +16,7 @@ hidden (width of the Q-Former), width (of an image token), heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -24,6 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from composir.machine import to_device
 
 INITIALIZER_RANGE = 0.02
 """Standard deviation of BERT's fresh weights."""
@@ -108,7 +110,7 @@ class QFormer(nn.Module):
         if words is None or mask is None:
             layout, embeddings = Layout(queries.shape[1]), queries
         else:
-            layout = self._layout(mask)
+            layout = self._layout(mask).to(queries.device)
             embeddings = torch.cat([queries.expand(len(words), -1, -1), words], dim=1)  # (batch, length, hidden)
         rows = self.dropout(self.layernorm(layout.rows(embeddings)))  # (rows, hidden)
         *layers, last = self.layers
@@ -360,11 +362,20 @@ class Layout:
 
     @classmethod
     def of(cls, num_queries: int, words: Int[Tensor, "batch words"]) -> Layout:
-        """Return the layout of sentences behind as many queries; ``words`` is 1 where there is a word."""
+        """Return the layout of sentences behind as many queries; ``words`` is 1 where there is a word.
+
+        How many rows there are is for the CPU to know: where ``words`` lies on a GPU, it waits for it.
+        """
         mask = torch.cat([words.new_ones(len(words), num_queries), words], dim=1).bool()
         places = torch.arange(mask.numel(), device=words.device).view(mask.shape)
         of_queries, of_words = places.split([num_queries, words.shape[1]], dim=1)
         return cls(num_queries, mask, torch.cat([of_queries.flatten(), of_words[words.bool()]]))
+
+    def to(self, device: torch.device) -> Layout:
+        """Return the layout for rows on a device."""
+        if self.mask is None or self.places is None:
+            return self
+        return replace(self, mask=to_device(self.mask, device), places=to_device(self.places, device))
 
     @property
     def attend(self) -> Bool[Tensor, "batch 1 1 length"] | None:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, contrastive_loss
+from composir.machine import to_device
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
@@ -183,7 +184,7 @@ class Sprc(nn.Module):
         """
         queries = _embed(self.text_proj, fused_queries) / fused_queries.shape[1]
         spoken = _embed(self.text_proj, words[:, 1:])
-        counts = attention_mask[:, 1:, None].to(spoken.dtype)  # (batch, words - 1, 1)
+        counts = to_device(attention_mask, words.device)[:, 1:, None].to(spoken.dtype)  # (batch, words - 1, 1)
         spoken = spoken * counts / counts.sum(dim=1, keepdim=True)
         return torch.cat([queries, spoken], dim=1) / 2
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from composir.machine import to_device
+
 ALPHA_INIT = 0.5
 MASKED = "masked"
 Pooling = Literal["masked", "all"]
@@ -41,7 +43,7 @@ class TokenFusion(nn.Module):
         if text_mask is None:
             mean = text_tokens.mean(dim=1)
         else:
-            weight = text_mask.to(text_tokens.dtype).unsqueeze(-1)  # (batch, words, 1)
+            weight = to_device(text_mask, text_tokens.device).to(text_tokens.dtype).unsqueeze(-1)  # (batch, words, 1)
             mean = (text_tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
         return mean if self.text_proj is None else self.text_proj(mean)
 

@@ -349,7 +349,7 @@ def _read(source: Path | bytes, side: int) -> Image.Image:
 def _embed(
     encoder: Encoder, queries: Sequence[SearchQuery], pictures: Sequence[Sequence[Image.Image]]
 ) -> Float[Tensor, "num_queries dim"]:
-    """Return the L2-normalised vector of every query, all through one pass of the tower."""
+    """Return the L2-normalised vector of every query, on the CPU, all through one pass of the tower."""
     asked: list[tuple[int, str]] = []  # (place in images or NO_PICTURE, sentence)
     images: list[Image.Image] = []
 
@@ -367,6 +367,6 @@ def _embed(
             if query.negative_text.strip():
                 plan += [(ask(place, query.negative_text), -1.0), (ask(place, ""), 1.0)]
         plans.append(plan)
-    vectors = encoder.embed_asked(images, asked)
+    vectors = encoder.embed_asked(images, asked).cpu()
     sums = [sum(weight * vectors[row] for row, weight in plan) for plan in plans]
     return nn.functional.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from torch import Tensor
 from composir import parallel
 from composir.data import Query, Split
 from composir.data.images import ImageSource
+from composir.machine import to_device
 from composir.models.composer import Composer
 from composir.token_cache import TokenCache
 from composir.training.mining import Mined
@@ -40,9 +40,14 @@ class Inputs(NamedTuple):
     """Queries and candidates of all processes."""
 
     def to(self, device: torch.device) -> Inputs:
-        """Return the inputs on a device; from pinned memory the copies go on while this process does."""
+        """Return the inputs on a device, the mask excepted; from pinned memory the copies go on while this process does."""
         return Inputs(
-            *(one.to(device, non_blocking=True) if isinstance(one, Tensor) else one for one in self)  # pyright: ignore[reportArgumentType]  # each keeps its kind
+            to_device(self.reference_tokens, device),
+            to_device(self.target_tokens, device),
+            to_device(self.input_ids, device),
+            self.attention_mask,
+            None if self.same_target is None else to_device(self.same_target, device),
+            self.num_all,
         )
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from safetensors import SafetensorError
 
 from composir import parallel
 from composir.errors import ComposirError
+from composir.machine import default_device, has_bf16
 from composir.training.recipe import Recipe
 
 NO_LOCKS_FIX = "give --output-dir a folder on a local disk; to go on with a run, copy its folder there"
@@ -30,7 +31,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Return what knows device, precision and processes; a kind of launch that is not served is an error."""
     precision = recipe.mixed_precision
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # as accelerate launch --cpu sets it
+        precision = automatic_precision(torch.device("cpu") if on_cpu else default_device())
     waiting = InitProcessGroupKwargs(timeout=PATIENCE)
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[waiting])
     if accelerator.distributed_type not in PARALLEL:
@@ -40,6 +42,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             fix="accelerate launch --multi_gpu (or --cpu), or torchrun",
         )
     return accelerator
+
+
+def automatic_precision(device: torch.device) -> str:
+    """Return what ``auto`` is on a device: bf16 where a GPU computes in it, else fp16; ``no`` on a CPU and on MPS."""
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if has_bf16(device) else "fp16"
 
 
 @contextmanager

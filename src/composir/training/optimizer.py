@@ -36,12 +36,15 @@ def make_optimizer(
         elif recipe.pretrained_learning_rate and not any(part in name for part in new_parts):
             rate = recipe.pretrained_learning_rate
         parameters_by_rate.setdefault(rate, []).append(parameter)
+    # On MPS the fused kernel takes no notice of a gradient scaler: neither of its scale nor of an overflow
+    # (pytorch/pytorch pull request 186360).
+    ignores_scaler = model.device.type == "mps" and recipe.mixed_precision == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rate} for rate, parameters in parameters_by_rate.items()],
         betas=recipe.betas,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
-        fused=True,
+        fused=not ignores_scaler,
     )
     total_steps = max(num_steps, recipe.schedule_epochs * steps_per_epoch, 2)  # a cycle of one step is all end
     rises_for_no_step = recipe.pct_start * total_steps == 1  # torch then divides by zero

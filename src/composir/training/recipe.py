@@ -133,7 +133,7 @@ class Recipe(BaseModel):
     """Before the first step, set the heads' biases so that embeddings are centred on training triplets."""
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """``auto`` is bf16 where the hardware has it."""
+    """``auto`` is bf16 on GPUs that compute in it, fp16 on older ones of Nvidia's, ``no`` on others and on CPUs."""
     deterministic: bool = False
     """Use only algorithms of torch that give the same numbers every time; on a CPU training does so anyway."""
     validation_frequency: int = Field(default=1, ge=1, le=MAX_EPOCHS)
