@@ -250,11 +250,13 @@ class Device(TorchDispatchMode):
         goes_to_cpu = is_move or (func is _aten.copy_.default and not isinstance(args[0], OnGpu))
         given = args[1] if func is _aten.copy_.default else args[0] if func is _aten._to_copy.default else None
         is_upload = isinstance(given, Tensor) and not isinstance(given, OnGpu)
-        if is_upload and not kwargs.get("non_blocking"):
+        waits = not (kwargs.get("non_blocking") or (func is _aten.copy_.default and len(args) > 2 and args[2]))
+        if is_upload and waits:
             self.note("upload")
-        if is_upload and kwargs.get("non_blocking") and self.name.type == "mps":
+        if is_upload and not waits and self.name.type == "mps":
             raise AssertionError("a copy to MPS that is not waited for may read other memory (pytorch issue 189690)")
-        self._note_sync(func, args, goes_to_cpu=goes_to_cpu)
+        if waits or not goes_to_cpu:
+            self._note_sync(func, args, goes_to_cpu=goes_to_cpu)
         wrappers = {id(one.on_cpu): one for one in here}
         plain_args, plain = _map(lambda one: one.on_cpu if isinstance(one, OnGpu) else one, (args, kwargs))
         if asked is not None:
@@ -341,6 +343,20 @@ def _group_by_device_and_dtype(lists: list[list[Tensor | None]], with_indices: b
     return groups
 
 
+class _Event:
+    """What ``torch.cuda.Event`` is where all is done at once."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+def _empty_on_the_cpu(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="cpu")
+
+
 def stand_in(kind: str, monkeypatch: pytest.MonkeyPatch, *, has_bf16: bool = True) -> Device:
     """Return the stand-in for ``cuda`` or ``mps``; torch says for the rest of the test that it has one.
 
@@ -365,6 +381,9 @@ def stand_in(kind: str, monkeypatch: pytest.MonkeyPatch, *, has_bf16: bool = Tru
         set_cuda("set_device", lambda *_: None)
         set_cuda("get_rng_state", lambda *_: torch.get_rng_state())
         set_cuda("set_rng_state", lambda state, *_: torch.set_rng_state(state))
+        set_cuda("Event", _Event)
+        for place in ("token_cache", "training.numbers"):  # nothing can be pinned here
+            monkeypatch.setattr(f"composir.{place}.empty_for_copies", _empty_on_the_cpu)
         set_cuda("mem_get_info", lambda *_: (2**34, 2**34))
         set_cuda("reset_peak_memory_stats", lambda *_: None)
         set_cuda("memory_allocated", lambda *_: 0)

@@ -39,6 +39,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def empty_for_copies(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor on the CPU for copies to a device or from it: on CUDA pinned, so that nobody waits for them."""
+    return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
 def describe_machine() -> dict[str, Any]:
     """Return what a figure's machine is: processor, cores, memory, GPU, system and versions."""
     return {

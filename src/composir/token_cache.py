@@ -23,7 +23,7 @@ from composir.data.check import check_images
 from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError, nearest
 from composir.files import size_text
-from composir.machine import available_memory, to_device
+from composir.machine import available_memory, empty_for_copies, to_device
 from composir.models.vision import Tower
 from composir.progress import Counted
 from composir.token_store import TokenStore
@@ -136,10 +136,7 @@ class TokenCache:
             self.fill(sources)
             place_by_source = self._place_by_source
         places = [place_by_source[source] for source in sources]
-        # Pinned where a GPU reads them: the copy then goes on while the program does.
-        tokens = torch.empty(
-            len(places), *self._shape, dtype=torch.float16, pin_memory=self.tower.mean.device.type == "cuda"
-        )
+        tokens = empty_for_copies(len(places), *self._shape, dtype=torch.float16, device=self.tower.mean.device)
         rows = tokens.numpy()
 
         def copy(number: int) -> None:

@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
     """Queries and candidates of all processes."""
 
     def to(self, device: torch.device) -> Inputs:
-        """Return the inputs on a device, the mask excepted; from pinned memory the copies go on while this process does."""
+        """Return the inputs on a device, all but the mask; from pinned memory they are copied while the CPU goes on."""
         return Inputs(
             to_device(self.reference_tokens, device),
             to_device(self.target_tokens, device),

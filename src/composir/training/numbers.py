@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from composir.machine import empty_for_copies
+
 Tell = Callable[[list[float]], None]
 
 
@@ -35,7 +37,7 @@ class Numbers:
         if self.device.type != "cuda":
             tell(numbers.tolist())
             return
-        values = torch.empty_like(numbers, device="cpu", pin_memory=True)
+        values = empty_for_copies(len(numbers), dtype=numbers.dtype, device=self.device)
         values.copy_(numbers, non_blocking=True)
         there = torch.cuda.Event()
         there.record()
