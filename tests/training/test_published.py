@@ -60,6 +60,14 @@ def test_a_published_run_has_the_settings_of_the_readme_and_the_script(file, pub
     assert recipe.model_dump(include={*both, *published}) == {**both, **published}
 
 
+@pytest.mark.parametrize("dataset", ["CIRR", "FashionIQ"])
+def test_the_gated_fusion_commands_keep_their_flags_and_the_gate(dataset):
+    flags = {"num_epochs": 10, "batch_size": 64, "learning_rate": 1e-5, "loss_align": 0.4, "loss_rtc": 0.4}
+    composirs = {"fusion": "gate", "drop_last": False, "schedule_epochs": 0, "mixed_precision": "auto", "select_by": ""}
+    recipe = load_recipe({"dataset": dataset, "backbone": "pretrain", **flags})
+    assert recipe.model_dump(include={*flags, *composirs}) == {**flags, **composirs}
+
+
 # -- the schedule ------------------------------------------------------------------------------------------------------
 
 CIRR_STEPS, FASHION_IQ_STEPS = 28_225 // 128, (5_985 + 5_988 + 6_027) // 128  # 220 and 140: the rest is left out
