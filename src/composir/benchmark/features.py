@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from composir.benchmark.processes import alone
@@ -32,6 +33,7 @@ from composir.token_store import DATA, TokenStore
 CIRR_TRAIN_IMAGES = 16_939
 REAL_TOKENS = (257, 1408)
 REAL_BLOCKS, REAL_HEADS, REAL_INTERMEDIATE = 39, 16, 6144
+WEIGHTS_STD = 0.02
 IMAGES_A_BLOCK = 256
 BATCH = 64
 """Images that are read at once."""
@@ -163,18 +165,19 @@ def _through_threads(work: Callable[[Path], np.ndarray], pictures: list[Path], n
 def _tower(backbone: str, num_images: int) -> float:
     """Return the seconds of the tower over pictures, after one pass that is not counted."""
     device = default_device()
-    tower = (real_tower() if backbone == REAL else BACKBONES[backbone].tower("")).to(device)
+    tower = real_tower(device=device) if backbone == REAL else BACKBONES[backbone].tower("").to(device)
     size = tower.image_size
     pixels = torch.randint(0, 256, (num_images, 3, size, size), dtype=torch.uint8)
-    tower(pixels[:1])
+    tower(pixels[: tower.batch_size]).cpu()
     start = time.perf_counter()
-    for batch in pixels.split(TOWER_BATCH):
+    for batch in pixels.split(tower.batch_size):
         tower(batch).cpu()
     return time.perf_counter() - start
 
 
-def real_tower(num_blocks: int = REAL_BLOCKS) -> Tower:
+def real_tower(num_blocks: int = REAL_BLOCKS, device: torch.device | None = None) -> Tower:
     """Return EVA ViT-g at its real size with random weights; without blocks it prepares pictures all the same."""
+    device = device or torch.device("cpu")
     num_tokens, width = REAL_TOKENS
     config = Blip2VisionConfig(
         hidden_size=width,
@@ -186,5 +189,11 @@ def real_tower(num_blocks: int = REAL_BLOCKS) -> Tower:
         layer_norm_eps=EVA_EPS,
         qkv_bias=True,
     )
-    network = LastHidden(Blip2VisionModel(config), width, EVA_EPS, affine=False)
-    return Tower(EVA, network, num_tokens=num_tokens, width=width, mean=CLIP_MEAN, std=CLIP_STD, half_on_gpu=True)
+    with torch.device("meta"):
+        network = LastHidden(Blip2VisionModel(config), width, EVA_EPS, affine=False)
+    network.to_empty(device=device)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=WEIGHTS_STD)
+    return Tower(EVA, network, num_tokens=num_tokens, width=width, mean=CLIP_MEAN, std=CLIP_STD, half_on_gpu=True).to(
+        device
+    )

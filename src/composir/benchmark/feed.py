@@ -16,10 +16,12 @@ import torch
 
 from composir.benchmark.features import REAL_TOKENS, fill_store, real_tower
 from composir.benchmark.processes import alone
-from composir.benchmark.steps import REAL, Batch, Step, make_model
+from composir.benchmark.steps import REAL, make_model, make_optimizer
 from composir.data import Query, Split
+from composir.losses import total_loss
 from composir.machine import default_device, describe_machine
 from composir.models.backbones import build
+from composir.models.fusion import GATE
 from composir.token_cache import TokenCache
 from composir.token_store import DATA, TokenStore
 from composir.training.batches import Batches, Inputs
@@ -77,10 +79,12 @@ def _batches(folder: Path, device: torch.device, num_images: int, batch_size: in
     chance = np.random.default_rng(0)
     pairs = chance.integers(0, num_images, (num_steps * batch_size, 2))
     queries = [
-        Query(id=str(number), reference=str(reference), targets=(str(target),), texts=("make it red",))
+        Query(str(number), str(reference), "make it red", ("make it red",), targets=(str(target),))
         for number, (reference, target) in enumerate(pairs)
     ]
-    split = Split("made up", "train", tuple(queries), (), {picture.stem: picture for picture in pictures})
+    split = Split(
+        "made up", "train", "", tuple(queries), (), {picture.stem: picture for picture in pictures}, "", False, ""
+    )
     with closing(TokenStore(folder, REAL_TOKENS)) as store:
         rows = store.map()
     tokens = TokenCache(real_tower(num_blocks=0).to(device))
@@ -100,8 +104,18 @@ def _read_ahead(batches: Batches, epoch: int) -> Iterator[Inputs]:
 
 
 def _real_step(device: torch.device) -> Callable[[Inputs], object]:
-    step = Step(make_model(REAL, fusion="gate").to(device), _bf16(device))
-    return lambda inputs: step.take(Batch(*inputs[:4]))
+    model = make_model(REAL, fusion=GATE).to(device)
+    optimizer = make_optimizer(model, per_tensor=False)
+
+    def step(inputs: Inputs) -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = model.training_losses(*inputs[:4])
+            total = total_loss(losses, Recipe().loss_weights)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def _time(

@@ -210,8 +210,8 @@ class Batch:
         return self.reference, self.target, self.input_ids[:, :length], self.attention_mask[:, :length]
 
 
-def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = None) -> Composer:
-    """Return this package's model without a tower and without dropout, in training; the same weights every time.
+def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = None, dropout: float = 0.0) -> Composer:
+    """Return this package's model without a tower, in training; the same weights every time.
 
     ``backbone`` is a key of ``BACKBONES`` or ``real``: BLIP-2's sizes with random weights. ``token_width`` replaces the
     width of real's image tokens.
@@ -219,9 +219,9 @@ def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = N
     torch.manual_seed(0)
     if backbone == REAL:
         sizes: dict[str, Any] = {**REAL_SIZES, "token_width": token_width or REAL_SIZES["token_width"]}
-        model = Composer(ComposerConfig(**sizes, fusion=fusion, dropout=0.0))
+        model = Composer(ComposerConfig(**sizes, fusion=fusion, dropout=dropout))
     else:
-        model = build(backbone, fusion=fusion, dropout=0.0)
+        model = build(backbone, fusion=fusion, dropout=dropout)
         model.tower = None
     return model.train()
 

@@ -160,6 +160,58 @@ def benchmark_features(
     return 0
 
 
+@benchmark_app.command("feed")
+def benchmark_feed(
+    num_images: Annotated[int, typer.Option(min=2, max=100_000_000, help="Images in the made-up token cache.")] = 4096,
+    batch_size: Triplets = 128,
+    num_steps: Annotated[int, typer.Option(min=2, max=100_000, help="Steps that are fed.")] = 20,
+    step_seconds: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Seconds of a step where there is no GPU to take a real one.")
+    ] = 0.6,
+    cold: Annotated[bool, typer.Option(help="Have the system forget the cache's file before it is read.")] = True,
+    repeats: Repeats = 1,
+    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 0.7 MB an image.")] = None,
+    json_: Json = False,
+) -> int:
+    """Feed training steps from a token cache: the share of its time that the device waits for batches."""
+    from composir.benchmark import benchmark_feed as run
+
+    document = run(
+        num_images=num_images,
+        batch_size=batch_size,
+        num_steps=num_steps,
+        step_seconds=step_seconds,
+        cold=cold,
+        repeats=repeats,
+        directory=directory,
+    )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
+@benchmark_app.command("device")
+def benchmark_device(
+    batch_sizes: Annotated[str, typer.Option(help="Triplets a step, smallest first.")] = "64,128,256",
+    tower_batches: Annotated[str, typer.Option(help="Pictures a pass of the tower.")] = "8,16,32,64,128,256",
+    num_steps: Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each part.")] = 10,
+    compiled: Annotated[bool, typer.Option(help="On a GPU measure torch.compile as well.")] = True,
+    json_: Json = False,
+) -> int:
+    """Take steps of BLIP-2's size in every precision, run its tower by batch: seconds, memory, rounding. For GPUs."""
+    from composir.benchmark import benchmark_device as run
+
+    with Bars() as bars:
+        document = run(
+            batch_sizes=tuple(_numbers("--batch-sizes", batch_sizes)),
+            tower_batches=tuple(_numbers("--tower-batches", tower_batches)),
+            num_steps=num_steps,
+            compiled=compiled,
+            progress=bars.tell,
+        )
+    _print_benchmark(document, json_=json_)
+    return 0
+
+
 def _require_free_backbone(backbone: str) -> None:
     free = ("real", "mini", "tiny")
     if backbone not in free:

@@ -1,0 +1,167 @@
+"""What a device does with BLIP-2's sizes: steps and memory by batch and precision, the tower by batch, rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composir.benchmark.features import real_tower
+from composir.benchmark.steps import REAL, Batch, make_batch, make_model, make_optimizer, time_of
+from composir.errors import ComposirError
+from composir.losses import total_loss
+from composir.machine import default_device, describe_machine, has_bf16
+from composir.models.composer import Composer
+from composir.models.fusion import GATE, NONE
+from composir.models.vision import Tower
+from composir.progress import Progress
+from composir.training.recipe import Recipe
+
+CIRR_TRIPLETS = 28_225
+WARM_UP = 2
+FINAL_TEMPERATURE = 0.03
+"""About that of a trained model, for the gradients."""
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def benchmark_device(
+    *,
+    batch_sizes: tuple[int, ...] = (64, 128, 256),
+    tower_batches: tuple[int, ...] = (8, 16, 32, 64, 128, 256),
+    num_steps: int = 10,
+    compiled: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return what the device does at BLIP-2's sizes, as ``composir benchmark device`` prints it; weights are random.
+
+    - ``seconds``: of training steps on tokens that are there, by precision, fusion and batch, dropout on as in
+      training; ``step NAME compiled`` with the losses compiled. ``tower fp16 N``: of EVA ViT-g on N pictures.
+    - ``peak_memory_bytes``: the most that the device's memory held in them, weights and optimiser included.
+    - ``images_per_second`` of the tower, ``cirr_epoch_seconds``: CIRR's 28,225 triplets by the step of 128.
+    - ``gradient_error``: the distance of a step's gradient in bf16 and fp16 to that in fp32, over its length.
+
+    A batch that the memory does not hold is left out and named in ``too_large``.
+    """
+    device = default_device()
+    document: dict[str, Any] = {"seconds": {}, "peak_memory_bytes": {}, "too_large": []}
+    work: dict[str, Callable[[], Callable[[], object]]] = {}
+    for fusion in (GATE, NONE):
+        for name in PRECISIONS if device.type == "cuda" else ("fp32",):
+            for size in batch_sizes if name == "bf16" else batch_sizes[1:2]:
+                work[f"step {name} {fusion} {size}"] = partial(_make_step, device, name, fusion, size)
+    if compiled and device.type == "cuda":
+        work[f"step bf16 {GATE} {batch_sizes[1]} compiled"] = partial(
+            _make_step, device, "bf16", GATE, batch_sizes[1], compiled=True
+        )
+    tower = real_tower(device=device)
+    for size in tower_batches:
+        work[f"tower {size}"] = partial(_tower_on, tower, size)
+    if compiled and device.type == "cuda":
+        work[f"tower {tower_batches[-1]} compiled"] = partial(_tower_on, tower, tower_batches[-1], compiled=True)
+    for place, (name, make) in enumerate(work.items()):
+        if progress is not None:
+            progress(name, place, len(work))
+        try:
+            document["seconds"][name], document["peak_memory_bytes"][name] = _measure(make, device, num_steps)
+        except torch.OutOfMemoryError:
+            document["too_large"].append(name)
+    document["images_per_second"] = {
+        name: int(name.split()[1]) / median(times) for name, times in document["seconds"].items() if "tower" in name
+    }
+    document["cirr_epoch_seconds"] = {
+        name: math.ceil(CIRR_TRIPLETS / int(name.split()[3])) * median(times)
+        for name, times in document["seconds"].items()
+        if name.startswith("step")
+    }
+    document["gradient_error"] = _gradient_errors(device)
+    document["ratios"] = _ratios(document["seconds"], batch_sizes[1])
+    return document | {"machine": describe_machine()}
+
+
+def _ratios(seconds: dict[str, list[float]], size: int) -> dict[str, float]:
+    pairs = {
+        "gated_over_plain_bf16": (f"step bf16 {GATE} {size}", f"step bf16 {NONE} {size}"),
+        "fp32_over_bf16": (f"step fp32 {GATE} {size}", f"step bf16 {GATE} {size}"),
+        "fp16_over_bf16": (f"step fp16 {GATE} {size}", f"step bf16 {GATE} {size}"),
+        "compiled_over_not": (f"step bf16 {GATE} {size} compiled", f"step bf16 {GATE} {size}"),
+    }
+    there = {name: pair for name, pair in pairs.items() if all(one in seconds for one in pair)}
+    return {name: median(seconds[over]) / median(seconds[under]) for name, (over, under) in there.items()}
+
+
+def _measure(make: Callable[[], Callable[[], object]], device: torch.device, num_steps: int) -> tuple[list[float], int]:
+    """Return the seconds of pieces of work, those to warm up left out, and the most memory that they took."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    work = make()
+    seconds = [time_of(work, device, processor_time=False) for _ in range(WARM_UP + num_steps)][WARM_UP:]
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return [round(one, 5) for one in seconds], peak
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    dtype = PRECISIONS[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _inputs(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the inputs as training has them: all on the device but the mask."""
+    reference, target, ids, mask = batch.inputs(padded=False)
+    return reference.to(device), target.to(device), ids.to(device), mask
+
+
+def _make_step(
+    device: torch.device, precision: str, fusion: str, size: int, *, compiled: bool = False
+) -> Callable[[], object]:
+    with device:
+        model = make_model(REAL, fusion=fusion, dropout=0.1)
+    optimizer, inputs = make_optimizer(model, per_tensor=False), _inputs(make_batch(REAL, size), device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    losses_of = torch.compile(model.training_losses) if compiled else model.training_losses
+
+    def step() -> None:
+        with _autocast(device, precision):
+            total = total_loss(losses_of(*inputs), Recipe().loss_weights)
+        scaler.scale(total).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _tower_on(tower: Tower, size: int, *, compiled: bool = False) -> Callable[[], object]:
+    pixels = torch.randint(0, 256, (size, 3, tower.image_size, tower.image_size), dtype=torch.uint8)
+    compute = torch.compile(tower.forward) if compiled else tower.forward
+    return lambda: compute(pixels)
+
+
+def _gradient_errors(device: torch.device) -> dict[str, float]:
+    """Return, by precision, how far a step's gradient is from float32's; no dropout."""
+    with device:
+        model = make_model(REAL, fusion=GATE)
+    model.temperature.data.fill_(FINAL_TEMPERATURE)
+    batch = _inputs(make_batch(REAL, 32), device)
+    model.center(*batch)
+    exact = _gradient(model, batch, "fp32", device)
+    names = [name for name in ("bf16", "fp16") if name == "fp16" or has_bf16(device)]
+    return {name: ((_gradient(model, batch, name, device) - exact).norm() / exact.norm()).item() for name in names}
+
+
+def _gradient(model: Composer, batch: tuple[Tensor, ...], precision: str, device: torch.device) -> Tensor:
+    model.zero_grad()
+    scale = 256.0 if precision == "fp16" else 1.0
+    with _autocast(device, precision):
+        total = total_loss(model.training_losses(*batch), Recipe().loss_weights)
+    (total * scale).backward()
+    gradients = [parameter.grad.flatten() / scale for parameter in model.parameters() if parameter.grad is not None]
+    if not all(one.isfinite().all() for one in gradients):
+        raise ComposirError(f"the gradient in {precision} is not finite")
+    return torch.cat(gradients)
