@@ -392,11 +392,11 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(token_width))
 
     def fit(self, tokens: Float[Tensor, "batch tokens width"]) -> None:
-        """Set mean and standard deviation to those of ``tokens``; a constant channel keeps its scale."""
+        """Set mean and standard deviation to those of ``tokens``, on the CPU; a constant channel keeps its scale."""
         flat = tokens.flatten(0, 1).double()
         std = flat.std(dim=0)
-        self.mean.copy_(flat.mean(dim=0))
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self.mean.copy_(flat.mean(dim=0).float())  # in float32 already: MPS has no float64
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)).float())
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         """Return ``(tokens - mean) / std``."""
