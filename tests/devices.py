@@ -63,12 +63,15 @@ class OnGpu(Tensor):
         return tensor
 
     @property
-    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def device(self) -> torch.device:
         return self.owner.name
 
     @property
-    def is_cuda(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.on_cpu!r} on {self.device}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.on_cpu.__reduce_ex__(protocol)  # as what torch.load(map_location="cpu") gives

@@ -164,8 +164,7 @@ class Sprc(nn.Module):
         Queries and words weigh a half each, alike among themselves, so that the score is a mean; padding is zero.
         """
         queries = nn.functional.normalize(self.text_proj(fused_queries), dim=-1) / fused_queries.shape[1]
-        mask = to_device(attention_mask, words.device)
-        counts = mask[:, 1:, None].to(words.dtype)  # (batch, words - 1, 1)
+        counts = to_device(attention_mask[:, 1:, None], words.device).to(words.dtype)  # (batch, words - 1, 1)
         spoken = (
             nn.functional.normalize(self.text_proj(words[:, 1:]), dim=-1) * counts / counts.sum(dim=1, keepdim=True)
         )
