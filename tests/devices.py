@@ -63,12 +63,15 @@ class OnGpu(Tensor):
         return tensor
 
     @property
-    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def device(self) -> torch.device:
         return self.owner.name
 
     @property
-    def is_cuda(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.on_cpu!r} on {self.device}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.on_cpu.__reduce_ex__(protocol)  # as what torch.load(map_location="cpu") gives
@@ -250,12 +253,12 @@ class Device(TorchDispatchMode):
         goes_to_cpu = is_move or (func is _aten.copy_.default and not isinstance(args[0], OnGpu))
         given = args[1] if func is _aten.copy_.default else args[0] if func is _aten._to_copy.default else None
         is_upload = isinstance(given, Tensor) and not isinstance(given, OnGpu)
-        waits = not (kwargs.get("non_blocking") or (func is _aten.copy_.default and len(args) > 2 and args[2]))
-        if is_upload and waits:
+        non_blocking = bool(kwargs.get("non_blocking")) or (func is _aten.copy_.default and args[2:] == (True,))
+        if is_upload and not non_blocking:
             self.note("upload")
-        if is_upload and not waits and self.name.type == "mps":
-            raise AssertionError("a copy to MPS that is not waited for may read other memory (pytorch issue 189690)")
-        if waits or not goes_to_cpu:
+        if is_upload and self.name.type == "mps":
+            _refuse_upload_to_mps(given, non_blocking=non_blocking)
+        if not (goes_to_cpu and non_blocking):
             self._note_sync(func, args, goes_to_cpu=goes_to_cpu)
         wrappers = {id(one.on_cpu): one for one in here}
         plain_args, plain = _map(lambda one: one.on_cpu if isinstance(one, OnGpu) else one, (args, kwargs))
@@ -316,6 +319,13 @@ def _without_mps() -> frozenset[str]:
         return not keys or any(key == "MPS" or key.startswith("Composite") for key in keys)
 
     return frozenset(f"aten::{name}" for name, one in named.items() if not has_kernel(one))
+
+
+def _refuse_upload_to_mps(given: Tensor, *, non_blocking: bool) -> None:
+    if non_blocking:
+        raise AssertionError("a copy to MPS that is not waited for may read other memory (pytorch issue 189690)")
+    if given.dtype == torch.float64:  # even where torch would cast it on the way
+        raise TypeError("float64 goes to MPS")
 
 
 def _refuse_on_mps(func: Any, kwargs: dict[str, Any], results: list[Tensor]) -> None:

@@ -7,24 +7,29 @@ import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from fastapi.testclient import TestClient
 from torch import Tensor, nn
 
-from composir.data import load_splits
-from composir.evaluation import evaluate
-from composir.features import open_embedder
+from composir.data import Split, load_splits, read_image
+from composir.evaluation import evaluate, rank_splits
+from composir.evaluation.result import KINDS
+from composir.features import CachedEmbedder, open_embedder
 from composir.machine import default_device
 from composir.models.backbones import build
+from composir.models.backbones.mini import lite_tower
 from composir.models.backbones.tiny import tiny_tower
 from composir.models.fusion import FUSIONS, NONE
+from composir.models.sprc import Standardise
 from composir.models.vision import Tower
 from composir.models.vit import vit_tower
 from composir.models.weights.names import rename
 from composir.search import Retriever, index_folder
-from composir.token_cache import MEMORY, TokenCache, TokenPlace
+from composir.search.encoder import NO_PICTURE, ComposerEncoder
+from composir.token_cache import MEMORY, TokenCache, TokenPlace, make_cache
 from composir.training import load_recipe, loop, train
 from composir.training.guards import make_accelerator
 from composir.training.log import gradient_norms, parts_of
@@ -72,6 +77,14 @@ WAITS_OF_A_SEARCH = {
     Sync("index from the CPU", "search/encoder.py:embed_asked"): "which query has which picture",
     Sync("cpu", "search/retriever.py:_embed"): "the queries' vectors: the index is searched by the CPU",
 }
+
+
+LOADING = ("models/checkpoint.py", "models/vision.py:_apply", "models/vision.py:hash_weights")
+"""Where a model is opened, which is done once."""
+
+
+def assert_waits(seen, allowed, kind):
+    assert seen and set(seen) <= {*allowed, *(WAITS_ON_MPS if kind == "mps" else ())}
 
 
 @pytest.fixture
@@ -140,6 +153,40 @@ def test_a_step_of_every_fusion_waits_for_nothing_and_is_the_cpus(on, kind, prec
             assert numbers(loss) == pytest.approx(numbers(theirs[name]), rel=0 if precision == "no" else 0.2)
 
 
+def embed_and_rank(fusion: str, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return rankings of all kinds of queries, and what an index and a search ask a model for, as float32."""
+    torch.manual_seed(0)
+    model = build("tiny", fusion=fusion).to(default_device()).eval()
+    assert model.tower is not None
+    ranked = rank_splits(CachedEmbedder(model, make_cache(model.tower, IN_MEMORY)), [split], kinds=KINDS)
+    encoder = ComposerEncoder(model)
+    pictures = [read_image(split.images[query.reference]) for query in split.queries[:2]]
+    with torch.inference_mode():
+        vectors = [
+            encoder.embed_pictures([encoder.prepare(picture) for picture in pictures]),
+            encoder.embed_asked(pictures, [(1, "make it red"), (NO_PICTURE, "a circle"), (0, "")]),
+        ]
+    return [ranking.top for (ranking,) in ranked.values()], [numbers(one) for one in vectors]
+
+
+@functools.cache
+def ranked_by_the_cpu(fusion: str, root: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    return embed_and_rank(fusion, load_splits("CIRR", str(root), "val")[0])
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("fusion", [NONE, *FUSIONS])
+def test_every_fusion_embeds_and_ranks_as_on_the_cpu(on, shapes_root, kind, fusion):
+    """In fp32: nothing but a training step is computed in another precision, and ViT towers (below)."""
+    tops, vectors = ranked_by_the_cpu(fusion, shapes_root)
+    with on(kind) as device, device.watched() as seen:
+        own_tops, own_vectors = embed_and_rank(fusion, load_splits("CIRR", str(shapes_root), "val")[0])
+    assert all(map(np.array_equal, own_tops, tops))
+    assert all(map(np.array_equal, own_vectors, vectors))
+    seen = [one for one in seen if one.place and not one.place.startswith((*LOADING, "token_cache.py"))]
+    assert_waits(seen, {*WAITS_OF_AN_EVALUATION, *WAITS_OF_AN_INDEX, *WAITS_OF_A_SEARCH}, kind)
+
+
 @pytest.mark.parametrize(("kind", "precision"), [("cuda", "auto"), ("cuda", "fp16"), ("mps", "auto")])
 def test_a_run_and_its_resumption(on, monkeypatch, shapes_root, tmp_path, kind, precision):  # noqa: PLR0917
     step, waits = loop._Run._step, []
@@ -165,7 +212,10 @@ def test_a_run_and_its_resumption(on, monkeypatch, shapes_root, tmp_path, kind, 
 
         monkeypatch.setattr(loop._Run, "_step", watched)
         result = train(load_recipe(settings), place=IN_MEMORY)
-        assert_waits(waits, WAITS_OF_A_STEP if precision == "fp16" else {}, kind)
+        if (kind, precision) == ("cuda", "auto"):
+            assert waits == []
+        else:
+            assert_waits(waits, WAITS_OF_A_STEP, kind)
         assert train(load_recipe(settings), place=IN_MEMORY, resume=result.run).metrics == result.metrics
 
 
@@ -200,13 +250,6 @@ def test_evaluation_index_search_and_server(on, monkeypatch, shapes_root, shapes
         with Retriever(index) as retriever:
             retriever.model.trace(picture, "make it red", picture)
             assert_served(retriever, device, picture, monkeypatch)
-
-
-LOADING = ("models/checkpoint.py", "models/vision.py:_apply", "models/vision.py:hash_weights")
-
-
-def assert_waits(seen, allowed, kind):
-    assert set(seen) <= {*allowed, *(WAITS_ON_MPS if kind == "mps" else ())}
 
 
 def assert_served(retriever: Retriever, device: Device, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +331,16 @@ def test_a_stand_in_for_mps_refuses_what_mps_lacks(on):
             torch.ones(3).to(device.name, non_blocking=True)
 
 
+def test_channel_statistics_are_fitted_to_a_model_on_mps(on):
+    tokens, expected = torch.randn(4, 9, 3).half(), Standardise(3)
+    expected.fit(tokens)
+    with on("mps") as device:
+        standardise = Standardise(3).to(device.name)
+        standardise.fit(tokens)
+        assert (numbers(standardise.mean) == expected.mean.numpy()).all()
+        assert (numbers(standardise.std) == expected.std.numpy()).all()
+
+
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_stand_in_knows_autocast(on, kind):
     with on(kind) as device, torch.autocast(kind, torch.bfloat16):
@@ -332,11 +385,13 @@ def folder_of(tower: Tower, root: Path) -> Path:
 
 
 def test_tokens_are_kept_by_kind_of_device_and_precision(on, golden, shapes_root, tmp_path):
-    weights = {name: tensor for name, tensor in golden("vit_eva").items() if not name.startswith("__")}
-    named = rename(weights).weights.items()
-    weights = {name.removeprefix("tower."): tensor for name, tensor in named if name.startswith("tower.")}
+    def vit(kind: str) -> Tower:
+        weights = rename({name: tensor for name, tensor in golden(kind).items() if not name.startswith("__")}).weights
+        named = {name.removeprefix("tower."): weights[name] for name in weights if name.startswith("tower.")}
+        return vit_tower(named, num_heads=4)
+
     pictures = sorted((shapes_root / "dev").iterdir())[:3]
-    makers = (tiny_tower, lambda: vit_tower(weights, num_heads=4))
+    makers = (tiny_tower, lite_tower, lambda: vit("vit_eva"), lambda: vit("vit_clip"))
     on_cpu = []
     for tower in (make() for make in makers):
         key = f"{tower.fingerprint()} targetpad 1.25 {tower.image_size}"  # of every cache that a CPU has filled so far
@@ -353,4 +408,4 @@ def test_tokens_are_kept_by_kind_of_device_and_precision(on, golden, shapes_root
                 rounds_otherwise = kind == "cuda" and tower.half_on_gpu  # in fp16
                 assert torch.equal(tokens, expected) != rounds_otherwise
                 torch.testing.assert_close(tokens, expected, rtol=0.02, atol=0.02)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 3 * len(makers)

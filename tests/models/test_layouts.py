@@ -565,9 +565,10 @@ def test_a_tower_in_half_precision_is_stored_so_that_it_loads(control, tmp_path,
     exact = model.tower.fingerprint()
     monkeypatch.setattr(vit.Tower, "dtype_on", lambda self, device: torch.float16)
     model.to("cpu")  # as if it were a GPU
-    assert {weight.dtype for weight in model.tower.network.parameters()} == {torch.float16}
+    assert torch.float16 in {weight.dtype for weight in model.tower.network.parameters()}
     save_pretrained(model, tmp_path / "model", embed_tower=True)
-    assert {one.dtype for one in load_file(tmp_path / "model/tower.safetensors").values()} == {torch.float16}
+    kept = {one.dtype for one in load_file(tmp_path / "model/tower.safetensors").values()}
+    assert kept == {torch.float16, torch.float32}
     again = from_pretrained(tmp_path / "model")
     files = sorted((shapes_root / "dev").glob("*.png"))[:2]
     assert torch.equal(again.embed_target(files), model.embed_target(files))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from composir.losses import total_loss
 from composir.machine import default_device, describe_machine, has_bf16
 from composir.models.composer import Composer
 from composir.models.fusion import GATE, NONE
-from composir.models.vision import Tower
+from composir.models.vision import GPU_BATCH, Tower
+from composir.models.vit import LastHidden
 from composir.progress import Progress
 from composir.training.recipe import Recipe
 
@@ -45,6 +47,9 @@ def benchmark_device(
     - ``peak_memory_bytes``: the most that the device's memory held in them, weights and optimiser included.
     - ``images_per_second`` of the tower, ``cirr_epoch_seconds``: CIRR's 28,225 triplets by the step of 128.
     - ``gradient_error``: the distance of a step's gradient in bf16 and fp16 to that in fp32, over its length.
+    - ``attention_kernels``: how often a step in bf16 ran which; ``flash`` where nothing is padded.
+    - ``tower_rounding``: distance of fp16 tokens to those in float32, over their length, and seconds of a pass: with
+      norms and sums in float32, as here and in LAVIS, and with all in fp16.
 
     A batch that the memory does not hold is left out and named in ``too_large``.
     """
@@ -80,6 +85,9 @@ def benchmark_device(
         if name.startswith("step")
     }
     document["gradient_error"] = _gradient_errors(device)
+    if device.type == "cuda":
+        document["attention_kernels"] = _attention_kernels(device, batch_sizes[0])
+        document["tower_rounding"] = _tower_rounding(tower)
     document["ratios"] = _ratios(document["seconds"], batch_sizes[1])
     return document | {"machine": describe_machine()}
 
@@ -141,6 +149,43 @@ def _tower_on(tower: Tower, size: int, *, compiled: bool = False) -> Callable[[]
     pixels = torch.randint(0, 256, (size, 3, tower.image_size, tower.image_size), dtype=torch.uint8)
     compute = torch.compile(tower.forward) if compiled else tower.forward
     return lambda: compute(pixels)
+
+
+def _attention_kernels(device: torch.device, size: int) -> dict[str, int]:
+    step = _make_step(device, "bf16", NONE, size)
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    names = (event.name for event in profile.events())
+    kinds = ("flash", "fmha", "cudnn")
+    return dict(Counter(kind for name in names for kind in kinds if kind in name.lower()))
+
+
+def _tower_rounding(tower: Tower, size: int = GPU_BATCH) -> dict[str, float]:
+    """Return errors and seconds of fp16; the tower is left wholly in it."""
+    network = cast("LastHidden", tower.network)
+    pixels = torch.randn(size, 3, tower.image_size, tower.image_size, device=tower.mean.device)
+
+    def run(autocast: bool) -> tuple[Tensor, float]:
+        dtype = next(network.parameters()).dtype
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=autocast):
+            again = partial(network, pixels if autocast else pixels.to(dtype))
+            tokens = again()
+            seconds = [time_of(again, pixels.device, processor_time=False) for _ in "12345"]
+        return tokens.float(), median(seconds)
+
+    mixed, mixed_seconds = run(autocast=True)
+    network.float()
+    exact, _ = run(autocast=False)
+    network.transformer.get_submodule("embeddings")._forward_hooks.clear()
+    network.half()
+    whole, whole_seconds = run(autocast=False)
+    return {
+        "mixed_error": ((mixed - exact).norm() / exact.norm()).item(),
+        "whole_fp16_error": ((whole - exact).norm() / exact.norm()).item(),
+        "mixed_over_whole_seconds": mixed_seconds / whole_seconds,
+    }
 
 
 def _gradient_errors(device: torch.device) -> dict[str, float]:

@@ -191,8 +191,8 @@ def library_config(config: ComposerConfig, attention: str) -> Any:
 
 def layout_with_padding(self: QFormer, mask: Tensor) -> Layout:
     """Return what ``QFormer._layout`` returns, but padding has rows, too; attention does not see it all the same."""
-    whole = Layout.of(self.num_query_tokens, torch.ones_like(mask))
-    return replace(whole, mask=Layout.of(self.num_query_tokens, mask).mask)
+    whole, real = (Layout.of(self.num_query_tokens, one) for one in (torch.ones_like(mask), mask))
+    return replace(whole, mask=real.mask, is_padded=real.is_padded)
 
 
 @dataclass(frozen=True)

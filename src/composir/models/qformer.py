@@ -359,6 +359,8 @@ class Layout:
     """True where a sequence has a query or a word; None where there are only queries, and any number of sequences."""
     places: Int[Tensor, " rows"] | None = None
     """The place of every row in the flattened ``mask``."""
+    is_padded: bool = False
+    """Whether a sentence is shorter than another one."""
 
     @classmethod
     def of(cls, num_queries: int, words: Int[Tensor, "batch words"]) -> Layout:
@@ -369,7 +371,9 @@ class Layout:
         mask = torch.cat([words.new_ones(len(words), num_queries), words], dim=1).bool()
         places = torch.arange(mask.numel(), device=words.device).view(mask.shape)
         of_queries, of_words = places.split([num_queries, words.shape[1]], dim=1)
-        return cls(num_queries, mask, torch.cat([of_queries.flatten(), of_words[words.bool()]]))
+        rows_of_words = of_words[words.bool()]
+        is_padded = len(rows_of_words) < of_words.numel()
+        return cls(num_queries, mask, torch.cat([of_queries.flatten(), rows_of_words]), is_padded)
 
     def to(self, device: torch.device) -> Layout:
         """Return the layout for rows on a device."""
@@ -379,8 +383,8 @@ class Layout:
 
     @property
     def attend(self) -> Bool[Tensor, "batch 1 1 length"] | None:
-        """The mask as attention takes it: (batch, head, from, to)."""
-        return None if self.mask is None else self.mask[:, None, None]
+        """The mask as attention takes it, (batch, head, from, to); None without padding: its fastest kernels take none."""
+        return self.mask[:, None, None] if self.mask is not None and self.is_padded else None
 
     def rows(self, sequences: Float[Tensor, "batch length width"]) -> Float[Tensor, "rows width"]:
         """Return the rows of padded sequences."""

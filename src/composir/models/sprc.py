@@ -184,7 +184,7 @@ class Sprc(nn.Module):
         """
         queries = _embed(self.text_proj, fused_queries) / fused_queries.shape[1]
         spoken = _embed(self.text_proj, words[:, 1:])
-        counts = to_device(attention_mask, words.device)[:, 1:, None].to(spoken.dtype)  # (batch, words - 1, 1)
+        counts = to_device(attention_mask[:, 1:, None], words.device).to(spoken.dtype)  # (batch, words - 1, 1)
         spoken = spoken * counts / counts.sum(dim=1, keepdim=True)
         return torch.cat([queries, spoken], dim=1) / 2
 
@@ -416,11 +416,11 @@ class Standardise(nn.Module):
         self.register_buffer("std", torch.ones(token_width))
 
     def fit(self, tokens: Float[Tensor, "batch tokens width"]) -> None:
-        """Set mean and standard deviation to those of ``tokens``; a constant channel keeps its scale."""
+        """Set mean and standard deviation to those of ``tokens``, on the CPU; a constant channel keeps its scale."""
         flat = tokens.flatten(0, 1).double()
         std = flat.std(dim=0)
-        self.mean.copy_(flat.mean(dim=0))
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self.mean.copy_(flat.mean(dim=0).float())  # in float32 already: MPS has no float64
+        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)).float())
 
     def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         """Return ``(tokens - mean) / std``."""

@@ -66,12 +66,20 @@ class Tower(nn.Module):
         fingerprint = self.fingerprint()  # of the weights as read, before fp16 rounds them
         super()._apply(fn, recurse)
         if isinstance(self.network, nn.Module):
-            self.network.to(self.dtype_on(self.mean.device))
+            products = (nn.Linear, nn.Conv2d)
+            for module in self.network.modules():
+                if isinstance(module, products):
+                    module.to(self.dtype_on(self.mean.device))
         self._hashed = (self._state(), fingerprint)
         return self
 
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Let products be in the precision for the device, and norms and sums in float32, as LAVIS's towers do."""
+        dtype = self.dtype_on(device)
+        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """Return what the network computes in on a device: fp16 on CUDA where the tower was made for it, else fp32."""
+        """Return the precision of products on a device: fp16 on CUDA where the tower was made for it, else fp32."""
         return torch.float16 if self.half_on_gpu and device.type == "cuda" else torch.float32
 
     @property
@@ -92,7 +100,8 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return image tokens in fp16 of uint8 pixels (batch, 3, size, size), whatever way they are then kept."""
         scaled: Tensor = scale_pixels(pixels.to(self.mean.device).float(), self.mean, self.std)
-        tokens = self.network(scaled.to(self.dtype_on(scaled.device))).half()
+        with self._autocast(scaled.device):
+            tokens = self.network(scaled).half()
         return tokens.contiguous()  # as those out of a cache are: products of other strides round otherwise
 
     def tokens(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch tokens width"]:

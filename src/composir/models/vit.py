@@ -53,12 +53,18 @@ class LastHidden(nn.Module):
     ) -> None:
         super().__init__()
         transformer.add_module("post_layernorm", nn.Identity())
+        transformer.get_submodule("embeddings").register_forward_hook(_in_float32)
         self.transformer = transformer
         self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=affine)
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
         """Return [CLS] and the patches, row by row, normalised."""
         return self.norm(self.transformer(pixel_values=pixels).last_hidden_state)
+
+
+def _in_float32(module: nn.Module, inputs: object, embeddings: Tensor) -> Tensor:
+    """Let what the blocks add up to be float32 also where their products are in half precision, as in LAVIS."""
+    return embeddings.float()
 
 
 def vit_network(
