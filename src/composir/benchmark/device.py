@@ -157,7 +157,7 @@ def _attention_kernels(device: torch.device, size: int) -> dict[str, int]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
-    names = (event.name for event in profile.events())
+    names = (event.name for event in profile.events() or ())
     kinds = ("flash", "fmha", "cudnn")
     return dict(Counter(kind for name in names for kind in kinds if kind in name.lower()))
 

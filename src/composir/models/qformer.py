@@ -383,7 +383,7 @@ class Layout:
 
     @property
     def attend(self) -> Bool[Tensor, "batch 1 1 length"] | None:
-        """The mask as attention takes it, (batch, head, from, to); None without padding: its fastest kernels take none."""
+        """The mask as attention takes it, (batch, head, from, to); None without padding, for the fastest kernels."""
         return self.mask[:, None, None] if self.mask is not None and self.is_padded else None
 
     def rows(self, sequences: Float[Tensor, "batch length width"]) -> Float[Tensor, "rows width"]:
