@@ -233,6 +233,22 @@ def test_a_thread_reads_ahead_what_would_have_been_read_at_once(make_recipe, sha
     assert first == everything[3][0]
 
 
+def test_a_compiled_run_is_the_same(make_recipe, monkeypatch):
+    """Traced as for a compiler; the kernels are torch's own, which take no minute to build."""
+    compiled, compile_ = [], torch.compile
+
+    def without_kernels(function, *, dynamic):
+        compiled.append(function)
+        return compile_(function, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", without_kernels)
+    settings = {"max_steps": 3, "save_minutes": 99.0}
+    plain, traced = (weights_of(train(make_recipe(**settings, compile=on)).run) for on in (False, True))
+    assert len(compiled) == 1
+    for name, tensor in plain.items():
+        torch.testing.assert_close(traced[name], tensor, atol=1e-4, rtol=1e-3)
+
+
 def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe):
     run = train(make_recipe(num_epochs=3, validation_frequency=2, fusion="gate+attention")).run
     events = EventAccumulator(str(run)).Reload()

@@ -1,4 +1,4 @@
-"""What a device does with BLIP-2's sizes: steps and memory by batch and precision, the tower by batch, rounding."""
+"""What a device does with BLIP-2's sizes: steps and memory by batch and precision, the tower by batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from composir.benchmark.features import real_tower
 from composir.benchmark.steps import REAL, Batch, make_batch, make_model, make_optimizer, time_of
-from composir.errors import ComposirError
 from composir.losses import total_loss
-from composir.machine import default_device, describe_machine, has_bf16
-from composir.models.composer import Composer
+from composir.machine import default_device, describe_machine
 from composir.models.fusion import GATE, NONE
 from composir.models.vision import GPU_BATCH, Tower
 from composir.models.vit import LastHidden
@@ -27,8 +25,6 @@ from composir.training.recipe import Recipe
 
 CIRR_TRIPLETS = 28_225
 WARM_UP = 2
-FINAL_TEMPERATURE = 0.03
-"""About that of a trained model, for the gradients."""
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,7 +42,6 @@ def benchmark_device(
       training; ``step NAME compiled`` with the losses compiled. ``tower fp16 N``: of EVA ViT-g on N pictures.
     - ``peak_memory_bytes``: the most that the device's memory held in them, weights and optimiser included.
     - ``images_per_second`` of the tower, ``cirr_epoch_seconds``: CIRR's 28,225 triplets by the step of 128.
-    - ``gradient_error``: the distance of a step's gradient in bf16 and fp16 to that in fp32, over its length.
     - ``attention_kernels``: how often a step in bf16 ran which; ``flash`` where nothing is padded.
     - ``tower_rounding``: distance of fp16 tokens to those in float32, over their length, and seconds of a pass: with
       norms and sums in float32, as here and in LAVIS, and with all in fp16.
@@ -84,7 +79,6 @@ def benchmark_device(
         for name, times in document["seconds"].items()
         if name.startswith("step")
     }
-    document["gradient_error"] = _gradient_errors(device)
     if device.type == "cuda":
         document["attention_kernels"] = _attention_kernels(device, batch_sizes[0])
         document["tower_rounding"] = _tower_rounding(tower)
@@ -186,27 +180,3 @@ def _tower_rounding(tower: Tower, size: int = GPU_BATCH) -> dict[str, float]:
         "whole_fp16_error": ((whole - exact).norm() / exact.norm()).item(),
         "mixed_over_whole_seconds": mixed_seconds / whole_seconds,
     }
-
-
-def _gradient_errors(device: torch.device) -> dict[str, float]:
-    """Return, by precision, how far a step's gradient is from float32's; no dropout."""
-    with device:
-        model = make_model(REAL, fusion=GATE)
-    model.temperature.data.fill_(FINAL_TEMPERATURE)
-    batch = _inputs(make_batch(REAL, 32), device)
-    model.center(*batch)
-    exact = _gradient(model, batch, "fp32", device)
-    names = [name for name in ("bf16", "fp16") if name == "fp16" or has_bf16(device)]
-    return {name: ((_gradient(model, batch, name, device) - exact).norm() / exact.norm()).item() for name in names}
-
-
-def _gradient(model: Composer, batch: tuple[Tensor, ...], precision: str, device: torch.device) -> Tensor:
-    model.zero_grad()
-    scale = 256.0 if precision == "fp16" else 1.0
-    with _autocast(device, precision):
-        total = total_loss(model.training_losses(*batch), Recipe().loss_weights)
-    (total * scale).backward()
-    gradients = [parameter.grad.flatten() / scale for parameter in model.parameters() if parameter.grad is not None]
-    if not all(one.isfinite().all() for one in gradients):
-        raise ComposirError(f"the gradient in {precision} is not finite")
-    return torch.cat(gradients)

@@ -197,7 +197,7 @@ def benchmark_device(
     compiled: Annotated[bool, typer.Option(help="On a GPU measure torch.compile as well.")] = True,
     json_: Json = False,
 ) -> int:
-    """Take steps of BLIP-2's size in every precision, run its tower by batch: seconds, memory, rounding. For GPUs."""
+    """Take steps of BLIP-2's size in every precision, run its tower by batch: seconds and memory. For GPUs."""
     from composir.benchmark import benchmark_device as run
 
     with Bars() as bars:

@@ -187,6 +187,9 @@ class _Run:
         if self.model.ln_vision is not None:
             self.model.ln_vision.requires_grad_(recipe.train_ln_vision)
         self.contrast = LOSSES[recipe.contrastive_loss](recipe)
+        # Dynamic: batches differ in their words, and the last one in its size.
+        losses_of = self.model.training_losses
+        self.losses_of = torch.compile(losses_of, dynamic=True) if recipe.compile else losses_of
         self.parts = parts_of(self.model)
         self.tokens = make_cache(self.model.tower, replace(place, num_workers=recipe.num_workers))
         self.batches = Batches(recipe, train_splits, self.model, self.tokens)
@@ -320,7 +323,7 @@ class _Run:
             torch.manual_seed(int(own.generate_state(1, np.uint64)[0]) >> 1)
         self.model.train()
         with self.accelerator.autocast():
-            losses = self.model.training_losses(
+            losses = self.losses_of(
                 *inputs[:4],
                 same_target=inputs.same_target,
                 contrast=self.contrast,

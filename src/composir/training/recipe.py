@@ -134,6 +134,8 @@ class Recipe(BaseModel):
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """``auto`` is bf16 on GPUs that compute in it, fp16 on older ones of Nvidia's, ``no`` on others and on CPUs."""
+    compile: bool = False
+    """Let torch compile the losses and their gradients: fewer and larger kernels, after a first step of minutes."""
     deterministic: bool = False
     """Use only algorithms of torch that give the same numbers every time; on a CPU training does so anyway."""
     validation_frequency: int = Field(default=1, ge=1, le=MAX_EPOCHS)
