@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from composir.models import sprc
 from composir.models.config import ComposerConfig
 from composir.training.recipe import Recipe
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "token_width": 256,
     "hidden_size": 192,
     "num_hidden_layers": 4,
