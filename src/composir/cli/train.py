@@ -93,6 +93,10 @@ def train(
         bool | None,
         typer.Option("--deterministic/--no-deterministic", help="Only algorithms that repeat themselves exactly."),
     ] = None,
+    compile: Annotated[  # noqa: A002 (the flag's name)
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Let torch compile the losses; the first step takes minutes."),
+    ] = None,
     cache: Cache = "disk",
     cache_dir: CacheDir = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,

@@ -24,6 +24,8 @@ from composir.training.recipe import Recipe
 NO_LOCKS_FIX = "give --output-dir a folder on a local disk; to go on with a run, copy its folder there"
 PATIENCE = datetime.timedelta(days=1)
 """How long processes wait for another one, such as for validation; the launcher ends them when one of them dies."""
+COMPILERS = ("torch._dynamo", "torch._inductor")
+"""Where the errors of ``torch.compile`` are defined."""
 PARALLEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -82,6 +84,12 @@ def one_line_for(place: Path) -> Iterator[None]:
             fix="a smaller --batch-size, with --set gradient_accumulation=N to keep the size of a step",
         ) from error
     except RuntimeError as error:
+        if type(error).__module__.startswith(COMPILERS):
+            raise ComposirError(
+                f"the losses cannot be compiled here ({str(error).strip().splitlines()[0]})",
+                file=place,
+                fix="leave --compile out; on a CPU it needs a C++ compiler",
+            ) from error
         if not parallel.is_loss_of_another(error):
             raise
         raise ComposirError(
