@@ -93,7 +93,7 @@ def train(
         bool | None,
         typer.Option("--deterministic/--no-deterministic", help="Only algorithms that repeat themselves exactly."),
     ] = None,
-    compile: Annotated[  # noqa: A002 (the flag's name)
+    compile: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Let torch compile the losses; the first step takes minutes."),
     ] = None,
