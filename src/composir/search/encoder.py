@@ -16,6 +16,8 @@ from torch import Tensor
 from composir.features import open_model
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
+from composir.models.photos import PhotosEmbedder
+from composir.models.photos.embedder import DIM, SIDE, Prepared, shrink
 from composir.models.st import SentenceEmbedder
 from composir.token_cache import TOWER_BATCH
 
@@ -162,9 +164,50 @@ class SentenceEncoder:
         return 0, 0, *size
 
 
-def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
+class PhotosEncoder:
+    """The built-in model for photographs."""
+
+    backbone = "photos"
+    tower = ""
+    num_vectors = 1
+    dim = DIM
+    side = SIDE
+    batch_size = TOWER_BATCH
+
+    def __init__(self, embedder: PhotosEmbedder) -> None:
+        self.embedder = embedder
+        self.identity = embedder.weights_hash()
+
+    def prepare(self, picture: Image.Image) -> Prepared:
+        """Return its views, colours and ground."""
+        return self.embedder.prepare(picture)
+
+    def embed_pictures(self, prepared: Sequence[Prepared]) -> Float[Tensor, "batch vectors dim"]:
+        """Return their vectors."""
+        return self.embedder.embed_prepared(prepared).unsqueeze(1)
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return them as the embedder composes them."""
+        references = self.embedder.embed_documents(pictures)[:, 0] if pictures else ()
+        queries = [self.embedder.compose(None if at == NO_PICTURE else references[at], text) for at, text in asked]
+        return torch.stack(queries)
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture, small: the model looks at the whole, at its thing and at its border."""
+        return shrink(picture)
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the whole of it."""
+        return 0, 0, *size
+
+
+def open_encoder(model: Path | str, device: str) -> Encoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
+    if isinstance(opened, PhotosEmbedder):
+        return PhotosEncoder(opened)
     return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
 
 
