@@ -54,10 +54,10 @@ def open_embedder(
     """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
-    ``model`` is a checkpoint folder, a hub id, ``st:NAME`` or ``photos`` (``SentenceEmbedder``, ``PhotosEmbedder``: they
-    keep no tokens in ``place``). It computes on the GPU where there is one. Raises ``ProblemsError`` with every image that is missing or
-    cannot be read, before anything is ranked, and ``ComposirError`` for what is no model, has no vision tower or, with
-    ``rerank``, no trained matching head.
+    ``model`` is a checkpoint folder, a hub id, ``st:NAME`` or ``photos`` (the last two keep no tokens in ``place``). It
+    computes on the GPU where there is one. Raises ``ProblemsError`` with every image that is missing or cannot be read,
+    before anything is ranked, and ``ComposirError`` for what is no model, has no vision tower or, with ``rerank``, no
+    trained matching head.
     """
     require_images(splits)
     opened = open_model(model, default_device())

@@ -73,6 +73,8 @@ class Manifest(BaseModel):
     model: Place
     weights_hash: str
     """Of the whole model, its tower included."""
+    about: str = ""
+    """What the model was trained for, in a line; "" in an index of before this was kept."""
     backbone: str
     tower: str
     root: Place
@@ -84,6 +86,13 @@ class Manifest(BaseModel):
     """Of the engine."""
     exclude: tuple[str, ...] = ()
     """Patterns of folders that are left out."""
+
+    @property
+    def model_line(self) -> str:
+        """The model's name, of a folder its last two parts, and what it was trained for."""
+        path = Path(self.model.path)
+        name = "/".join(path.parts[-2:]) if path.is_absolute() else str(path)
+        return f"{name} ({self.about})" if self.about else name
 
     def write(self, folder: Path) -> None:
         """Write it into an index folder, whole or not at all."""

@@ -60,7 +60,7 @@ LEAVE = 0.3
 """What is to be left out is taken off with this weight."""
 CLASSES_ASKED = 0.4
 """Of the classes that a phrase stands for, beside its meaning."""
-COLOUR_ASKED, COLOUR_OF_NAMED, COLOUR_LEFT = 1.4, 0.6, 0.3
+COLOUR_ASKED, COLOUR_OF_NAMED, COLOUR_LEFT = 1.7, 0.6, 0.3
 """Of a colour asked for, of one beside a thing that is named as well, and of one to be left out."""
 GROUND_ASKED = 1.0
 
@@ -132,7 +132,7 @@ class PhotosEmbedder:
         return torch.cat([meaning, classes, colours, ground], dim=-1) / len(PARTS) ** 0.5
 
     def compose(self, reference: Float[Tensor, " dim"] | None, text: str) -> Float[Tensor, " dim"]:
-        """Return the L2-normalised query of a reference's vector, a sentence, or both; zeros where neither says a thing."""
+        """Return the L2-normalised query of a reference's vector and a sentence; zeros where neither says anything."""
         reading = read_sentence(text)
         kept = ALONE if not reading.is_usable else DESCRIBED if reading.keeps else REPLACED
         meaning, classes, colours, ground = (torch.zeros(size) for size in PARTS)
@@ -148,9 +148,9 @@ class PhotosEmbedder:
             colours += kept.colours * own[2]
             ground += kept.ground * own[3]
         meaning = normalize(meaning, dim=0)
-        if reading.colours:
+        if reading.colours:  # then not the reference's own
             weight = COLOUR_OF_NAMED if reading.find else COLOUR_ASKED
-            colours = weight * normalize(_marked(reading.colours), dim=0)
+            colours = weight * normalize(_marked(reading.colours), dim=0) - colours
         colours -= COLOUR_LEFT * _marked(reading.no_colours)
         if reading.white_ground:
             ground = torch.tensor([0.0, GROUND_ASKED])

@@ -10,45 +10,50 @@ from dataclasses import dataclass
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.vocabulary import find_senses, head_of
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 COLOUR_OF = {colour: colour for colour in COLOURS} | {
     "gray": "grey", "silver": "grey", "violet": "purple", "lilac": "purple", "gold": "yellow", "golden": "yellow",
     "scarlet": "red", "crimson": "red", "navy": "blue", "turquoise": "blue", "beige": "brown",
 }  # fmt: skip
 """Words for colours, and which of the eleven each is nearest to."""
-ARTICLES = frozenset("a an the some any another other different its their my this that these those".split())
-SCAFFOLDING = ARTICLES | frozenset(
+ARTICLES = _set("a an the some any another other different its their my this that these those")
+SCAFFOLDING = ARTICLES | _set(
     "but instead same it is are be being been was were do does make makes made change changed changes replace replaced "
     "turn turned swap swapped show shows me i you we want wanted need would like looks look find search give get now "
     "only just also too please can could should will there here as so than then rather kind sort type style version "
     "picture pictures photo photos photograph photographs image images one ones them they thing things object objects "
     "something has have had having add added more plus colour color colored coloured colours colors animal background "
-    "very really similar becomes become".split()
+    "very really similar becomes become"
 )
 """Words that say nothing of what is to be seen."""
-GENERIC = frozenset("animal thing object".split())
-UNKNOWN = frozenset(
+GENERIC = _set("animal thing object")
+UNKNOWN = _set(
     "two three four five six seven eight nine ten many several few fewer both pair bigger smaller larger taller "
-    "younger older".split()
+    "younger older"
 )
 """Counts and comparisons, which the model cannot see."""
-PREPOSITIONS = frozenset(
+PREPOSITIONS = _set(
     "in on at with near under over among for from by of against inside outside behind beside between above below "
-    "through around into onto to".split()
+    "through around into onto to"
 )
-PLACES = frozenset("on against with before in".split())
-GROUNDS = frozenset("background backdrop backgrounds ground".split())
-PLAIN = frozenset("white plain blank empty clean".split())
+PLACES = _set("on against with before in")
+GROUNDS = _set("background backdrop backgrounds ground")
+PLAIN = _set("white plain blank empty clean")
 TO_LEAVE = (("instead", "of"), ("rather", "than"), ("not",), ("without",), ("no",), ("remove",), ("less",), ("minus",))
 """What the words behind are to be left out, up to ``but``, a comma or ``TO_FIND``."""
-TO_EXCHANGE = frozenset("replace change turn swap convert from".split())
+TO_EXCHANGE = _set("replace change turn swap convert from")
 """The words behind are to be left out up to one of ``TO_FIND``."""
-TO_FIND = frozenset("with to into for by".split())
+TO_FIND = _set("with to into for by")
 SHOULD = (
     ("should", "be"), ("is", "replaced", "by"), ("is", "replaced", "with"), ("replaced", "by"), ("replaced", "with"),
     ("becomes",), ("turns", "into"),
 )  # fmt: skip
 """What stands before is to be left out."""
-ADDING = frozenset("add also plus".split())
+ADDING = _set("add also plus")
 BREAK = ","
 
 
@@ -75,8 +80,8 @@ class Reading:
         """Whether the sentence moves the query at all."""
         return bool(self.find or self.leave or self.colours or self.no_colours or self.white_ground)
 
-    def __str__(self) -> str:
-        """Return it as one line for people."""
+    def told(self, *, with_reference: bool) -> str:
+        """Return it as one line for people, of a query with a picture or without."""
         if not self.is_usable:
             return NOTHING
         parts = {
@@ -85,7 +90,7 @@ class Reading:
             "colours": ", ".join(self.colours),
             "not": ", ".join(self.no_colours),
             "ground": "white" if self.white_ground else "",
-            "reference": "its thing is kept" if self.keeps else "another thing in its place",
+            "reference": ("its thing is kept" if self.keeps else "another thing in its place") * with_reference,
             "not used": ", ".join(self.unused),
         }
         return "; ".join(f"{name}: {words}" for name, words in parts.items() if words)
