@@ -131,7 +131,6 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
     ("arguments", "words"),
     [
         (["index", "no/where", "--out", "x"], ["no/where: is not a folder"]),
-        (["index", ".", "--out", "x"], ["x: a new index needs a model", "--model models/RUN/best"]),
         (
             ["index", ".", "--out", "x", "--backend", "faiss", "--url", "u"],
             ["--url is for --backend qdrant, not faiss"],

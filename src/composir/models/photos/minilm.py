@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,9 +13,11 @@ from safetensors.torch import load as load_safetensors
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import BertConfig, BertModel
 
 from composir.models.backbones.mini import minilm_file
+
+if TYPE_CHECKING:
+    from transformers import BertModel
 
 WIDTH = 384
 MAX_WORDS = 128
@@ -37,6 +40,8 @@ def embed(text: str) -> Float[Tensor, " 384"]:
 
 @cache
 def _load() -> tuple[Tokenizer, BertModel]:
+    from transformers import BertConfig, BertModel  # noqa: PLC0415 (two seconds, only where this model reads)
+
     with zipfile.ZipFile(minilm_file()) as archive:
         tokenizer = Tokenizer.from_str(archive.read("tokenizer.json").decode())
         config = BertConfig(**json.loads(archive.read("config.json")))

@@ -27,7 +27,7 @@ SCAFFOLDING = ARTICLES | _set(
     "only just also too please can could should will there here as so than then rather kind sort type style version "
     "picture pictures photo photos photograph photographs image images one ones them they thing things object objects "
     "something has have had having add added more plus colour color colored coloured colours colors animal background "
-    "very really similar becomes become"
+    "very really similar becomes become and or"
 )
 """Words that say nothing of what is to be seen."""
 GENERIC = _set("animal thing object")
@@ -53,7 +53,7 @@ SHOULD = (
     ("becomes",), ("turns", "into"),
 )  # fmt: skip
 """What stands before is to be left out."""
-ADDING = _set("add also plus")
+ADDING = _set("add added also plus")
 BREAK = ","
 
 
@@ -195,7 +195,7 @@ def _is_of_reference(words: Sequence[str], found: Sequence[str], find: str) -> b
     or with what the thing does ("flying", "covered in snow"), or names no thing at all ("bigger").
     """
     said = set(words)
-    if said & {"ones", "them"} or _follows("one", words) in PREPOSITIONS | {"", BREAK}:
+    if {"ones", "them"} & set(found) or _follows("one", found) in PREPOSITIONS | {"", BREAK}:
         return True
     if said & ADDING and not said & {"instead", "replace", "change"}:
         return True
@@ -203,7 +203,7 @@ def _is_of_reference(words: Sequence[str], found: Sequence[str], find: str) -> b
         return _follows("same", words) not in PREPOSITIONS | COLOUR_OF.keys() | SCAFFOLDING - GENERIC | {""}
     content = [word for word in found if word not in SCAFFOLDING - ARTICLES]
     first = content[0] if content else ""
-    if first in PREPOSITIONS:
+    if first in PREPOSITIONS - {"of", "to"}:
         return not (first in TO_FIND and said & ({"but", "instead"} | TO_EXCHANGE))
     if re.search("(ing|ed)$", first) and not find_senses(first):
         return True
