@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -167,8 +168,11 @@ def test_index_without_a_model_takes_photos(run, folder, tmp_path, monkeypatch):
     assert "a better one: --model st:NAME" in said
     manifest = read_manifest(out)
     assert (manifest.model.path, manifest.about) == ("photos", ABOUT)
-    code, said, _ = run("index", folder, "--out", out)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "photos")
+    code, said, _ = run("index", "photos")  # into photos.index
     assert code == 0
+    assert "(0 new, 0 gone, 0 skipped)" in said
     assert "a better one" not in said
 
     words = ("search", out, "--image", folder / "red.png", "--text", "but green", "--top-k", "1")

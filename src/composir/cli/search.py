@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 def index(
     images_dir: Annotated[Path, typer.Argument(help="Folder of pictures; its folders are searched as well.")],
     out_: Annotated[
-        Path, typer.Option("--out", help="The index folder; run again to go on, or to bring it up to date.")
-    ],
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The index folder, NAME-OF-THE-PICTURES.index here unless given; run again to go on, or to bring it "
+            "up to date.",
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -60,11 +65,12 @@ def index(
 ) -> int:
     """Make a folder of pictures searchable; later runs embed only what is new and drop what is gone.
 
-    Example: composir index holiday-pictures --out holiday.index
+    Example: composir index holiday-pictures && composir serve holiday-pictures.index
     """
     from composir.search import index_folder
 
     start = time.perf_counter()
+    out_ = out_ or Path(f"{images_dir.resolve().name}.index")
     is_new = not out_.exists()
     options = {"url": url, "shards": shards, "replicas": replicas}
     options = {name: value for name, value in options.items() if value is not None}

@@ -21,8 +21,9 @@ from composir.models.backbones.mini import read_lite0
 from composir.models.photos.vocabulary import NUM_CLASSES
 
 WIDTH = 1280
-VIEWS_AT_ONCE = 8
-"""Squares that the network sees together: always as many, so that none depends on what stands beside it."""
+VIEWS_AT_ONCE = 2
+"""Squares that the network sees together: always as many, so that none depends on what stands beside it, and few, so
+that one picture does not cost as much as eight."""
 
 
 class Classifier(nn.Module):
