@@ -96,6 +96,8 @@ a wild one in the snow                       | wild in snow       |          |  
 an instrument that one blows                 | instrument blows   |          |        |       |
 the same beach at night                      | beach at night     |          |        |       | k
 the same animal with stripes                 | stripes            |          |        |       | k
+sailing boat                                 | sailing boat       |          |        |       |
+a multimeter                                 | multimeter         |          |        |       |
 sleepy                                       | sleepy             |          |        |       | k
 for fire fighting                            | fire fighting      |          |        |       | k
 """

@@ -205,9 +205,10 @@ def _is_of_reference(words: Sequence[str], found: Sequence[str], find: str) -> b
     first = content[0] if content else ""
     if first in PREPOSITIONS - {"of", "to"}:
         return not (first in TO_FIND and said & ({"but", "instead"} | TO_EXCHANGE))
-    if re.search("(ing|ed)$", first) and not find_senses(first):
+    thing = main_part(find)
+    if re.search("(ing|ed)$", first) and not find_senses(first) and not find_senses(thing):
         return True
-    return not head_of(main_part(find))
+    return first not in ("a", "an") and not head_of(thing)
 
 
 def main_part(phrase: str) -> str:
