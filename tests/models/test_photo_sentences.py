@@ -77,6 +77,8 @@ on a white background                        |                    |          |  
 against a plain backdrop                     |                    |          |        |       | k w
 without people                               |                    | people   |        |       | k
 no people                                    |                    | people   |        |       | k
+I don't want a dog                           |                    | dog      |        |       | k
+a dog on the ground                          | dog on ground      |          |        |       |
 remove the hat                               |                    | hat      |        |       | k
 less snow                                    |                    | snow     |        |       | k
 flying                                       | flying             |          |        |       | k

@@ -41,7 +41,7 @@ PREPOSITIONS = _set(
     "through around into onto to"
 )
 PLACES = _set("on against with before in")
-GROUNDS = _set("background backdrop backgrounds ground")
+GROUNDS = _set("background backgrounds backdrop")
 PLAIN = _set("white plain blank empty clean")
 TO_LEAVE = (("instead", "of"), ("rather", "than"), ("not",), ("without",), ("no",), ("remove",), ("less",), ("minus",))
 """What the words behind are to be left out, up to ``but``, a comma or ``TO_FIND``."""
@@ -114,6 +114,7 @@ def read_sentence(text: str) -> Reading:
 def _words(text: str) -> list[str]:
     """Return words in lower case without accents, and breaks between clauses."""
     plain = "".join(one for one in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(one))
+    plain = re.sub("n['’]t\\b", " not", plain)
     plain = re.sub(r"(\w)['’](s|re|m|d|ll|ve)\b", r"\1", plain)
     return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*|[,;.!?:]", re.sub(r"[,;.!?:]+", f" {BREAK} ", plain))
 
