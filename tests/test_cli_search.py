@@ -203,3 +203,15 @@ def test_a_folder_without_pictures_is_a_mistake(run, model, tmp_path):
     assert (code, out) == (2, "")
     assert "holds no picture that is read (files: 1 .dng); expected files that end in .jpg" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_without_words_explains_nothing(run, shapes_index, shapes_root):
+    words = ("search", shapes_index, "--image", next(shapes_root.rglob("*.png")), "--text", "make it red", "--explain")
+    code, out, err = run(*words, "--top-k", "2")
+    assert (code, err) == (0, "")
+    assert out.startswith("read as: a whole, by the network\n")
+    assert "[" not in out.splitlines()[1]
+    assert out.splitlines()[-1].endswith("(tiny backbone; it does not say what it was trained on)")
+    document = json.loads(run(*words, "--json")[1])
+    assert document["reading"] is None
+    assert {one["seen"] for one in document["results"]} == {None}

@@ -100,11 +100,8 @@ class Prepared:
 class PhotosEmbedder:
     """The model on pictures, image files and sentences; a picture is one vector."""
 
-    about = ABOUT
-
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
-        self._classifier = Classifier().to(self.device)
+        self._classifier = Classifier().to(device)
         self._names = [one.name for one in read_classes()]
         self._class_vectors = read_class_vectors()
         self._centre = self._class_vectors.mean(dim=0)
