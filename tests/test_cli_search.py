@@ -131,7 +131,6 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
     ("arguments", "words"),
     [
         (["index", "no/where", "--out", "x"], ["no/where: is not a folder"]),
-        (["index", ".", "--out", "x"], ["x: a new index needs a model", "--model models/RUN/best"]),
         (
             ["index", ".", "--out", "x", "--backend", "faiss", "--url", "u"],
             ["--url is for --backend qdrant, not faiss"],
@@ -204,3 +203,15 @@ def test_a_folder_without_pictures_is_a_mistake(run, model, tmp_path):
     assert (code, out) == (2, "")
     assert "holds no picture that is read (files: 1 .dng); expected files that end in .jpg" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_without_words_explains_nothing(run, shapes_index, shapes_root):
+    words = ("search", shapes_index, "--image", next(shapes_root.rglob("*.png")), "--text", "make it red", "--explain")
+    code, out, err = run(*words, "--top-k", "2")
+    assert (code, err) == (0, "")
+    assert out.startswith("read as: a whole, by the network\n")
+    assert "[" not in out.splitlines()[1]
+    assert out.splitlines()[-1].endswith("(tiny backbone; it does not say what it was trained on)")
+    document = json.loads(run(*words, "--json")[1])
+    assert document["reading"] is None
+    assert {one["seen"] for one in document["results"]} == {None}

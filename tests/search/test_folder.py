@@ -20,6 +20,7 @@ from PIL import Image
 
 import composir
 from composir.errors import ComposirError
+from composir.models.checkpoint import TRAINED_ON
 from composir.search import content_id, encoder, index_folder, merge_vectors, read_manifest
 
 from .conftest import draw, same_state, state
@@ -573,11 +574,20 @@ def test_a_full_disk_is_one_error_and_the_next_run_goes_on(pictures, out, model_
     assert index_folder(pictures, out).num_images == 20
 
 
+def test_an_index_says_what_its_model_was_trained_on(pictures, out, model_folder, tmp_path):
+    model = tmp_path / "models" / "run" / "best"
+    shutil.copytree(model_folder, model)
+    report = index_folder(pictures, out, model=model)
+    assert report.model == "run/best (tiny backbone; it does not say what it was trained on)"
+    line = "trained on generated scenes of coloured shapes, and knows only those: no photographs"
+    (model / TRAINED_ON).write_text(f"{line}\n")
+    assert index_folder(pictures, out).model == f"run/best ({line})"
+    assert read_manifest(out).about == line
+
+
 def test_what_cannot_be_indexed(pictures, tmp_path, out, model_folder):
     with pytest.raises(ComposirError, match=r"no/where: is not a folder; expected a folder with pictures"):
         index_folder(tmp_path / "no/where", out, model=model_folder)
-    with pytest.raises(ComposirError, match=r"index: a new index needs a model; fix: --model models/RUN/best"):
-        index_folder(pictures, out)
     with pytest.raises(ComposirError, match=r"is not an index \(it has no index.json\) and not empty; fix: give a new"):
         index_folder(pictures, pictures / "sea", model=model_folder)
     with pytest.raises(ComposirError, match=r"00.png: is a file; expected a folder for the index"):

@@ -76,6 +76,7 @@ def test_a_run_leaves_what_it_promises(make_recipe):
     assert run.name.startswith("clip_finetuned_on_cirr_blip2_cir_align_prompt_")
     assert {"recipe.toml", "training_log.csv", "curves.png", "last", "best"} <= {path.name for path in run.iterdir()}
     assert validate(read_toml(run / "recipe.toml")) == recipe
+    assert from_pretrained(run / "best").trained_on == "trained on CIRR"
     rows = read_log(run)
     assert list(rows[1]) == [
         "epoch", "loss_itc", "loss_rtc", "loss_align", "total", "lr", "alpha", "mean_gate", "gate_entropy",

@@ -29,6 +29,7 @@ def expected(hits, root):
             "id": one.id,
             "path": one.path.relative_to(root).as_posix(),
             "score": pytest.approx(one.score, abs=1e-5),
+            "seen": None,
         }
         for one in hits
     ]
@@ -211,7 +212,9 @@ def test_the_listing_comes_in_pages_of_all_images(client, retriever):
 
 
 def test_health_metrics_documentation_and_page(client):
-    assert client.get("/api/health").json() == {"status": "ok", "num_images": 12}
+    health = client.get("/api/health").json()
+    assert health.pop("model").endswith("/model (tiny backbone; it does not say what it was trained on)")
+    assert health == {"status": "ok", "num_images": 12, "heat": True}
     client.post("/api/search", data={"text": "x"})
     metrics = client.get("/metrics").text
     assert re.search(r'composir_requests_total\{method="POST",route="/api/search",status="200"\} \d', metrics)
@@ -332,3 +335,26 @@ def test_every_request_is_one_line_of_json_without_what_was_asked(guarded, key, 
     assert json.loads(lines[2])["bytes"] == 0
     assert set(json.loads(lines[0])) == {"client", "method", "path", "status", "bytes", "milliseconds", "request"}
     assert not [word for word in ("private", "secret", key, "\n") if word in "".join(lines)]
+
+
+def test_an_index_of_photos_tells_how_a_sentence_was_read_and_what_is_seen(tmp_path, serving):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for colour in ("red", "green"):
+        Image.new("RGB", (60, 40), colour).save(root / f"{colour}.png")
+    index_folder(root, tmp_path / "index")
+    with Retriever(tmp_path / "index") as retriever, serving(retriever) as client:
+        health = client.get("/api/health").json()
+        assert health["model"].startswith("photos (knows things in photographs")
+        assert health["heat"] is False
+        found = client.post("/api/search", data={"text": "but green"}).json()
+        assert found["reading"] == "colours: green"
+        assert found["results"][0]["path"] == "green.png"
+        assert found["results"][0]["seen"].endswith("; green")
+        by_id = {"image_id": found["results"][0]["id"], "text": "红色的"}
+        found = client.post("/api/search", data=by_id).json()
+        assert found["reading"].startswith("nothing in it can be used")
+        answer = client.post("/api/search", data={"text": "the same"})
+        assert answer.status_code == 422
+        assert answer.json()["type"] == "urn:composir:problem:nothing-asked"
+        assert answer.json()["detail"].startswith("nothing in it can be used")

@@ -153,6 +153,7 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     class Opened:
         complete, folder = False, Path("some.index")
         images = SimpleNamespace(root=Path("pictures"))
+        manifest = SimpleNamespace(model_line="photos (for photographs)")
 
         def __len__(self) -> int:
             return 1234
@@ -173,7 +174,10 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     flags["root-path"] = "/pictures"
     code, out, err = run("serve", shapes_index, *[part for flag in flags.items() for part in (f"--{flag[0]}", flag[1])])
     assert code == 0
-    assert out == "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n"
+    assert out == (
+        "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n"
+        "model: photos (for photographs)\n"
+    )
     assert err == "note: some.index is not complete; composir index pictures --out some.index goes on\n"
     limits = Limits(max_waiting=3, max_upload_bytes=7 * 2**20)
     options = {"host": "::1", "port": 12, "api_key": "k" * 16, "limits": limits, "model": Path("m"), "device": "cpu"}
@@ -224,7 +228,8 @@ def test_a_stop_answers_who_is_waiting(shapes_index):
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(json.loads(answer.partition(b"\r\n\r\n")[2])["results"]) == 3
     assert line.startswith("12 pictures at ")
-    assert out == ""
+    assert out.startswith("model: ")
+    assert out.count("\n") == 1
     (asked,) = [one for one in map(json.loads, log.splitlines()) if one.get("path") == "/api/search"]
     assert asked["status"] == 200
     assert KEY not in line + log

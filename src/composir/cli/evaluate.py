@@ -42,7 +42,8 @@ ExcludeReference = Annotated[
 @app.command(rich_help_panel="Models")
 def evaluate(
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best, a hub id, or st:NAME.")
+        Path | None,
+        typer.Option(help="photos (built in), a checkpoint folder, such as models/RUN/best, a hub id, or st:NAME."),
     ] = None,
     predictions: Annotated[
         list[Path] | None,

@@ -122,6 +122,7 @@ def visualize(
     """
     from composir.features import open_model
     from composir.models.composer import Composer
+    from composir.models.photos import PHOTOS, PhotosEmbedder
     from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
 
     ranked = None
@@ -134,8 +135,9 @@ def visualize(
         )
     loaded = open_model(model, "cpu")
     if not isinstance(loaded, Composer):
+        kind = PHOTOS if isinstance(loaded, PhotosEmbedder) else "a sentence-transformers model"
         raise ComposirError(
-            "a sentence-transformers model does not show what it looks at",
+            f"{kind} does not show what it looks at",
             file=model,
             fix="give a checkpoint folder, such as models/RUN/best",
         )

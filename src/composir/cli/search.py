@@ -24,10 +24,19 @@ if TYPE_CHECKING:
 def index(
     images_dir: Annotated[Path, typer.Argument(help="Folder of pictures; its folders are searched as well.")],
     out_: Annotated[
-        Path, typer.Option("--out", help="The index folder; run again to go on, or to bring it up to date.")
-    ],
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The index folder, NAME-OF-THE-PICTURES.index here unless given; run again to go on, or to bring it "
+            "up to date.",
+        ),
+    ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder, or st:NAME; an index that exists knows its own.")
+        Path | None,
+        typer.Option(
+            help="photos (the default, built in; a folder of that name: its full path), a checkpoint folder, or "
+            "st:NAME; an index that exists knows its own."
+        ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help=f"{with_notes(INDEXES)}.")] = None,
     url: Annotated[
@@ -56,11 +65,13 @@ def index(
 ) -> int:
     """Make a folder of pictures searchable; later runs embed only what is new and drop what is gone.
 
-    Example: composir index holiday-pictures --model models/RUN/best --out holiday.index
+    Example: composir index holiday-pictures && composir serve holiday-pictures.index
     """
     from composir.search import index_folder
 
     start = time.perf_counter()
+    out_ = out_ or Path(f"{images_dir.resolve().name}.index")
+    is_new = not out_.exists()
     options = {"url": url, "shards": shards, "replicas": replicas}
     options = {name: value for name, value in options.items() if value is not None}
     if options and backend not in (None, "qdrant"):
@@ -104,6 +115,9 @@ def index(
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
         soft_wrap=True,
     )
+    out.print(f"model: {printable(report.model)}", soft_wrap=True)
+    if model is None and is_new:
+        out.print("a better one: --model st:NAME, or a checkpoint of your own; docs/photos.md", soft_wrap=True)
     out.print(f"next: {command('search', out_, '--image', 'PICTURE', '--text', 'SENTENCE')}", soft_wrap=True)
     out.print(f"      {command('serve', out_)}", soft_wrap=True)
     return 0
@@ -124,6 +138,9 @@ def search(
         int, typer.Option(min=0, max=10_000, help="Score so many of the best again with the matching head; 0: none.")
     ] = 0,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="How the sentence was read, and what the model sees in each picture.")
+    ] = False,
     model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
     json_: Json = False,
@@ -147,6 +164,11 @@ def search(
             rerank=rerank,
         )
         milliseconds = 1000 * (time.perf_counter() - start)
+        reading = retriever.encoder.read(text) if text else None
+        told = reading.told(with_reference=bool(image)) if reading else None
+        seen = retriever.explain(hits) if explain else [None] * len(hits)
+    if reading and not reading.is_usable:
+        err.print(f"note: {printable(repr(text))} did not count: {told}", soft_wrap=True)
     if where is not None and not hits:
         err.print(
             f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'"
@@ -161,12 +183,21 @@ def search(
         note = f"and {len(image) - 1} more" if image and len(image) > 1 else ""
         grid([Row(image[0] if image else None, f"{text} {without}".strip(), cells, note)], contact_sheet)
     if json_:
-        results = [{"rank": hit.rank, "path": str(hit.path), "score": hit.score, "id": hit.id} for hit in hits]
-        print_json({"results": results, "milliseconds": round(milliseconds, 1)})
+        results = [
+            {"rank": hit.rank, "path": str(hit.path), "score": hit.score, "id": hit.id}
+            | ({"seen": words} if explain else {})
+            for hit, words in zip(hits, seen, strict=True)
+        ]
+        read = {"reading": told} if explain else {}
+        print_json({"results": results, **read, "milliseconds": round(milliseconds, 1)})
         return 0
-    for hit in hits:
-        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}", soft_wrap=True)
+    if explain and text:
+        out.print(f"read as: {told or 'a whole, by the network'}", soft_wrap=True)
+    for hit, words in zip(hits, seen, strict=True):
+        sees = f"  [{words}]" if words else ""
+        out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}{sees}", soft_wrap=True)
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
+    out.print(f"model: {printable(retriever.manifest.model_line)}", soft_wrap=True)
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     return 0
@@ -230,6 +261,7 @@ def serve(
         "Ctrl-C stops",
         soft_wrap=True,
     )
+    out.print(f"model: {printable(server.retriever.manifest.model_line)}", soft_wrap=True)
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -32,6 +32,9 @@ from composir.models.weights.start import not_finite, require_qformer
 from composir.models.weights.tensors import LazyTensors, write_safetensors
 from composir.version import own_version
 
+TRAINED_ON = "trained_on.txt"
+"""Of a checkpoint folder: what the model was trained on, in a line."""
+
 
 def weights_hash(model: Composer) -> str:
     """Return 16 hex digits that identify the model: its weights, its tower's weights and its config."""
@@ -143,6 +146,8 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
             )
     model = Composer(config, tower=tower_of(config, identity, folder) if identity else None, tokenizer=tokenizer)
     load_weights(model, folder / WEIGHTS)
+    if (folder / TRAINED_ON).is_file():
+        model.trained_on = " ".join((folder / TRAINED_ON).read_text(encoding="utf-8").split())
     return model.to(device).eval()
 
 

@@ -32,6 +32,8 @@ class Composer(Sprc):
         super().__init__(config)
         self.tokenizer = tokenizer
         self.tower = tower
+        self.trained_on = ""
+        """What it was trained on, in a line; "" where that is not known."""
         if tower is not None:
             tower.transform, tower.target_ratio = config.transform, config.target_ratio
 

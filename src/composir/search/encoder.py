@@ -16,6 +16,9 @@ from torch import Tensor
 from composir.features import open_model
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
+from composir.models.photos import ABOUT, PHOTOS, PhotosEmbedder
+from composir.models.photos.embedder import DIM, SIDE, Prepared, shrink
+from composir.models.photos.sentences import Reading, read_sentence
 from composir.models.st import SentenceEmbedder
 from composir.models.vision import TOWER_BATCH
 
@@ -31,6 +34,8 @@ class Encoder(Protocol):
 
     identity: str
     """The hash of its weights."""
+    about: str
+    """What it was trained for, in a line."""
     backbone: str
     tower: str
     num_vectors: int
@@ -63,8 +68,28 @@ class Encoder(Protocol):
         """Return left, top, right and bottom of what it sees, in pixels of a picture of this width and height."""
         ...
 
+    def read(self, text: str) -> Reading | None:
+        """Return how a sentence is read; None where the network reads it as a whole."""
+        ...
 
-class ComposerEncoder:
+    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
+        """Return in words what it sees in a picture of these vectors; None where they say nothing in words."""
+        ...
+
+
+class _InNumbers:
+    """What a network that explains nothing in words says."""
+
+    def read(self, text: str) -> Reading | None:
+        """Return None: the network reads it as a whole."""
+        return None
+
+    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
+        """Return None: its vectors say nothing in words."""
+        return None
+
+
+class ComposerEncoder(_InNumbers):
     """A checkpoint of composir's."""
 
     def __init__(self, model: Composer) -> None:
@@ -72,6 +97,7 @@ class ComposerEncoder:
         self.model = model
         self._tower = model.tower
         self.identity = weights_hash(model)
+        self.about = model.trained_on or f"{model.config.backbone} backbone; it does not say what it was trained on"
         self.backbone = model.config.backbone
         self.tower = model.tower.name
         self.num_vectors = model.config.num_query_tokens
@@ -114,9 +140,10 @@ class ComposerEncoder:
         return self._tower.box(size)
 
 
-class SentenceEncoder:
+class SentenceEncoder(_InNumbers):
     """A model of sentence-transformers: one vector a picture, composed as ``SentenceEmbedder`` says."""
 
+    about = "a model of sentence-transformers; its own card says what it was trained on"
     backbone = "sentence-transformers"
     tower = ""
     num_vectors = 1
@@ -160,9 +187,60 @@ class SentenceEncoder:
         return 0, 0, *size
 
 
-def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
+class PhotosEncoder:
+    """The built-in model for photographs."""
+
+    about = ABOUT
+    backbone = PHOTOS
+    tower = ""
+    num_vectors = 1
+    dim = DIM
+    side = SIDE
+    batch_size = TOWER_BATCH
+
+    def __init__(self, embedder: PhotosEmbedder) -> None:
+        self.embedder = embedder
+        self.identity = embedder.weights_hash()
+
+    def prepare(self, picture: Image.Image) -> Prepared:
+        """Return its views, colours and ground."""
+        return self.embedder.prepare(picture)
+
+    def embed_pictures(self, prepared: Sequence[Prepared]) -> Float[Tensor, "batch vectors dim"]:
+        """Return their vectors."""
+        return self.embedder.embed_prepared(prepared).unsqueeze(1)
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return them as the embedder composes them."""
+        references = self.embedder.embed_documents(pictures)[:, 0] if pictures else ()
+        queries = [self.embedder.compose(None if at == NO_PICTURE else references[at], text) for at, text in asked]
+        return torch.stack(queries)
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture, small: the model looks at the whole, at its thing and at its border."""
+        return shrink(picture)
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the whole of it."""
+        return 0, 0, *size
+
+    def read(self, text: str) -> Reading | None:
+        """Return how the rules read a sentence."""
+        return read_sentence(text)
+
+    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
+        """Return the three likeliest classes and the colours of a picture."""
+        things, colours = self.embedder.seen(vectors[0])
+        return f"{', '.join(things)}; {', '.join(colours)}"
+
+
+def open_encoder(model: Path | str, device: str) -> Encoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
+    if isinstance(opened, PhotosEmbedder):
+        return PhotosEncoder(opened)
     return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
 
 

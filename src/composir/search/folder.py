@@ -19,6 +19,7 @@ from composir.data.images import PICTURE_SUFFIXES, Pictures, find_pictures, pict
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
 from composir.machine import default_device
+from composir.models.photos import PHOTOS
 from composir.progress import Progress
 from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder
@@ -56,6 +57,8 @@ class IndexReport:
     """Files read by this run that are in the index, though something is odd about them."""
     excluded: tuple[str, ...]
     """Folders that were left out by a pattern."""
+    model: str
+    """Its name, and what it was trained for, in a line."""
 
 
 def usable_device(device: str | None) -> str:
@@ -106,9 +109,10 @@ def index_folder(
 
     ``model``, ``backend``, ``options`` (of the engine, as ``Manifest.options``), ``vectors_per_image`` and ``exclude``
     (patterns for the name, or the path from the root, of folders that are left out) are what an index that exists was
-    made with, unless given. Another backend is made from the vectors that are there, and takes over once it is
-    complete; another model or number of vectors needs ``rebuild``, which keeps the engine. Raises ``ComposirError``
-    for those, for a root that is no folder or holds no picture that can be read, and for a full disk.
+    made with, unless given; a new one then has the model ``photos``. Another backend is made from the vectors that are
+    there, and takes over once it is complete; another model or number of vectors needs ``rebuild``, which keeps the
+    engine. Raises ``ComposirError`` for those, for a root that is no folder or holds no picture that can be read, and
+    for a full disk.
     """
     if engine not in ENGINES:
         raise ComposirError(f"engine {engine!r} is not known", fix=nearest(engine, ENGINES))
@@ -156,7 +160,8 @@ def index_folder(
                     num_threads=num_workers,
                 )
                 embed = _engine(engine, encoder, table, work=work, address=address)
-                report = _Run(index, embed, root.resolve(), progress=progress).bring_up_to_date(found)
+                run = _Run(index, embed, root.resolve(), model=manifest.model_line, progress=progress)
+                report = run.bring_up_to_date(found)
             if is_change:
                 manifest.write(out)
     if not report.num_images:
@@ -253,9 +258,7 @@ def _agree(
 ) -> tuple[Encoder, Manifest]:
     """Return the model and the manifest of a run: what is asked for, where it fits what is there."""
     check_backend(backend or "exact")
-    folder = model or (old.model.find(out) if old else None)
-    if folder is None:
-        raise ComposirError("a new index needs a model", file=out, fix="--model models/RUN/best")
+    folder = model or (old.model.find(out) if old else Path(PHOTOS))
     encoder = open_encoder(folder, usable_device(device))
     identity, most = encoder.identity, encoder.num_vectors
     wanted = vectors_per_image or (old.vectors_per_image if old and not rebuild else most)
@@ -280,6 +283,7 @@ def _agree(
     return encoder, Manifest(
         model=Place.of(folder, out),
         weights_hash=identity,
+        about=encoder.about,
         backbone=encoder.backbone,
         tower=encoder.tower,
         root=Place.of(root, out),
@@ -303,8 +307,9 @@ def _engine(name: str, encoder: Encoder, table: Table, *, work: Work, address: s
 class _Run:
     """One pass over a root: look, embed what is new, drop what is gone, bring the engine up to it."""
 
-    def __init__(self, index: Index, engine: Engine, root: Path, *, progress: Progress | None) -> None:
+    def __init__(self, index: Index, engine: Engine, root: Path, *, model: str, progress: Progress | None) -> None:
         self.root = root
+        self.model = model
         self.index = index
         self.table: Table = index.table
         self.engine = engine
@@ -346,6 +351,7 @@ class _Run:
             skipped=tuple(Skipped(path, reason) for path, reason in sorted(self.skipped.items())),
             noted=tuple(sorted(self.noted, key=lambda one: one.file)),
             excluded=found.excluded,
+            model=self.model,
         )
 
     def _pictures(self, found: Pictures) -> dict[str, PictureFile]:

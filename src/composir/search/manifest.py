@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composir.errors import ComposirError, command, nearest
 from composir.files import write_text
+from composir.models.photos import PHOTOS
 from composir.models.st import PREFIX
 from composir.search.exact import ExactIndex
 from composir.search.faiss import FaissIndex
@@ -41,8 +42,10 @@ class Place(BaseModel):
 
     @classmethod
     def of(cls, path: Path, index: Path) -> Place:
-        """Return the place of ``path``; of a name that is no folder here, a hub id or ``st:NAME``, the name itself."""
+        """Return the place of ``path``; of ``photos``, and of a name that is no folder here, the name itself."""
         name = str(path)
+        if name == PHOTOS:
+            return cls(path=name, from_index="")
         if name.startswith(PREFIX):
             inner = Path(name.removeprefix(PREFIX))
             return cls(path=f"{PREFIX}{inner.resolve()}" if inner.exists() else name, from_index="")
@@ -70,6 +73,8 @@ class Manifest(BaseModel):
     model: Place
     weights_hash: str
     """Of the whole model, its tower included."""
+    about: str = ""
+    """What the model was trained for, in a line; "" in an index of before this was kept."""
     backbone: str
     tower: str
     root: Place
@@ -81,6 +86,13 @@ class Manifest(BaseModel):
     """Of the engine."""
     exclude: tuple[str, ...] = ()
     """Patterns of folders that are left out."""
+
+    @property
+    def model_line(self) -> str:
+        """The model's name, of a folder its last two parts, and what it was trained for."""
+        path = Path(self.model.path)
+        name = "/".join(path.parts[-2:]) if path.is_absolute() else str(path)
+        return f"{name} ({self.about})" if self.about else name
 
     def write(self, folder: Path) -> None:
         """Write it into an index folder, whole or not at all."""

@@ -20,6 +20,8 @@ from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import require_matching_head
 from composir.models.composer import Composer
+from composir.models.photos import PHOTOS
+from composir.models.photos.sentences import NOTHING
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
@@ -236,7 +238,7 @@ class Retriever:
         if not queries:
             return []
         for query in queries:
-            _check(query)
+            _check(query, self.encoder)
         pictures, references = _read_pictures(queries, self.encoder.side)
         with self._lock, torch.inference_mode():
             embeddings = _embed(self.encoder, queries, pictures)
@@ -266,12 +268,24 @@ class Retriever:
             self.model.embed_query(pictures, texts)
         return next(one for one in seen if one.with_text)
 
+    def explain(self, hits: Sequence[Hit]) -> list[str | None]:
+        """Return in words what the model sees in each image that was found; None where it has no words for it."""
+        snapshot = self.index.snapshot
+        rows = [snapshot.rows_of([hit.id]) for hit in hits]
+        return [self.encoder.seen(snapshot.vectors[found[0]]) if len(found) else None for found in rows]
+
+    @property
+    def shows_where_it_looks(self) -> bool:
+        """Whether the index has a ``model`` that ``read`` can watch."""
+        return isinstance(self.encoder, ComposerEncoder)
+
     @property
     def model(self) -> Composer:
-        """The model of the index; ``ComposirError`` where it is one of sentence-transformers."""
+        """The model of the index; ``ComposirError`` where it is none of composir's checkpoints."""
         if not isinstance(self.encoder, ComposerEncoder):
+            kind = "photos" if self.encoder.backbone == PHOTOS else "a sentence-transformers model"
             raise ComposirError(
-                "is the index of a sentence-transformers model, which neither matches pairs nor shows where it looks",
+                f"is the index of {kind}, which neither matches pairs nor shows where it looks",
                 file=self.folder,
                 fix="leave that out, or index the pictures with a checkpoint of composir",
             )
@@ -309,9 +323,13 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
     return encoder
 
 
-def _check(query: SearchQuery) -> None:
+def _check(query: SearchQuery, encoder: Encoder) -> None:
     if not query.images and not query.text.strip():
         raise ComposirError("there is nothing to search for", expected="a picture, a sentence, or both")
+    if not query.images and (reading := encoder.read(query.text)) and not reading.is_usable:
+        raise ComposirError(
+            f"there is nothing to search for in {query.text!r}: {NOTHING}", fix='name a thing, as in "a dog"'
+        )
     if query.top_k < 1:
         raise ComposirError(f"top_k is {query.top_k}", expected="1 or more")
 

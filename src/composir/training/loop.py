@@ -26,7 +26,7 @@ from composir.features import CachedEmbedder
 from composir.files import locked, require_locks, write_text
 from composir.losses import LOSSES, total_loss
 from composir.models.backbones import build
-from composir.models.checkpoint import model_card, save_pretrained, weights_hash
+from composir.models.checkpoint import TRAINED_ON, model_card, save_pretrained, weights_hash
 from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
 from composir.training.batches import Batches, Inputs, Triplet
 from composir.training.features import with_size
@@ -46,7 +46,7 @@ from composir.training.mining import mine, read_mined, write_mined
 from composir.training.numbers import Numbers
 from composir.training.optimizer import TEMPERATURE_RANGE, keep_temperature, make_optimizer
 from composir.training.recipe import Recipe
-from composir.training.state import LOCK, MINED, State, about, load_last, new_run, save_last
+from composir.training.state import LOCK, MINED, State, about, load_last, new_run, save_last, trained_on
 
 NUM_STATISTICS_IMAGES = 1024
 """Training images whose tokens fit the channel statistics of towers that need them."""
@@ -422,7 +422,11 @@ class _Run:
             state.best, state.best_metrics = figure, dict(result.metrics)
         if recipe.save_training:
             card = model_card(self.model.config, about(recipe, result, self.left_by_key))
-            files = {RECIPE: recipe.to_toml().encode(), RANKINGS: pack_rankings(result)}
+            files = {
+                RECIPE: recipe.to_toml().encode(),
+                RANKINGS: pack_rankings(result),
+                TRAINED_ON: f"{trained_on(recipe.dataset, self.train_splits)}\n".encode(),
+            }
             folders = ([self.run / "best"] if is_best else []) + (
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
             )

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from composir.data import Left
+from composir.data import Left, Split
+from composir.data.scenes import is_generated
 from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
 from composir.evaluation.saved import RECIPE
@@ -152,6 +153,13 @@ Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train -
 
 Signature: `{result.signature}`
 {_about_missing(left_by_key)}"""
+
+
+def trained_on(dataset: str, splits: Sequence[Split]) -> str:
+    """Return what a checkpoint says that it was trained on, in a line."""
+    if all(is_generated(split) for split in splits):
+        return "trained on generated scenes of coloured shapes, and knows only those: no photographs"
+    return f"trained on {dataset}"
 
 
 def _about_missing(left_by_key: Mapping[str, Left]) -> str:

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
+from composir.models.photos.sentences import NOTHING
 from composir.search import Retriever, SearchQuery
 from composir.version import own_version
 from composir.web import problems
@@ -72,7 +73,12 @@ def create_app(
     @app.get("/api/health", tags=["server"])
     def health() -> Health:
         """Say that the server answers, and over how many images."""
-        return Health(status="ok", num_images=len(retriever))
+        return Health(
+            status="ok",
+            num_images=len(retriever),
+            model=retriever.manifest.model_line,
+            heat=retriever.shows_where_it_looks,
+        )
 
     @app.get("/metrics", tags=["server"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
@@ -105,6 +111,9 @@ def _add_search(app: FastAPI, service: Service) -> None:
             reference = await service.reference(asked.image, fields.image_id)
             if reference is None and not fields.text.strip():
                 raise HttpProblem(422, "nothing-asked", "give a picture, a sentence, or both")
+            reading = service.retriever.encoder.read(fields.text) if fields.text.strip() else None
+            if reference is None and reading and not reading.is_usable:
+                raise HttpProblem(422, "nothing-asked", NOTHING)
             query = SearchQuery(
                 images=() if reference is None else (reference.prepared,),
                 text=fields.text,
@@ -117,11 +126,16 @@ def _add_search(app: FastAPI, service: Service) -> None:
         known = reference.id if reference and reference.id in service.retriever.images else None
         root = service.retriever.images.root
         results = [
-            Result(rank=hit.rank, id=hit.id, path=hit.path.relative_to(root).as_posix(), score=hit.score)
-            for hit in hits
+            Result(rank=hit.rank, id=hit.id, path=hit.path.relative_to(root).as_posix(), score=hit.score, seen=seen)
+            for hit, seen in zip(hits, service.retriever.explain(hits), strict=True)
         ]
         milliseconds = 1000 * (asyncio.get_running_loop().time() - start)
-        return Found(results=results, reference=known, milliseconds=round(milliseconds, 1))
+        return Found(
+            results=results,
+            reference=known,
+            reading=None if reading is None else reading.told(with_reference=reference is not None),
+            milliseconds=round(milliseconds, 1),
+        )
 
     @app.post("/api/heat", **options, openapi_extra=described(HeatFields))
     async def heat(asked: Annotated[Asked[HeatFields], Depends(reader(HeatFields))]) -> Heat:

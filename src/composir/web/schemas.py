@@ -14,6 +14,8 @@ class Result(BaseModel):
     path: str
     """Relative to the folder that was indexed, with forward slashes."""
     score: float
+    seen: str | None
+    """In words what the model sees in it; null where it has no words for it."""
 
 
 class Found(BaseModel):
@@ -23,6 +25,8 @@ class Found(BaseModel):
     """Best first."""
     reference: str | None
     """The id of the reference, where it is in the index (an uploaded file is known by its content)."""
+    reading: str | None
+    """How the sentence was read; null where there was none, or the network reads it as a whole."""
     milliseconds: float
     """From the picture's being read to the answer, waiting included."""
 
@@ -64,3 +68,7 @@ class Health(BaseModel):
 
     status: str
     num_images: int
+    model: str
+    """The model's name, and what it was trained for."""
+    heat: bool
+    """Whether the model shows where it looks."""

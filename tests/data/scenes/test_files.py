@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from composir.data import check_dataset, cirr, scenes
+from composir.data import check_dataset, cirr, load_splits, scenes
 from composir.data.scenes import generate, plan
 from composir.data.scenes.planning import MIN_NUM_IMAGES
 from composir.errors import ComposirError
@@ -93,3 +93,8 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "out", num_images=MIN_NUM_IMAGES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_generated_set_is_known_by_its_pictures(root, shapes_root):
+    assert all(scenes.is_generated(split) for name in ("train", "val") for split in load_splits("CIRR", root, name))
+    assert not any(scenes.is_generated(split) for split in load_splits("CIRR", shapes_root, "val"))

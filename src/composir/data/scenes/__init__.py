@@ -16,6 +16,7 @@ train and measure without a download, and built so that neither modality alone g
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +25,14 @@ from random import Random
 from composir.data.scenes.drawing import draw
 from composir.data.scenes.planning import plan
 from composir.data.scenes.world import SceneQuery, SceneSplit
+from composir.data.triplets import Split
 from composir.errors import ComposirError
 
-__all__ = ["draw", "generate", "plan"]
+__all__ = ["draw", "generate", "is_generated", "plan"]
 
 IMAGES_PER_FOLDER = 100
 """Training images in one numbered sub-folder."""
+GENERATED_NAME = re.compile(r"(train|dev|test1)-\d{5}")
 
 
 def generate(out: str | Path, *, num_images: int = 3000, seed: int = 0) -> dict[str, dict[str, int]]:
@@ -53,6 +56,11 @@ def generate(out: str | Path, *, num_images: int = 3000, seed: int = 0) -> dict[
             out.rmdir()
         home.replace(out)
     return {split.name: {"num_queries": len(split.queries), "num_gallery": len(split.scenes)} for split in splits}
+
+
+def is_generated(split: Split) -> bool:
+    """Return whether a split is one that ``generate`` wrote, by the names of its pictures."""
+    return all(GENERATED_NAME.fullmatch(name) for name in split.gallery)
 
 
 def _write(split: SceneSplit, home: Path, first_pairid: int, rng: Random) -> None:

