@@ -38,7 +38,7 @@ def test_the_command_prints_the_document(run, monkeypatch):
         "sizes": {},
         "machine": {"cores": 2},
     }
-    monkeypatch.setattr("composir.benchmark.benchmark_evaluate", lambda **sizes: document | {"sizes": sizes})
+    monkeypatch.setattr("composir.benchmark.evaluate.benchmark_evaluate", lambda **sizes: document | {"sizes": sizes})
     code, out, _ = run("benchmark", "evaluate", "--num-queries", 5, "--json")
     assert code == 0
     assert json.loads(out)["sizes"] == {"num_queries": 5, "num_gallery": 123403, "repeats": 3}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from composir.benchmark import benchmark_search
+from composir.benchmark.search import benchmark_search
 
 
 def test_every_engine_is_built_and_searched():

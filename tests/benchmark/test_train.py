@@ -9,9 +9,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from composir.benchmark import benchmark_gate, benchmark_train
+from composir.benchmark.gate import benchmark_gate
 from composir.benchmark.processes import Measured
 from composir.benchmark.steps import LADDER, OURS, PUBLISHED, Step, make_batch, make_model
+from composir.benchmark.train import benchmark_train
 from composir.losses import hard_negative_loss
 from composir.models.fusion import FUSIONS
 
@@ -61,7 +62,9 @@ def test_the_ladder_is_measured(run, monkeypatch):
     assert all(0 <= one["gradient"] < bound for name, one in document["largest_difference"].items() if name in LADDER)
     assert set(document["peak_memory_bytes"]) == {PUBLISHED, OURS}
     assert all(len(losses) == 5 for losses in document["curve"].values())
-    monkeypatch.setattr("composir.benchmark.benchmark_train", lambda progress, **sizes: document | {"sizes": sizes})
+    monkeypatch.setattr(
+        "composir.benchmark.train.benchmark_train", lambda progress, **sizes: document | {"sizes": sizes}
+    )
     code, out, _ = run("benchmark", "train", "--backbone", "tiny", "--batch-size", 3, "--json")
     assert code == 0
     assert json.loads(out)["sizes"]["batch_size"] == 3
@@ -96,7 +99,7 @@ def test_every_method_is_measured(run, monkeypatch):
     assert set(document["ratios"]) == set(FUSIONS) | extra
     assert set(document["seconds"]) == set(document["ratios"]) | {"none"}
     assert all(ratio > 0 for ratio in document["ratios"].values())
-    monkeypatch.setattr("composir.benchmark.benchmark_methods", lambda **_: document)
+    monkeypatch.setattr("composir.benchmark.methods.benchmark_methods", lambda **_: document)
     code, out, _ = run("benchmark", "methods")
     assert code == 0
     assert "local alignment: " in out

@@ -234,20 +234,26 @@ def test_a_thread_reads_ahead_what_would_have_been_read_at_once(make_recipe, sha
     assert first == everything[3][0]
 
 
-def test_a_compiled_run_is_the_same(make_recipe, monkeypatch):
-    """Traced as for a compiler; the kernels are torch's own, which take no minute to build."""
-    compiled, compile_ = [], torch.compile
+def test_the_losses_are_compiled_on_request_and_what_the_compiler_refuses_is_one_line(make_recipe, monkeypatch):
+    compiled = []
 
-    def without_kernels(function, *, dynamic):
-        compiled.append(function)
-        return compile_(function, dynamic=dynamic, backend="eager")
+    def compile_(function, *, dynamic):
+        compiled.append(dynamic)
+        return function
 
-    monkeypatch.setattr(torch, "compile", without_kernels)
-    settings = {"max_steps": 3, "save_minutes": 99.0}
-    plain, traced = (weights_of(train(make_recipe(**settings, compile=on)).run) for on in (False, True))
-    assert len(compiled) == 1
-    for name, tensor in plain.items():
-        torch.testing.assert_close(traced[name], tensor, atol=1e-4, rtol=1e-3)
+    monkeypatch.setattr(torch, "compile", compile_)
+    plain, traced = (weights_of(train(make_recipe(max_steps=2, compile=on)).run) for on in (False, True))
+    assert compiled == [True]
+    assert all(torch.equal(traced[name], tensor) for name, tensor in plain.items())
+
+    refused = type("InvalidCxxCompiler", (RuntimeError,), {"__module__": "torch._inductor.exc"})("no compiler\nat all")
+
+    def refuse(*_, **__):
+        raise refused
+
+    monkeypatch.setattr(torch, "compile", lambda function, *, dynamic: refuse)
+    with pytest.raises(ComposirError, match=r"cannot be compiled here \(no compiler\); fix: leave --compile out"):
+        train(make_recipe(max_steps=2, compile=True))
 
 
 def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe):

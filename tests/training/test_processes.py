@@ -300,7 +300,7 @@ from composir.errors import ComposirError
 import composir.training.loop as loop
 def fail(self, *arguments):
     raise ComposirError("cannot be read", file="some.png")
-loop.Batches.inputs = fail
+loop.Batches._read = fail
 """
     first, second = launch(command(settings), fail + command(settings))
     assert first.end()[0] == second.end()[0] == 2, first.end()[1] + second.end()[1]

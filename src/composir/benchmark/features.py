@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from composir.benchmark.processes import alone
 from composir.benchmark.steps import REAL
@@ -177,6 +176,8 @@ def _tower(backbone: str, num_images: int) -> float:
 
 def real_tower(num_blocks: int = REAL_BLOCKS, device: torch.device | None = None) -> Tower:
     """Return EVA ViT-g at its real size with random weights; without blocks it prepares pictures all the same."""
+    from transformers import Blip2VisionConfig, Blip2VisionModel  # noqa: PLC0415 (seconds, and only towers need it)
+
     device = device or torch.device("cpu")
     num_tokens, width = REAL_TOKENS
     config = Blip2VisionConfig(

@@ -28,7 +28,7 @@ def benchmark_evaluate(
     json_: Json = False,
 ) -> int:
     """Score synthetic embeddings: a gallery of CIRCO's size, CIRR's size beside the published way, the bootstrap."""
-    from composir.benchmark import benchmark_evaluate as run
+    from composir.benchmark.evaluate import benchmark_evaluate as run
 
     _print_benchmark(run(num_queries=num_queries, num_gallery=num_gallery, repeats=repeats), json_=json_)
     return 0
@@ -59,7 +59,7 @@ def benchmark_train(
 
     Example: composir benchmark train --backbone mini --batch-size 32
     """
-    from composir.benchmark import benchmark_train as run
+    from composir.benchmark.train import benchmark_train as run
 
     _require_free_backbone(backbone)
     with Bars() as bars:
@@ -88,7 +88,7 @@ def benchmark_gate(
     json_: Json = False,
 ) -> int:
     """Take training steps with gated fusion and without, beside what its products alone must cost."""
-    from composir.benchmark import benchmark_gate as run
+    from composir.benchmark.gate import benchmark_gate as run
 
     _require_free_backbone(backbone)
     if token_width is not None and backbone != "real":
@@ -115,7 +115,7 @@ def benchmark_methods(
     json_: Json = False,
 ) -> int:
     """Take training steps with each fusion, loss and kind of negatives, beside those of SPRC."""
-    from composir.benchmark import benchmark_methods as run
+    from composir.benchmark.methods import benchmark_methods as run
 
     _require_free_backbone(backbone)
     with Bars() as bars:
@@ -144,7 +144,7 @@ def benchmark_features(
     json_: Json = False,
 ) -> int:
     """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
-    from composir.benchmark import benchmark_features as run
+    from composir.benchmark.features import benchmark_features as run
 
     _require_free_backbone(backbone)
     document = run(
@@ -174,7 +174,7 @@ def benchmark_feed(
     json_: Json = False,
 ) -> int:
     """Feed training steps from a token cache: the share of its time that the device waits for batches."""
-    from composir.benchmark import benchmark_feed as run
+    from composir.benchmark.feed import benchmark_feed as run
 
     document = run(
         num_images=num_images,
@@ -198,7 +198,7 @@ def benchmark_device(
     json_: Json = False,
 ) -> int:
     """Take steps of BLIP-2's size in every precision, run its tower by batch: seconds and memory. For GPUs."""
-    from composir.benchmark import benchmark_device as run
+    from composir.benchmark.device import benchmark_device as run
 
     with Bars() as bars:
         document = run(
@@ -231,7 +231,7 @@ def benchmark_search(
 
     Example: composir benchmark search --images 10000 --vectors-per-image 32,16,8,4
     """
-    from composir.benchmark import benchmark_search as run
+    from composir.benchmark.search import benchmark_search as run
     from composir.search import check_backend
 
     names = backends.split(",")
