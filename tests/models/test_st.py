@@ -64,7 +64,7 @@ def test_what_such_a_model_looks_at_is_not_shown(clip_folder, files, run, tmp_pa
 
 
 def test_a_model_of_one_modality_at_a_time_is_combined_by_a_weighted_sum(clip_folder, files):
-    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    embedder = load_sentence_embedder(str(clip_folder))
     assert not embedder.composes
     gallery = embedder.embed_gallery(files)
     assert gallery.shape == (3, 1, 8)
@@ -133,7 +133,7 @@ def test_index_and_search_take_such_a_model(run, clip_folder, shapes_root, tmp_p
     assert code == 0, err
     hits = json.loads(found)["results"]
     assert len(hits) == 11  # the reference is left out
-    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    embedder = load_sentence_embedder(str(clip_folder))
     files = [Path(hit["path"]) for hit in hits]
     scores = (embedder.embed_gallery(files)[:, 0] @ embedder.embed_queries([asked], ["red"])[0]).tolist()
     assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=2e-3)  # vectors are stored in fp16
@@ -161,13 +161,13 @@ def test_a_model_of_sentences_alone_is_refused(tmp_path):
     config = BertConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(ComposirError, match="embeds no image; expected a model of pictures and sentences"):
-        load_sentence_embedder(f"st:{tmp_path / 'bert'}")
+        load_sentence_embedder(str(tmp_path / "bert"))
 
 
 def test_what_cannot_be_loaded_is_one_clear_error(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ComposirError, match=r"empty: cannot be loaded by sentence-transformers \(.*check the name"):
-        load_sentence_embedder(f"st:{tmp_path / 'empty'}")
+        load_sentence_embedder(str(tmp_path / "empty"))
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ComposirError, match=r"not installed; fix: pip install 'composir\[sentence-transformers\]'"):
-        load_sentence_embedder(f"st:{Path(tmp_path)}")
+        load_sentence_embedder(str(Path(tmp_path)))

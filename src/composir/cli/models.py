@@ -135,7 +135,7 @@ def visualize(
     loaded = open_model(model, "cpu")
     if not isinstance(loaded, Composer):
         raise ComposirError(
-            "a sentence-transformers model does not show what it looks at",
+            f"{loaded.kind} does not show what it looks at",
             file=model,
             fix="give a checkpoint folder, such as models/RUN/best",
         )

@@ -1,4 +1,4 @@
-"""What an index and a search ask of a model: one of composir's own, or one of sentence-transformers."""
+"""What an index and a search ask of a model: one of composir's own, or one of one vector a picture."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from composir.features import open_model
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
-from composir.models.st import SentenceEmbedder
+from composir.models.embedder import VectorEmbedder
 from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
-SENTENCE_SIDE = 2048
-"""Pixels of the longer side that the processor of a sentence-transformers model is given at most."""
+VECTOR_SIDE = 2048
+"""Pixels of the longer side that a picture keeps for a model of one vector a picture, which resizes it itself."""
 NO_PICTURE = -1
 
 
@@ -114,29 +114,27 @@ class ComposerEncoder:
         return self._tower.box(size)
 
 
-class SentenceEncoder:
-    """A model of sentence-transformers: one vector a picture, composed as ``SentenceEmbedder`` says."""
+class VectorEncoder:
+    """A model of one vector a picture, composed as it says itself (``VectorEmbedder``)."""
 
-    backbone = "sentence-transformers"
     tower = ""
     num_vectors = 1
-    side = SENTENCE_SIDE
-    batch_size = TOWER_BATCH
+    side = VECTOR_SIDE
 
-    def __init__(self, embedder: SentenceEmbedder) -> None:
+    def __init__(self, embedder: VectorEmbedder) -> None:
         self.embedder = embedder
         self.identity = embedder.weights_hash()
+        self.backbone = embedder.backbone
+        self.batch_size = embedder.batch_size
         self.dim = embedder.embed_sentences(["a picture"]).shape[1]
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        """Return the picture, at most ``SENTENCE_SIDE`` pixels a side: the model's own processor does the rest."""
-        small = picture.copy()
-        small.thumbnail((SENTENCE_SIDE, SENTENCE_SIDE))
-        return small
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the picture as the model takes it in."""
+        return self.embedder.prepare(picture)
 
-    def embed_pictures(self, prepared: Sequence[Image.Image]) -> Float[Tensor, "batch vectors dim"]:
-        """Return them as documents."""
-        return self.embedder.embed_documents(prepared)
+    def embed_pictures(self, prepared: Sequence[Any]) -> Float[Tensor, "batch vectors dim"]:
+        """Return them as candidates."""
+        return self.embedder.embed_prepared(prepared).unsqueeze(1)
 
     def embed_asked(
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
@@ -146,24 +144,24 @@ class SentenceEncoder:
         parts = []
         if with_picture:
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-            parts.append(self.embedder.embed_pairs([self.prepare(pictures[place]) for place in places], texts))
+            parts.append(self.embedder.embed_pairs([pictures[place] for place in places], texts))
         if alone:
             parts.append(self.embedder.embed_sentences([asked[row][1] for row in alone]))
         return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
 
     def square(self, picture: Image.Image) -> Image.Image:
-        """Return the picture as the model's processor is given it."""
-        return self.prepare(picture)
+        """Return the picture as the model sees it."""
+        return self.embedder.square(picture)
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the whole of it: how the processor cuts is not known."""
-        return 0, 0, *size
+        """Return where that lies."""
+        return self.embedder.box(size)
 
 
-def open_encoder(model: Path | str, device: str) -> ComposerEncoder | SentenceEncoder:
+def open_encoder(model: Path | str, device: str) -> ComposerEncoder | VectorEncoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
-    return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
+    return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
 
 
 def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:

@@ -23,7 +23,7 @@ from composir.models.composer import Composer
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
-from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
+from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, VectorEncoder, open_encoder
 from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -268,10 +268,11 @@ class Retriever:
 
     @property
     def model(self) -> Composer:
-        """The model of the index; ``ComposirError`` where it is one of sentence-transformers."""
+        """The model of the index; ``ComposirError`` where it is one of one vector a picture."""
         if not isinstance(self.encoder, ComposerEncoder):
+            kind = self.encoder.embedder.kind if isinstance(self.encoder, VectorEncoder) else "another kind of model"
             raise ComposirError(
-                "is the index of a sentence-transformers model, which neither matches pairs nor shows where it looks",
+                f"is the index of {kind}, which neither matches pairs nor shows where it looks",
                 file=self.folder,
                 fix="leave that out, or index the pictures with a checkpoint of composir",
             )
