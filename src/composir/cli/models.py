@@ -14,7 +14,7 @@ from composir.errors import ComposirError, command, listed
 
 @app.command(rich_help_panel="Models")
 def convert(
-    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder, a hub id or a name of composir models.")],
     out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
     from_: Annotated[
         str | None,
@@ -50,6 +50,7 @@ def convert(
 
     Example: composir convert --from lavis blip2_pretrained.pth --vision-tower eva_vit_g.pth --out models/blip2
     """
+    from composir.models.catalogue import source_of_name
     from composir.models.transfer import convert as convert_weights
     from composir.models.transfer import export_sprc
 
@@ -61,7 +62,7 @@ def convert(
         assert from_ is not None
         require_choice("--from", from_, ("lavis", "sprc", "hf", "composir"))
         done = convert_weights(
-            source,
+            source_of_name(source),
             from_,
             out_,
             qformer_config=qformer_config,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from composir.cli.choices import INDEXES, with_notes
-from composir.cli.common import Json, NumWorkers, app
+from composir.cli.common import Dtype, Json, MaxPixels, NumWorkers, Prompt, app, model_of_flags
 from composir.cli.console import Bars, err, out, print_json, printable
 from composir.errors import ComposirError, command
 
@@ -27,7 +27,8 @@ def index(
         Path, typer.Option("--out", help="The index folder; run again to go on, or to bring it up to date.")
     ],
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder, or st:NAME; an index that exists knows its own.")
+        Path | None,
+        typer.Option(help="A checkpoint folder, a name of composir models, or st:NAME; an index knows its own."),
     ] = None,
     backend: Annotated[str | None, typer.Option(help=f"{with_notes(INDEXES)}.")] = None,
     url: Annotated[
@@ -50,6 +51,10 @@ def index(
         "local"
     ),
     address: Annotated[str | None, typer.Option(help="ray: address of a cluster; without it, this machine.")] = None,
+    prompt: Prompt = None,
+    max_pixels: MaxPixels = None,
+    dtype: Dtype = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="For the same: pictures a pass.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
     num_workers: NumWorkers = 4,
     json_: Json = False,
@@ -71,7 +76,7 @@ def index(
         report = index_folder(
             images_dir,
             out_,
-            model=model,
+            model=model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype, batch_size=batch_size),
             backend=backend or ("qdrant" if options else None),
             options=options,
             vectors_per_image=vectors_per_image,

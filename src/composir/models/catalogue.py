@@ -60,7 +60,8 @@ class NamedModel:
     weights: str = ""
     """The file in the repository that ``convert`` takes; "" for the whole."""
     convert_from: str = ""
-    """The form that ``convert`` calls it."""
+    """The form that ``convert`` calls it; "" where it takes none of it, and ``note`` says why."""
+    note: str = ""
     files: tuple[str, ...] = FILES
     found_at: str = ""
 
@@ -71,7 +72,7 @@ class NamedModel:
 
     def folder(self) -> Path | None:
         """Return the folder of the revision in the hub's cache, None where its weights are not all there."""
-        found = snapshot_here(self.hub_id, self.revision) if self.hub_id else None
+        found = snapshot_here(self.hub_id, self.revision, self.files) if self.hub_id else None
         patterns = (
             [self.weights] if self.weights else [one for one in self.files if one.endswith(("safetensors", "bin"))]
         )
@@ -98,20 +99,22 @@ def get(name: str) -> Path:
 def copy_advice(name: str) -> str:
     """Return what to copy where on a machine without network."""
     model = MODELS[name]
+    copied = repository_folder(model.hub_id)
+    files = (
+        f"; or copy its files ({', '.join(model.files)}) into any folder and give {name}:FOLDER" if model.load else ""
+    )
     return (
-        f"where there is network, run composir models get {name}, and copy the folder {repository_folder('x').parent}/"
-        f"models--{model.hub_id.replace('/', '--')} there to {cache_folder()} here"
-        + (
-            f"; or copy its files ({', '.join(model.files)}) into any folder and give {name}:FOLDER"
-            if model.load
-            else ""
-        )
+        f"where there is network, run {command('models', 'get', name)}, and copy the folder {copied.name} from the "
+        f"hub's cache there to {copied.parent} here{files}"
     )
 
 
-def convert_command(name: str, file: str | None = None) -> str:
-    """Return the command that makes a checkpoint folder of a model without ``load``."""
-    return command("convert", "--from", MODELS[name].convert_from, file or "FILE", "--out", f"models/{name}")
+def convert_command(name: str) -> str:
+    """Return the command that makes a checkpoint folder of a model without ``load``, or why there is none."""
+    model = MODELS[name]
+    if not model.convert_from:
+        return f"none: {model.note}"
+    return command("convert", "--from", model.convert_from, name if model.hub_id else "FILE", "--out", f"models/{name}")
 
 
 def open_model_by_name(name: str, place: str, device: str | torch.device, options: Options) -> VectorEmbedder:
@@ -124,7 +127,7 @@ def open_model_by_name(name: str, place: str, device: str | torch.device, option
         raise ComposirError(
             f"{name} is no model to ask as it is, but weights of {model.kind}",
             expected="the checkpoint folder that convert makes of them",
-            fix=convert_command(name, name if model.hub_id else None),
+            fix=convert_command(name),
         )
     folder = Path(place) if place else model.folder()
     if folder is None:
@@ -142,6 +145,8 @@ def source_of_name(source: str) -> str:
     model = MODELS.get(source)
     if model is None:
         return source
+    if not model.convert_from:
+        raise ComposirError(f"{source} is not converted: {model.note or 'it is a model as it is'}")
     if not model.hub_id:
         raise ComposirError(f"{source} is not on the hub", fix=f"download it from {model.found_at} and give the file")
     folder = model.folder()
@@ -165,7 +170,11 @@ def _dual(composition: Composition) -> Load:
 _MEGAPAIRS = "Zhou et al., ACL 2025, arXiv 2412.14475, table 1 (zero-shot)"
 _SPRC = "Bai et al., ICLR 2024, arXiv 2310.05473"
 _SPN = "Feng et al., ACM Multimedia 2024, arXiv 2404.11317"
-_blip2 = partial(NamedModel, num_parameters=1_172_000_000, languages="English", convert_from="sprc")
+_blip2 = partial(NamedModel, languages="English")
+_TWO_QFORMERS = (
+    "its queries have a Q-Former of their own (Qformer_query, text_proj_q: init_stage2 in BUAADreamer/SPN4CIR, "
+    "blip2_qformer_cir_align_prompt.py), for which composir's model has no place"
+)
 
 # Revisions and numbers of parameters of the first five are those of mteb's table of models (embeddings-benchmark/mteb,
 # mteb/models/model_implementations, at a905523d0), sizes those of the hub's lists of files.
@@ -217,6 +226,7 @@ MODELS: Table[NamedModel] = Table(
         ),
         "blip2-itm-vit-g": _blip2(
             kind="BLIP-2, stage 1",
+            num_parameters=1_172_000_000,
             hub_id="Salesforce/blip2-itm-vit-g",
             revision=MAIN,
             num_bytes=4_690_000_000,
@@ -225,6 +235,8 @@ MODELS: Table[NamedModel] = Table(
         ),
         "sprc-cirr": _blip2(
             kind="SPRC",
+            num_parameters=1_172_000_000,
+            convert_from="sprc",
             hub_id="",
             revision="",
             num_bytes=None,
@@ -234,6 +246,8 @@ MODELS: Table[NamedModel] = Table(
         ),
         "sprc-fashioniq": _blip2(
             kind="SPRC",
+            num_parameters=1_172_000_000,
+            convert_from="sprc",
             hub_id="",
             revision="",
             num_bytes=None,
@@ -242,7 +256,9 @@ MODELS: Table[NamedModel] = Table(
             found_at="the link sprc_fiq.pt in the README of github.com/chunmeifeng/SPRC",
         ),
         "sprc-spn-cirr": _blip2(
-            kind="SPRC",
+            kind="SPRC, 2 Q-Formers",
+            num_parameters=1_360_000_000,
+            note=_TWO_QFORMERS,
             hub_id="BUAADreamer/SPN4CIR",
             revision="868966b7df535305efcefad9342a9f4654b53643",
             num_bytes=3_470_000_000,
@@ -252,7 +268,9 @@ MODELS: Table[NamedModel] = Table(
             files=("checkpoints/cirr_blip2/best.pt",),
         ),
         "sprc-spn-fashioniq": _blip2(
-            kind="SPRC",
+            kind="SPRC, 2 Q-Formers",
+            num_parameters=1_360_000_000,
+            note=_TWO_QFORMERS,
             hub_id="BUAADreamer/SPN4CIR",
             revision="868966b7df535305efcefad9342a9f4654b53643",
             num_bytes=None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     """
     file = folder / PREPROCESSOR
     found = read_json(file)
-    try:
+    with suppress(KeyError, TypeError, ValueError):
         # Older configurations say a number: of the short side, and of a square crop.
         size, crop = found["size"], found["crop_size"] if found.get("do_center_crop") else {}
         size = {"shortest_edge": size} if isinstance(size, int) else size
@@ -111,22 +112,19 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         height, width = ((crop if short else size)[side] for side in ("height", "width"))
         mean, std = (tuple(map(float, found[key])) for key in ("image_mean", "image_std"))
         resample = Image.Resampling(found.get("resample", Image.Resampling.BICUBIC))
-        is_known = (
+        if (
             found.get("do_resize", True)
             and found.get("do_normalize", True)
             and abs(found.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-6
             and len(mean) == len(std) == 3
             and (max(height, width) <= short if short else not crop)
-        )
-    except (KeyError, TypeError, ValueError):
-        is_known = False
-    if not is_known:
-        raise ComposirError(
-            f"asks for a preprocessing that is not known here ({json.dumps(found)[:300]})",
-            file=file,
-            expected="a resize of the short side and a centre crop within it, or a resize to height and width",
-        )
-    return Preprocessing((height, width), short, resample, mean, std)
+        ):
+            return Preprocessing((height, width), short, resample, mean, std)
+    raise ComposirError(
+        f"asks for a preprocessing that is not known here ({json.dumps(found)[:300]})",
+        file=file,
+        expected="a resize of the short side and a centre crop within it, or a resize to height and width",
+    )
 
 
 class DualEncoder(VectorEmbedder):
@@ -242,9 +240,10 @@ def _load(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
             f"is a model of the type {kind!r}", file=folder, expected=f"one of {', '.join(classes)}, a dual encoder"
         )
     try:
-        network, told = classes[kind].from_pretrained(
+        loaded: Any = classes[kind].from_pretrained(
             folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, output_loading_info=True
         )
+        network, told = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,13 +20,24 @@ def repository_folder(hub_id: str) -> Path:
     return cache_folder() / f"models--{hub_id.replace('/', '--')}"
 
 
-def snapshot_here(hub_id: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a revision that is in the hub's cache, None where there is none; nothing is downloaded."""
+def snapshot_here(hub_id: str, revision: str | None = None, files: Sequence[str] | None = None) -> Path | None:
+    """Return the folder of a revision in the hub's cache, None where files that fit the patterns are known to lack.
+
+    Nothing is downloaded.
+    """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, cache_dir=cache_folder(), local_files_only=True))
+        return Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                cache_dir=cache_folder(),
+                local_files_only=True,
+                allow_patterns=None if files is None else list(files),
+            )
+        )
     except (OSError, HFValidationError):
         return None
 
@@ -34,8 +45,8 @@ def snapshot_here(hub_id: str, revision: str | None = None) -> Path | None:
 def download(hub_id: str, revision: str, files: Sequence[str], *, unreachable: str) -> Path:
     """Return the folder of a revision, with the files that fit the patterns; what is there already is kept.
 
-    A download that broke off goes on where it ended. Raises ``ComposirError``; ``unreachable`` is its advice where the
-    hub cannot be reached.
+    A download that breaks off goes on where it ended; one that was stopped keeps its whole files. Raises
+    ``ComposirError``; ``unreachable`` is its advice where the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
