@@ -16,6 +16,8 @@ from transformers import (
     CLIPModel,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
 )
@@ -47,6 +49,21 @@ SIGLIP_PICTURES = {
     "image_std": [0.5, 0.5, 0.5],
     "image_processor_type": "SiglipImageProcessor",
 }
+QWEN_PICTURES = {
+    "size": {"shortest_edge": 65_536, "longest_edge": 16_777_216},
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}
+"""As in Qwen3-VL's repositories, whose own limit lets a picture of 12 megapixels be 11,763 tokens."""
+QWEN_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def save_clip(folder: Path, *, seed: int = 0) -> Path:
@@ -84,6 +101,36 @@ def save_siglip(folder: Path) -> Path:
     torch.manual_seed(0)
     SiglipModel(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(SIGLIP_PICTURES))
+    return folder
+
+
+def save_qwen(folder: Path) -> Path:
+    """Write a Qwen3-VL of 16 dimensions, under the names that the published weights have."""
+    folder.mkdir(parents=True)
+    marks = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|endoftext|>"]
+    others = ["<unk>", "system", "user", "assistant", "NULL", "red", "blue", "a", "b", ".", ":"]
+    words = Tokenizer(WordLevel({word: index for index, word in enumerate([*marks, *others])}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<|endoftext|>", unk_token="<unk>", additional_special_tokens=marks[:-1]
+    )
+    tokenizer.chat_template = QWEN_CHAT
+    tokenizer.save_pretrained(folder)
+    text = {
+        **SIZES, "vocab_size": len(marks) + len(others), "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0},
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 16, "out_hidden_size": 16,
+        "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config=text, vision_config=vision, image_token_id=4, vision_start_token_id=2, vision_end_token_id=3
+    )
+    torch.manual_seed(0)
+    Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(QWEN_PICTURES))
     return folder
 
 

@@ -15,6 +15,7 @@ from composir.models.address import Options
 from composir.models.dual import FEATURE_SUM, WEIGHTED_SUM, Composition, DualEncoder
 from composir.models.embedder import VectorEmbedder
 from composir.models.hub import cache_folder, download, repository_folder, snapshot_here
+from composir.models.qwen import QwenEmbedder
 from composir.tables import Table
 
 NOT_STATED = "not stated"
@@ -223,6 +224,16 @@ MODELS: Table[NamedModel] = Table(
             licence="Apache-2.0",
             languages="many",
             load=_dual(WEIGHTED_SUM),
+        ),
+        "qwen3-vl-embedding-2b": NamedModel(
+            kind="vision-language",
+            hub_id="Qwen/Qwen3-VL-Embedding-2B",
+            revision="9f2f7e710d6d81056aa5c0a4f04764fec6bb7bda",
+            num_parameters=2_127_532_032,
+            num_bytes=4_270_000_000,
+            licence="Apache-2.0",
+            languages="over 30",
+            load=QwenEmbedder,
         ),
         "blip2-itm-vit-g": _blip2(
             kind="BLIP-2, stage 1",
