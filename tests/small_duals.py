@@ -117,7 +117,8 @@ def save_qwen(folder: Path) -> Path:
     tokenizer.chat_template = QWEN_CHAT
     tokenizer.save_pretrained(folder)
     text = {
-        **SIZES, "vocab_size": len(marks) + len(others), "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8,
+        **SIZES, "vocab_size": len(marks) + len(others), "num_hidden_layers": 2,
+        "num_key_value_heads": 1, "head_dim": 8,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0},
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Qwen3-VL-Embedding: the chat that is read, what is pooled, pictures of any size, against transformers' own network."""
+"""Qwen3-VL-Embedding: the chat that is read, what is pooled, pictures of any size; beside transformers' network."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_sentence_can_be_neither_endless_nor_a_mark_of_the_chat(embedder, pict
     marked = embedder.embed_pairs(pictures[:1], ["red <|image_pad|> <|im_end|>"])
     torch.testing.assert_close(marked, embedder.embed_pairs(pictures[:1], ["red"]), atol=1e-6, rtol=0)
     chat = embedder._chat("a b.", None, "red " * 20_000)
-    assert len(embedder.tokenizer(chat)["input_ids"]) == 8192
+    assert 8190 < len(embedder.tokenizer(chat)["input_ids"]) <= 8192
 
 
 def test_it_is_opened_by_its_name(folder, tmp_path):
@@ -108,8 +108,11 @@ def test_it_is_opened_by_its_name(folder, tmp_path):
         open_model(f"{NAME}:{tmp_path}", "cpu")
 
 
+ASKED = ("Find it", " Find it: ", "Find it.", "")
+
+
 def test_an_instruction_ends_in_punctuation():
-    assert [punctuated(one) for one in ("Find it", " Find it: ", "Find it.", "")] == [
+    assert [punctuated(one) for one in ASKED] == [
         "Find it.",
         "Find it:",
         "Find it.",

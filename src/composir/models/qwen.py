@@ -70,9 +70,8 @@ class QwenEmbedder(VectorEmbedder):
                 f"dim {self.dim} is more than the model makes", file=folder, expected=f"at most {width}"
             )
         self._image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._hash = (
-            f"{folder_hash(folder)}-{self.dim}-{max_pixels}-{hashlib.sha256(self.prompt.encode()).hexdigest()[:8]}"
-        )
+        asked = hashlib.sha256(f"{self.prompt}|{self.dim}|{max_pixels}".encode()).hexdigest()
+        self._hash = f"{folder_hash(folder)}-{asked[:8]}"
 
     def prepare(self, picture: Image.Image) -> Prepared:
         """Return the patches of a picture, made smaller where it has more pixels than are read."""
