@@ -164,7 +164,7 @@ def test_weights_that_are_not_whole_are_refused(clip, tmp_path):
             save_file(weights, folder / "model.safetensors")
         else:
             (folder / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes()[:-1000])
-    with pytest.raises(ComposirError, match=r"lacks 1 weights of a clip model, such as visual_projection\.weight"):
+    with pytest.raises(ComposirError, match=r"lacks 1 weights of CLIPModel, such as visual_projection\.weight"):
         open_model(f"bge-vl-base:{tmp_path / 'lacking'}", "cpu")
     with pytest.raises(ComposirError, match=r"cut: cannot be loaded .*download or copy it again"):
         open_model(f"bge-vl-base:{tmp_path / 'cut'}", "cpu")

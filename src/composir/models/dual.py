@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from composir.data.transforms import scale_pixels, to_array
 from composir.errors import ComposirError
 from composir.models.embedder import VectorEmbedder
 from composir.models.identity import folder_hash
-from composir.models.vision import TORCH_DTYPES, TOWER_BATCH
-from composir.models.weights.sources import DOWNLOAD_AGAIN, read_json
+from composir.models.loading import OURS_ALONE, load_network, telling_what_fails
+from composir.models.vision import TOWER_BATCH
+from composir.models.weights.sources import read_json
 
 BATCH_ON_GPU = 256
 """Pictures a pass on a GPU, as in BGE-VL's evaluation; on a CPU it is ``TOWER_BATCH``."""
@@ -239,18 +239,6 @@ def _load(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
         raise ComposirError(
             f"is a model of the type {kind!r}", file=folder, expected=f"one of {', '.join(classes)}, a dual encoder"
         )
-    try:
-        loaded: Any = classes[kind].from_pretrained(
-            folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, output_loading_info=True
-        )
-        network, told = loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ComposirError(f"cannot be loaded ({reason})", file=folder, fix=DOWNLOAD_AGAIN) from error
-    lacking = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
-    if lacking:
-        raise ComposirError(
-            f"lacks {len(lacking)} weights of a {kind} model, such as {lacking[0]}", file=folder, fix=DOWNLOAD_AGAIN
-        )
-    return network.to(device).eval().requires_grad_(False), tokenizer
+    network = load_network(classes[kind], folder, dtype=dtype, device=device)
+    with telling_what_fails(folder):
+        return network, AutoTokenizer.from_pretrained(folder, **OURS_ALONE)

@@ -32,7 +32,7 @@ def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
         for name, known in MODELS.items():
             if known.hub_id == address.place and known.load is not None:
                 raise ComposirError(
-                    "is composed by its authors in another way than sentence-transformers would",
+                    "has a name here, by which it is asked and composed as its authors do it",
                     file=model,
                     fix=f"--model {name}",
                 )

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from composir.errors import ComposirError
@@ -26,8 +25,8 @@ from composir.machine import has_bf16
 from composir.models.address import Options
 from composir.models.embedder import VectorEmbedder
 from composir.models.identity import folder_hash
-from composir.models.vision import TORCH_DTYPES
-from composir.models.weights.sources import DOWNLOAD_AGAIN, read_json
+from composir.models.loading import OURS_ALONE, load_network, telling_what_fails
+from composir.models.weights.sources import read_json
 
 QUERY_PROMPT = "Given an image, find a similar everyday image with the described changes:"
 """Before queries: MMEB's instruction for CIRR, which the authors' evaluation gives; for FashionIQ it is "Find an image
@@ -157,21 +156,11 @@ def _load(folder: Path, device: torch.device, dtype: str, max_pixels: int) -> tu
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "qwen3_vl":
         raise ComposirError(f"is a model of the type {kind!r}", file=folder, expected="qwen3_vl, Qwen3-VL-Embedding")
+    network = load_network(Qwen3VLModel, folder, dtype=dtype, device=device)
     size = {"shortest_edge": min(MIN_PIXELS, max_pixels), "longest_edge": max_pixels}
-    here = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        loaded: Any = Qwen3VLModel.from_pretrained(
-            folder, dtype=TORCH_DTYPES[dtype], local_files_only=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **here)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", size=size, **here)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ComposirError(f"cannot be loaded ({reason})", file=folder, fix=DOWNLOAD_AGAIN) from error
-    network, told = loaded
+    with telling_what_fails(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **OURS_ALONE)
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", size=size, **OURS_ALONE)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = read_json(folder / "chat_template.json").get("chat_template")
-    lacking = sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]]))
-    if lacking:
-        raise ComposirError(f"lacks {len(lacking)} weights, such as {lacking[0]}", file=folder, fix=DOWNLOAD_AGAIN)
-    return network.to(device).eval().requires_grad_(False), tokenizer, processor
+    return network, tokenizer, processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from composir.models.dual import DUAL_TYPES, WEIGHTED_SUM
 from composir.models.embedder import VectorEmbedder
 from composir.models.hub import snapshot_here
 from composir.models.identity import folder_hash
+from composir.models.loading import quiet_transformers, reason
 from composir.models.vision import TORCH_DTYPES, TOWER_BATCH, hash_weights
 from composir.models.weights.sources import read_json
 
@@ -132,20 +134,20 @@ def load_sentence_embedder(
     if folder is not None:
         _require_no_own_code(folder, name)
     try:
-        loaded = SentenceTransformer(
-            str(folder or name),
-            device=None if device is None else str(device),
-            trust_remote_code=False,
-            model_kwargs={"dtype": TORCH_DTYPES[options.dtype]} if options.dtype else None,
-        )
+        with quiet_transformers():
+            loaded = SentenceTransformer(
+                str(folder or name),
+                device=None if device is None else str(device),
+                trust_remote_code=False,
+                model_kwargs={"dtype": TORCH_DTYPES[options.dtype]} if options.dtype else None,
+            )
     except ImportError as error:
         raise _missing(name, error) from error
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         if "trust_remote_code" in str(error):
             raise _own_code(name) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ComposirError(
-            f"cannot be loaded by sentence-transformers ({reason})",
+            f"cannot be loaded by sentence-transformers ({reason(error)})",
             file=name,
             expected="a folder or hub id of such a model",
             fix="check the name; without network: give a folder on this machine",
@@ -193,12 +195,14 @@ def _own_code(name: str) -> ComposirError:
 
 def _missing(name: str, error: ImportError) -> ComposirError:
     """Return the error for a package that is not installed, or that cannot be imported, told apart."""
-    reason = str(error).strip().splitlines()[0]
-    if isinstance(error, ModuleNotFoundError) or "not installed" in reason or "requires" in reason.lower():
-        package = (error.name or "").partition(".")[0].replace("_", "-")
-        what = f"needs the package {package}, which is not installed" if package else f"needs a package ({reason})"
+    said = " ".join(str(error).split())
+    package = (error.name or "").partition(".")[0].replace("_", "-")
+    lacking = re.search(r"requires the (\S+) library", said)  # as transformers says it
+    package = package if isinstance(error, ModuleNotFoundError) else lacking[1] if lacking else ""
+    if package or "install" in said:
+        what = f"needs the package {package}, which is not installed" if package else f"lacks a package ({said[:200]})"
         return ComposirError(f"st:{name} {what}", fix=INSTALL)
     return ComposirError(
-        f"st:{name}: a package is installed and cannot be imported ({reason})",
+        f"st:{name}: a package is installed and cannot be imported ({said[:200]})",
         fix="install versions that fit each other: torch and torchvision are of one release and one kind (CPU, CUDA)",
     )
