@@ -201,7 +201,7 @@ def test_a_model_with_code_of_its_own_says_what_to_use_instead(tmp_path):
     folder = save_clip(tmp_path / "bge")
     with pytest.raises(ComposirError, match=r"code of its own, which is never run.*such as bge-vl-base:FOLDER"):
         open_model(f"st:{folder}", "cpu")
-    with pytest.raises(ComposirError, match="has a name here.*fix: --model bge-vl-base"):
+    with pytest.raises(ComposirError, match=r"has a name here.*fix: --model bge-vl-base"):
         open_model("st:BAAI/BGE-VL-base", "cpu")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/modules.json").write_text(
@@ -230,7 +230,7 @@ def test_flags_are_options_that_an_index_remembers(run, clip_folder, shapes_root
     assert len(names | {embedder.weights_hash()}) == 4
     code, _, err = run("index", pictures, "--out", out, "--dtype", "bf16")
     assert code == 2
-    assert "--dtype is for st:NAME and models by name, not for None" in err
+    assert "--dtype is for st:NAME and models by name; fix: leave it out, or give such a --model" in err
     code, _, err = run("evaluate", "--model", "models/x", "--data-root", shapes_root, "--max-pixels", 400)
     assert code == 2
     assert "--max-pixels is for st:NAME and models by name, not for models/x" in err

@@ -101,10 +101,11 @@ def model_of_flags(
     from composir.models.address import Options
     from composir.models.named import find_address
 
-    address = find_address(str(model))
+    address = None if model is None else find_address(str(model))
     if address is None:
+        flag = f"--{next(iter(given)).replace('_', '-')}"
         raise ComposirError(
-            f"--{next(iter(given)).replace('_', '-')} is for st:NAME and models by name, not for {model}",
+            f"{flag} is for st:NAME and models by name{f', not for {model}' if model else ''}",
             fix="leave it out, or give such a --model",
         )
     return Path(str(address.with_options(Options.read(given))))

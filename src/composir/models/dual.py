@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from composir.data.images import ImageSource, read_image
 from composir.data.transforms import scale_pixels, to_array
 from composir.errors import ComposirError
 from composir.models.embedder import VectorEmbedder
@@ -154,6 +155,7 @@ class DualEncoder(VectorEmbedder):
         )
         self.batch_size = batch_size or (TOWER_BATCH if self.device.type == "cpu" else BATCH_ON_GPU)
         self._hash = f"{folder_hash(folder)}-{composition.image_weight:g}{'n' * composition.is_normalised}"
+        self._known: dict[ImageSource, Tensor] = {}
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(3, 1, 1)
             for values in (self.preprocessing.mean, self.preprocessing.std)
@@ -169,7 +171,26 @@ class DualEncoder(VectorEmbedder):
 
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return what ``composition`` makes of both; without a sentence the picture's own."""
-        image = self.image_features([self.prepare(picture) for picture in pictures])
+        return self._compose(self.image_features([self.prepare(picture) for picture in pictures]), texts)
+
+    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
+        """Return the embedding of every image as a candidate."""
+        return nn.functional.normalize(self._features_of(paths), dim=-1).unsqueeze(1)
+
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_pairs`` does, of image files."""
+        return self._compose(self._features_of(paths), texts)
+
+    def _features_of(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch dim"]:
+        """Return the features of files, each computed once: evaluation asks for a reference again and again."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._known]
+        for start in range(0, len(new), self.batch_size):
+            batch = new[start : start + self.batch_size]
+            features = self.image_features([self.prepare(read_image(path)) for path in batch])
+            self._known.update(zip(batch, features.cpu(), strict=True))
+        return torch.stack([self._known[path] for path in paths]).to(self.device)
+
+    def _compose(self, image: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         queries = nn.functional.normalize(image, dim=-1)
         spoken = [row for row, text in enumerate(texts) if text]
         if spoken:
