@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
@@ -69,13 +69,13 @@ class Address:
     options: Options = Options()
 
     @classmethod
-    def read(cls, text: str, names: Container[str]) -> Address | None:
-        """Return the address in ``text`` where it begins with one of ``names``, else None: it is a path or a hub id."""
+    def read(cls, text: str, is_name: Callable[[str], bool]) -> Address | None:
+        """Return the address in ``text`` where it begins with a name, else None: it is a path or a hub id."""
         given, question, query = text.rpartition("?")
         if not question or "=" not in query:
             given, query = text, ""
         name, _, place = given.partition(":")
-        if name not in names or (name == ST and not place):
+        if "/" in name or not is_name(name) or (name == ST and not place):
             return None
         return cls(name, place, Options.read(dict(parse_qsl(query, keep_blank_values=True))))
 

@@ -158,7 +158,9 @@ def source_of_name(source: str) -> str:
     return str(folder / model.weights) if model.weights else model.hub_id
 
 
-def _dual(composition: Composition) -> Load:
+def dual(composition: Composition) -> Load:
+    """Return what opens a dual encoder of ``transformers`` with a composition."""
+
     def load(name: str, folder: Path, device: str | torch.device, options: Options) -> VectorEmbedder:
         options.require_only(f"the dual encoder {name}", "dtype", "batch_size")
         return DualEncoder(
@@ -191,7 +193,7 @@ MODELS: Table[NamedModel] = Table(
             licence="MIT",
             languages="English",
             figures=Figures(36.1, 71.6, 34.3, 31.9, _MEGAPAIRS),
-            load=_dual(FEATURE_SUM),
+            load=dual(FEATURE_SUM),
         ),
         "bge-vl-large": NamedModel(
             kind="dual encoder",
@@ -202,7 +204,7 @@ MODELS: Table[NamedModel] = Table(
             licence="MIT",
             languages="English",
             figures=Figures(38.0, 73.2, 39.2, 34.6, _MEGAPAIRS),
-            load=_dual(FEATURE_SUM),
+            load=dual(FEATURE_SUM),
         ),
         "clip-vit-b-32": NamedModel(
             kind="dual encoder",
@@ -212,7 +214,7 @@ MODELS: Table[NamedModel] = Table(
             num_bytes=605_000_000,
             licence="MIT (its code)",
             languages="English",
-            load=_dual(WEIGHTED_SUM),
+            load=dual(WEIGHTED_SUM),
             files=("*.json", "*.txt", "pytorch_model.bin"),  # this revision has no safetensors
         ),
         "siglip2-base": NamedModel(
@@ -223,7 +225,7 @@ MODELS: Table[NamedModel] = Table(
             num_bytes=1_540_000_000,
             licence="Apache-2.0",
             languages="many",
-            load=_dual(WEIGHTED_SUM),
+            load=dual(WEIGHTED_SUM),
         ),
         "qwen3-vl-embedding-2b": NamedModel(
             kind="vision-language",

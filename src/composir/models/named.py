@@ -16,8 +16,7 @@ def find_address(model: str) -> Address | None:
 
     Raises ``ComposirError`` for options that are none.
     """
-    names = {ST} if "/" in model.partition(":")[0] else {ST, *MODELS}
-    return Address.read(model, names)
+    return Address.read(model, lambda name: name == ST or name in MODELS)
 
 
 def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
