@@ -180,7 +180,8 @@ _TWO_QFORMERS = (
 )
 
 # Revisions and numbers of parameters of the first five are those of mteb's table of models (embeddings-benchmark/mteb,
-# mteb/models/model_implementations, at a905523d0), sizes those of the hub's lists of files.
+# mteb/models/model_implementations, at a905523d0). Sizes are those of the hub's lists of files; of SigLIP 2 and Qwen
+# they are computed from the parameters.
 MODELS: Table[NamedModel] = Table(
     "models",
     {

@@ -112,8 +112,8 @@ class QwenEmbedder(VectorEmbedder):
         if pictures:
             given["pixel_values"] = torch.from_numpy(np.concatenate([patches for patches, _ in pictures]))
             given["image_grid_thw"] = torch.from_numpy(np.stack([grid for _, grid in pictures]))
-        self.network.rope_deltas = None  # of the batch before
-        states = self.network(**{name: tensor.to(self.device) for name, tensor in given.items()}).last_hidden_state
+        moved = {name: tensor.to(self.device) for name, tensor in given.items()}
+        states = self.network(**moved, use_cache=False).last_hidden_state
         last = given["attention_mask"].sum(dim=1) - 1
         return states[torch.arange(len(inputs)), last.to(states.device)].float()
 
