@@ -157,7 +157,7 @@ class DualEncoder(VectorEmbedder):
         self._hash = f"{folder_hash(folder)}-{composition.image_weight:g}{'n' * composition.is_normalised}"
         self._known: dict[ImageSource, Tensor] = {}
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
+            torch.tensor(values).view(3, 1, 1).to(self.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
 

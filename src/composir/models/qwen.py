@@ -115,7 +115,7 @@ class QwenEmbedder(VectorEmbedder):
         moved = {name: tensor.to(self.device) for name, tensor in given.items()}
         states = self.network(**moved, use_cache=False).last_hidden_state
         last = given["attention_mask"].sum(dim=1) - 1
-        return states[torch.arange(len(inputs)), last.to(states.device)].float()
+        return states[torch.arange(len(inputs)), last].float()
 
     def _chat(self, prompt: str, picture: Prepared | None, text: str) -> str:
         """Return a chat as text, with a token for each of the picture's; a sentence that is too long is cut off."""
