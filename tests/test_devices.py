@@ -22,6 +22,7 @@ from composir.machine import default_device
 from composir.models.backbones import build
 from composir.models.backbones.mini import lite_tower
 from composir.models.backbones.tiny import tiny_tower
+from composir.models.dual import FEATURE_SUM, DualEncoder
 from composir.models.fusion import FUSIONS, NONE
 from composir.models.sprc import Standardise
 from composir.models.vision import Tower
@@ -38,6 +39,7 @@ from composir.web.app import create_app
 from composir.web.limits import Limits
 
 from .devices import Device, OnGpu, Sync, numbers, stand_in
+from .small_duals import save_clip
 
 IN_MEMORY = TokenPlace(MEMORY)
 TEXTS = ("red", "a blue one", "", "with two squares")
@@ -185,6 +187,28 @@ def test_every_fusion_embeds_and_ranks_as_on_the_cpu(on, shapes_root, kind, fusi
     assert all(map(np.array_equal, own_vectors, vectors))
     seen = [one for one in seen if one.place and not one.place.startswith((*LOADING, "token_cache.py"))]
     assert_waits(seen, {*WAITS_OF_AN_EVALUATION, *WAITS_OF_AN_INDEX, *WAITS_OF_A_SEARCH}, kind)
+
+
+@pytest.mark.parametrize(("kind", "dtype", "error"), [("cuda", torch.float16, 5e-3), ("mps", torch.float32, 1e-6)])
+def test_a_dual_encoder_embeds_as_on_the_cpu(on, tmp_path, shapes_root, kind, dtype, error):  # noqa: PLR0917
+    folder = save_clip(tmp_path / "clip")
+    pictures = [read_image(file) for file in sorted((shapes_root / "dev").glob("*.png"))[:3]]
+
+    def embed():
+        model = DualEncoder("bge-vl-base", folder, composition=FEATURE_SUM, device=default_device())
+        found = [
+            model.embed_prepared([model.prepare(picture) for picture in pictures]),
+            model.embed_pairs(pictures, ["red", "", "a blue one"]),
+            model.embed_sentences(["red"]),
+        ]
+        return model, [numbers(one) for one in found]
+
+    _, expected = embed()
+    with on(kind):
+        model, found = embed()
+        assert (model.network.dtype, model.batch_size) == (dtype, 256)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=error)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("cuda", "auto"), ("cuda", "fp16"), ("mps", "auto")])

@@ -15,16 +15,20 @@ import pytest
 from composir.data import DATASETS
 from composir.errors import ComposirError
 from composir.evaluation.metrics import METRICS, PROTOCOLS
+from composir.features import open_model
 from composir.losses import LOSSES, TERMS
 from composir.models.backbones import BACKBONES, TOWERS
+from composir.models.catalogue import MODELS
 from composir.models.checkpoint import from_pretrained
 from composir.models.fusion import FUSIONS
 from composir.search.manifest import INDEXES
 from composir.tables import Table
 from composir.tables import _points as points_of  # its memory would outlast the test's packages
 
+from .small_duals import save_clip
+
 PAGE = Path(__file__).parents[1] / "docs/extending.md"
-TABLES = (DATASETS, METRICS, PROTOCOLS, LOSSES, TERMS, BACKBONES, TOWERS, FUSIONS, INDEXES)
+TABLES = (DATASETS, METRICS, PROTOCOLS, LOSSES, TERMS, BACKBONES, TOWERS, FUSIONS, INDEXES, MODELS)
 TRAIN = (
     "train", "--dataset", "mine", "--backbone", "tiny-one", "--fusion", "shift", "--num-epochs", "2",
     "--batch-size", "6", "--set", "contrastive_loss=smoothed", "--set", "loss_terms={spread=0.1}", "--json",
@@ -75,6 +79,9 @@ def test_what_the_page_shows_trains_evaluates_searches_and_is_drawn(run, shapes_
     assert code == 0, err
     assert drawn.stat().st_size > 10_000
     assert model.trace(picture, "make it blue").maps["length"].shape == (9,)
+
+    named = open_model(f"clip-vit-l-14:{save_clip(tmp_path / 'clip')}", "cpu")
+    assert (named.composition.image_weight, named.composition.is_normalised) == (0.3, True)
 
 
 def install(folder: Path, code: str, points: dict[str, str]) -> None:

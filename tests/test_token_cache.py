@@ -10,8 +10,9 @@ from PIL import Image
 from composir import token_cache, token_store
 from composir.data import load_splits
 from composir.errors import ComposirError, ProblemsError
+from composir.files import default_cache_dir
 from composir.models.backbones import build
-from composir.token_cache import TokenCache, TokenPlace, default_cache_dir, fill_splits, make_cache
+from composir.token_cache import TokenCache, TokenPlace, fill_splits, make_cache
 
 
 @pytest.fixture

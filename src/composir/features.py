@@ -16,24 +16,23 @@ from composir.errors import ComposirError, nearest
 from composir.machine import default_device
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
-from composir.models.photos import PHOTOS, PhotosEmbedder
+from composir.models.embedder import VectorEmbedder
+from composir.models.named import open_named
 from composir.models.sprc import GLOBAL, SCORINGS
-from composir.models.st import PREFIX, SentenceEmbedder, load_sentence_embedder
 from composir.progress import Counted
 from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
 __all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
 
 
-def open_model(model: Path | str, device: str | torch.device) -> Composer | SentenceEmbedder | PhotosEmbedder:
-    """Return the model of a checkpoint folder, a hub id, ``st:NAME`` or ``photos``, with all it takes to see and read.
+def open_model(model: Path | str, device: str | torch.device) -> Composer | VectorEmbedder:
+    """Return the model of a checkpoint folder, a hub id or a name of ``open_named``, with all it takes to see and read.
 
     Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
     """
-    if str(model).startswith(PREFIX):
-        return load_sentence_embedder(str(model), device=str(device))
-    if str(model) == PHOTOS:
-        return PhotosEmbedder(device)
+    named = open_named(str(model), device)
+    if named is not None:
+        return named
     composer = from_pretrained(model, device=device)
     require_whole(composer, model)
     return composer
@@ -47,23 +46,22 @@ def open_embedder(
     scoring: str = GLOBAL,
     place: TokenPlace = ON_DISK,
     progress: Counted | None = None,
-) -> tuple[CachedEmbedder | SentenceEmbedder | PhotosEmbedder, str]:
+) -> tuple[CachedEmbedder | VectorEmbedder, str]:
     """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
-    ``model`` is a checkpoint folder, a hub id, ``st:NAME`` or ``photos`` (the last two keep no tokens in ``place``). It
-    computes on the GPU where there is one. Raises ``ProblemsError`` with every image that is missing or cannot be read,
-    before anything is ranked, and ``ComposirError`` for what is no model, has no vision tower or, with ``rerank``, no
-    trained matching head.
+    ``model`` is what ``open_model`` takes; a ``VectorEmbedder`` keeps no tokens in ``place``. It computes on the GPU
+    where there is one. Raises ``ProblemsError`` with every image that is missing or cannot be read, before anything is
+    ranked, and ``ComposirError`` for what is no model, has no vision tower or, with ``rerank``, no trained matching
+    head.
     """
     require_images(splits)
     opened = open_model(model, default_device())
-    if not isinstance(opened, Composer):
-        kind = "a sentence-transformers model" if isinstance(opened, SentenceEmbedder) else PHOTOS
+    if isinstance(opened, VectorEmbedder):
         if rerank:
-            raise ComposirError(f"{kind} has no matching head", fix="leave out --rerank")
+            raise ComposirError(f"{opened.kind} has no matching head", fix="leave out --rerank")
         if scoring != GLOBAL:
-            raise ComposirError(f"{kind} has no {scoring} scoring", fix="leave out --scoring")
+            raise ComposirError(f"{opened.kind} has no {scoring} scoring", fix="leave out --scoring")
         return opened, opened.weights_hash()
     if rerank:
         require_matching_head(opened)

@@ -34,6 +34,13 @@ TOO_LITTLE = 2**20
 """Bytes left on a disk with which it counts as full, where an error does not say why writing failed, as torch's."""
 
 
+def default_cache_dir() -> Path:
+    """Return ``$COMPOSIR_CACHE``, else ``composir`` under the user's cache folder (``$XDG_CACHE_HOME``)."""
+    if "COMPOSIR_CACHE" in os.environ:
+        return Path(os.environ["COMPOSIR_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composir"
+
+
 @contextmanager
 def telling_full_disk(folder: Path) -> Iterator[None]:
     """Raise ``OSError`` (``ENOSPC``) with the folder where SQLite, torch, safetensors or FAISS meet a full disk."""

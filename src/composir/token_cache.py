@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from composir.data import Split, read_image
 from composir.data.check import check_images
 from composir.data.images import Crop, ImageSource, file_of
 from composir.errors import ComposirError, ProblemsError, nearest
-from composir.files import size_text
+from composir.files import default_cache_dir, size_text
 from composir.machine import available_memory, empty_for_copies, to_device
 from composir.models.vision import Tower
 from composir.progress import Counted
@@ -65,13 +64,6 @@ class TokenPlace:
 
 
 ON_DISK = TokenPlace()
-
-
-def default_cache_dir() -> Path:
-    """Return ``$COMPOSIR_CACHE``, else ``composir`` under the user's cache folder (``$XDG_CACHE_HOME``)."""
-    if "COMPOSIR_CACHE" in os.environ:
-        return Path(os.environ["COMPOSIR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composir"
 
 
 class TokenCache:

@@ -13,9 +13,8 @@ from PIL import Image, ImageDraw
 from composir import Retriever
 from composir.errors import ComposirError
 from composir.features import open_embedder, open_model
-from composir.models.photos import ABOUT, PhotosEmbedder
 from composir.models.photos.colours import COLOURS, colour_shares, to_lab
-from composir.models.photos.embedder import DIM, PARTS, SIDE
+from composir.models.photos.embedder import ABOUT, DIM, PARTS, SIDE, PhotosEmbedder
 from composir.models.photos.ground import cut_out, look_at
 from composir.models.photos.minilm import embed
 from composir.models.photos.vocabulary import NUM_CLASSES, class_vectors, read_class_vectors, read_classes
@@ -150,7 +149,7 @@ def test_explanations_name_classes_and_colours(model):
     vector[PARTS[0] + np.array([207, 1, 5])] = [0.4, 0.3, 0.2]
     vector[PARTS[0] + NUM_CLASSES + COLOURS.index("pink")] = 0.5
     names = [one.name for one in read_classes()]
-    assert model.seen(vector) == ([names[207], names[1], names[5]], ["pink"])
+    assert model.seen(vector) == f"{names[207]}, {names[1]}, {names[5]}; pink"
 
 
 def test_the_hash_tells_other_rules(model, monkeypatch):

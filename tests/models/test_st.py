@@ -24,7 +24,11 @@ from transformers import (
 
 from composir import Retriever
 from composir.errors import ComposirError
+from composir.features import open_model
+from composir.models.address import Options
 from composir.models.st import SentenceEmbedder, load_sentence_embedder
+
+from ..small_duals import save_clip
 
 LETTERS = string.ascii_lowercase
 
@@ -64,7 +68,7 @@ def test_what_such_a_model_looks_at_is_not_shown(clip_folder, files, run, tmp_pa
 
 
 def test_a_model_of_one_modality_at_a_time_is_combined_by_a_weighted_sum(clip_folder, files):
-    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    embedder = load_sentence_embedder(str(clip_folder))
     assert not embedder.composes
     gallery = embedder.embed_gallery(files)
     assert gallery.shape == (3, 1, 8)
@@ -133,7 +137,7 @@ def test_index_and_search_take_such_a_model(run, clip_folder, shapes_root, tmp_p
     assert code == 0, err
     hits = json.loads(found)["results"]
     assert len(hits) == 11  # the reference is left out
-    embedder = load_sentence_embedder(f"st:{clip_folder}")
+    embedder = load_sentence_embedder(str(clip_folder))
     files = [Path(hit["path"]) for hit in hits]
     scores = (embedder.embed_gallery(files)[:, 0] @ embedder.embed_queries([asked], ["red"])[0]).tolist()
     assert [hit["score"] for hit in hits] == pytest.approx(scores, abs=2e-3)  # vectors are stored in fp16
@@ -161,13 +165,79 @@ def test_a_model_of_sentences_alone_is_refused(tmp_path):
     config = BertConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(ComposirError, match="embeds no image; expected a model of pictures and sentences"):
-        load_sentence_embedder(f"st:{tmp_path / 'bert'}")
+        load_sentence_embedder(str(tmp_path / "bert"))
 
 
 def test_what_cannot_be_loaded_is_one_clear_error(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ComposirError, match=r"empty: cannot be loaded by sentence-transformers \(.*check the name"):
-        load_sentence_embedder(f"st:{tmp_path / 'empty'}")
+        load_sentence_embedder(str(tmp_path / "empty"))
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ComposirError, match=r"not installed; fix: pip install 'composir\[sentence-transformers\]'"):
-        load_sentence_embedder(f"st:{Path(tmp_path)}")
+        load_sentence_embedder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "needs the package torchvision,"),
+        (ImportError("\nA requires the Torchvision library but it was not found"), "needs the package Torchvision,"),
+        (
+            ImportError("libcudart.so.12: cannot open shared object file"),
+            "a package is installed and cannot be imported",
+        ),
+    ],
+)
+def test_a_package_that_lacks_and_one_that_is_broken_are_told_apart(clip_folder, monkeypatch, error, told):
+    def failing(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", failing)
+    with pytest.raises(ComposirError, match=told):
+        load_sentence_embedder(str(clip_folder))
+
+
+def test_a_model_with_code_of_its_own_says_what_to_use_instead(tmp_path):
+    folder = save_clip(tmp_path / "bge")
+    with pytest.raises(ComposirError, match=r"code of its own, which is never run.*such as bge-vl-base:FOLDER"):
+        open_model(f"st:{folder}", "cpu")
+    with pytest.raises(ComposirError, match=r"has a name here.*fix: --model bge-vl-base"):
+        open_model("st:BAAI/BGE-VL-base", "cpu")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "custom_st.Transformer"}])
+    )
+    (tmp_path / "own/custom_st.py").write_text("raise SystemExit('code of a repository was run')")
+    with pytest.raises(ComposirError, match="own: "):
+        open_model(f"st:{tmp_path / 'own'}", "cpu")
+
+
+def test_flags_are_options_that_an_index_remembers(run, clip_folder, shapes_root, tmp_path):
+    pictures, out = shapes_root / "dev", tmp_path / "index"
+    flags = ("--prompt", "a / b", "--max-pixels", 400, "--dtype", "fp32", "--batch-size", 3)
+    code, _, err = run("index", pictures, "--model", f"st:{clip_folder}", "--out", out, *flags)
+    assert code == 0, err
+    asked = sorted(pictures.glob("*.png"))[0]
+    code, found, err = run("search", out, "--image", asked, "--text", "red", "--json")
+    assert code == 0, err
+    hit = json.loads(found)["results"][0]
+    options = Options(prompt="a / b", max_pixels=400)
+    embedder = load_sentence_embedder(str(clip_folder), options=options)
+    score = embedder.embed_gallery([hit["path"]])[0, 0] @ embedder.embed_queries([asked], ["red"])[0]
+    assert hit["score"] == pytest.approx(float(score), abs=2e-3)
+    others = [Options(), Options(prompt="a / b"), Options(max_pixels=400)]
+    names = {load_sentence_embedder(str(clip_folder), options=one).weights_hash() for one in others}
+    assert len(names | {embedder.weights_hash()}) == 4
+    code, _, err = run("index", pictures, "--out", out, "--dtype", "bf16")
+    assert code == 2
+    assert "--dtype is for st:NAME and models by name; fix: leave it out, or give such a --model" in err
+    code, _, err = run("evaluate", "--model", "models/x", "--data-root", shapes_root, "--max-pixels", 400)
+    assert code == 2
+    assert "--max-pixels is for st:NAME and models by name, not for models/x" in err
+
+
+def test_a_photograph_of_12_megapixels_is_made_smaller(clip_folder):
+    embedder = load_sentence_embedder(str(clip_folder))
+    small = embedder.prepare(Image.new("RGB", (4000, 3000)))
+    assert small.size == (1567, 1175)  # sqrt(1800 * 32 * 32 / 12,000,000) of either side
+    assert embedder.prepare(small) is small

@@ -24,7 +24,16 @@ LONG_NUMBER = re.compile(r"\d{40,}")
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
-for _module in ("train", "start", "evaluate", "models", "search", "data", "benchmark"):  # as --help lists them
+for _module in (
+    "train",
+    "start",
+    "evaluate",
+    "models",
+    "catalogue",
+    "search",
+    "data",
+    "benchmark",
+):  # as --help lists them
     import_module(f"composir.cli.{_module}")
 
 

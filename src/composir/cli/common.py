@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(help="List the field's public models, and download them.", invoke_without_command=True)
+app.add_typer(models_app, name="models", rich_help_panel="Models")
 benchmark_app = typer.Typer(
     help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed.",
     no_args_is_help=True,
@@ -52,6 +54,13 @@ Categories = Annotated[
     list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
 ]
 
+Prompt = Annotated[
+    str | None, typer.Option(help="For st:NAME and models by name: the instruction before queries, instead of its own.")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, max=10**9, help="For the same: pictures of more pixels are made smaller.")
+]
+Dtype = Annotated[str | None, typer.Option(help="For the same: fp32, bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.")]
 NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
@@ -71,6 +80,35 @@ def require_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
         raise ComposirError(
             f"{flag} {value!r} is not known", expected=" or ".join(choices), fix=nearest(value, choices)
         )
+
+
+def model_of_flags(
+    model: Path | None,
+    *,
+    prompt: str | None = None,
+    max_pixels: int | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+) -> Path | None:
+    """Return the model with these flags as options of its address, which an index then remembers.
+
+    Raises ``ComposirError`` where a flag is given to a model that is a path or a hub id.
+    """
+    given = {"prompt": prompt, "max_pixels": max_pixels, "dtype": dtype, "batch_size": batch_size}
+    given = {name: str(value) for name, value in given.items() if value is not None}
+    if not given:
+        return model
+    from composir.models.address import Options
+    from composir.models.named import find_address
+
+    address = None if model is None else find_address(str(model))
+    if address is None:
+        flag = f"--{next(iter(given)).replace('_', '-')}"
+        raise ComposirError(
+            f"{flag} is for st:NAME and models by name{f', not for {model}' if model else ''}",
+            fix="leave it out, or give such a --model",
+        )
+    return Path(str(address.with_options(Options.read(given))))
 
 
 def embedder_of_flags(

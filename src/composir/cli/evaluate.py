@@ -17,10 +17,14 @@ from composir.cli.common import (
     Categories,
     DataRoot,
     Dataset,
+    Dtype,
     Json,
+    MaxPixels,
     NumWorkers,
+    Prompt,
     app,
     embedder_of_flags,
+    model_of_flags,
     require_one,
     splits_of_flags,
 )
@@ -43,7 +47,10 @@ ExcludeReference = Annotated[
 def evaluate(
     model: Annotated[
         Path | None,
-        typer.Option(help="photos (built in), a checkpoint folder, such as models/RUN/best, a hub id, or st:NAME."),
+        typer.Option(
+            help="photos (built in), a checkpoint folder, such as models/RUN/best, a hub id, a name of composir "
+            "models, or st:NAME."
+        ),
     ] = None,
     predictions: Annotated[
         list[Path] | None,
@@ -75,6 +82,9 @@ def evaluate(
             min=0, max=10_000, help="Score so many of each query's best again with the matching head; 0: none."
         ),
     ] = 0,
+    prompt: Prompt = None,
+    max_pixels: MaxPixels = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
     cache: Cache = "disk",
@@ -100,6 +110,7 @@ def evaluate(
     from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
+    model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     if data_root is None and (rankings is None or contact_sheet):
         raise ComposirError(
             "--data-root is missing",
@@ -189,7 +200,9 @@ def _measure(
 def submit(
     data_root: DataRoot,
     dataset: Annotated[str, typer.Option(help=f"{one_of(SUBMITTED)}; with --validate any other, too.")] = "CIRR",
-    model: Annotated[Path | None, typer.Option(help="A checkpoint folder, such as models/RUN/best.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder, a hub id, a name of composir models, or st:NAME.")
+    ] = None,
     validate: Annotated[
         list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")
     ] = None,
@@ -197,6 +210,9 @@ def submit(
         str | None, typer.Option(help="The test server's (test1, test) unless given; val is a dry run.")
     ] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder of the files.")] = None,
+    prompt: Prompt = None,
+    max_pixels: MaxPixels = None,
+    dtype: Dtype = None,
     batch_size: BatchSize = 64,
     num_workers: NumWorkers = 4,
     json_: Json = False,
@@ -210,6 +226,7 @@ def submit(
     from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--validate": validate})
+    model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     dataset = find_dataset(dataset)
     split = split or DATASETS[dataset].submitted
     files: list[Path] = []

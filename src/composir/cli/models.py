@@ -14,7 +14,7 @@ from composir.errors import ComposirError, command, listed
 
 @app.command(rich_help_panel="Models")
 def convert(
-    source: Annotated[str, typer.Argument(help="A file, a folder or a hub id.")],
+    source: Annotated[str, typer.Argument(help="A file, a folder, a hub id or a name of composir models.")],
     out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
     from_: Annotated[
         str | None,
@@ -50,6 +50,7 @@ def convert(
 
     Example: composir convert --from lavis blip2_pretrained.pth --vision-tower eva_vit_g.pth --out models/blip2
     """
+    from composir.models.catalogue import source_of_name
     from composir.models.transfer import convert as convert_weights
     from composir.models.transfer import export_sprc
 
@@ -61,7 +62,7 @@ def convert(
         assert from_ is not None
         require_choice("--from", from_, ("lavis", "sprc", "hf", "composir"))
         done = convert_weights(
-            source,
+            source_of_name(source),
             from_,
             out_,
             qformer_config=qformer_config,
@@ -122,7 +123,6 @@ def visualize(
     """
     from composir.features import open_model
     from composir.models.composer import Composer
-    from composir.models.photos import PHOTOS, PhotosEmbedder
     from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
 
     ranked = None
@@ -135,9 +135,8 @@ def visualize(
         )
     loaded = open_model(model, "cpu")
     if not isinstance(loaded, Composer):
-        kind = PHOTOS if isinstance(loaded, PhotosEmbedder) else "a sentence-transformers model"
         raise ComposirError(
-            f"{kind} does not show what it looks at",
+            f"{loaded.kind} does not show what it looks at",
             file=model,
             fix="give a checkpoint folder, such as models/RUN/best",
         )

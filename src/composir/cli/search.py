@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from composir.cli.choices import INDEXES, with_notes
-from composir.cli.common import Json, NumWorkers, app
+from composir.cli.common import Dtype, Json, MaxPixels, NumWorkers, Prompt, app, model_of_flags
 from composir.cli.console import Bars, err, out, print_json, printable
 from composir.errors import ComposirError, command
 
@@ -34,8 +34,8 @@ def index(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="photos (the default, built in; a folder of that name: its full path), a checkpoint folder, or "
-            "st:NAME; an index that exists knows its own."
+            help="photos (the default, built in; a folder of that name: ./photos), a checkpoint folder, a name of "
+            "composir models, or st:NAME; an index that exists knows its own."
         ),
     ] = None,
     backend: Annotated[str | None, typer.Option(help=f"{with_notes(INDEXES)}.")] = None,
@@ -59,6 +59,10 @@ def index(
         "local"
     ),
     address: Annotated[str | None, typer.Option(help="ray: address of a cluster; without it, this machine.")] = None,
+    prompt: Prompt = None,
+    max_pixels: MaxPixels = None,
+    dtype: Dtype = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="For the same: pictures a pass.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
     num_workers: NumWorkers = 4,
     json_: Json = False,
@@ -82,7 +86,7 @@ def index(
         report = index_folder(
             images_dir,
             out_,
-            model=model,
+            model=model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype, batch_size=batch_size),
             backend=backend or ("qdrant" if options else None),
             options=options,
             vectors_per_image=vectors_per_image,

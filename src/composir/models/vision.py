@@ -16,6 +16,8 @@ from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, scale
 TOWER_BATCH, GPU_BATCH = 8, 64
 """Pictures a pass of a tower; more is slower on a CPU, where the feature maps leave its cache."""
 
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Tower(nn.Module):
     """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.

@@ -1,4 +1,4 @@
-"""What an index and a search ask of a model: one of composir's own, or one of sentence-transformers."""
+"""What an index and a search ask of a model: one of composir's own, or one of one vector a picture."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ from torch import Tensor
 from composir.features import open_model
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
-from composir.models.photos import ABOUT, PHOTOS, PhotosEmbedder
-from composir.models.photos.embedder import DIM, SIDE, Prepared, shrink
-from composir.models.photos.sentences import Reading, read_sentence
-from composir.models.st import SentenceEmbedder
+from composir.models.embedder import Reading, VectorEmbedder
 from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
-SENTENCE_SIDE = 2048
-"""Pixels of the longer side that the processor of a sentence-transformers model is given at most."""
 NO_PICTURE = -1
 
 
@@ -77,19 +72,7 @@ class Encoder(Protocol):
         ...
 
 
-class _InNumbers:
-    """What a network that explains nothing in words says."""
-
-    def read(self, text: str) -> Reading | None:
-        """Return None: the network reads it as a whole."""
-        return None
-
-    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
-        """Return None: its vectors say nothing in words."""
-        return None
-
-
-class ComposerEncoder(_InNumbers):
+class ComposerEncoder:
     """A checkpoint of composir's."""
 
     def __init__(self, model: Composer) -> None:
@@ -139,31 +122,37 @@ class ComposerEncoder(_InNumbers):
         """Return where that square lies."""
         return self._tower.box(size)
 
+    def read(self, text: str) -> Reading | None:
+        """Return None: the network reads it as a whole."""
+        return None
 
-class SentenceEncoder(_InNumbers):
-    """A model of sentence-transformers: one vector a picture, composed as ``SentenceEmbedder`` says."""
+    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
+        """Return None: its vectors say nothing in words."""
+        return None
 
-    about = "a model of sentence-transformers; its own card says what it was trained on"
-    backbone = "sentence-transformers"
+
+class VectorEncoder:
+    """A model of one vector a picture, composed as it says itself (``VectorEmbedder``)."""
+
     tower = ""
     num_vectors = 1
-    side = SENTENCE_SIDE
-    batch_size = TOWER_BATCH
 
-    def __init__(self, embedder: SentenceEmbedder) -> None:
+    def __init__(self, embedder: VectorEmbedder) -> None:
         self.embedder = embedder
         self.identity = embedder.weights_hash()
-        self.dim = embedder.embed_sentences(["a picture"]).shape[1]
+        self.about = embedder.about
+        self.backbone = embedder.backbone
+        self.batch_size = embedder.batch_size
+        self.side = embedder.side
+        self.dim = embedder.dim
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        """Return the picture, at most ``SENTENCE_SIDE`` pixels a side: the model's own processor does the rest."""
-        small = picture.copy()
-        small.thumbnail((SENTENCE_SIDE, SENTENCE_SIDE))
-        return small
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return the picture as the model takes it in."""
+        return self.embedder.prepare(picture)
 
-    def embed_pictures(self, prepared: Sequence[Image.Image]) -> Float[Tensor, "batch vectors dim"]:
-        """Return them as documents."""
-        return self.embedder.embed_documents(prepared)
+    def embed_pictures(self, prepared: Sequence[Any]) -> Float[Tensor, "batch vectors dim"]:
+        """Return them as candidates."""
+        return self.embedder.embed_prepared(prepared).unsqueeze(1)
 
     def embed_asked(
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
@@ -173,75 +162,32 @@ class SentenceEncoder(_InNumbers):
         parts = []
         if with_picture:
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-            parts.append(self.embedder.embed_pairs([self.prepare(pictures[place]) for place in places], texts))
+            parts.append(self.embedder.embed_pairs([pictures[place] for place in places], texts))
         if alone:
             parts.append(self.embedder.embed_sentences([asked[row][1] for row in alone]))
         return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
 
     def square(self, picture: Image.Image) -> Image.Image:
-        """Return the picture as the model's processor is given it."""
-        return self.prepare(picture)
+        """Return the picture as the model sees it."""
+        return self.embedder.square(picture)
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the whole of it: how the processor cuts is not known."""
-        return 0, 0, *size
-
-
-class PhotosEncoder:
-    """The built-in model for photographs."""
-
-    about = ABOUT
-    backbone = PHOTOS
-    tower = ""
-    num_vectors = 1
-    dim = DIM
-    side = SIDE
-    batch_size = TOWER_BATCH
-
-    def __init__(self, embedder: PhotosEmbedder) -> None:
-        self.embedder = embedder
-        self.identity = embedder.weights_hash()
-
-    def prepare(self, picture: Image.Image) -> Prepared:
-        """Return its views, colours and ground."""
-        return self.embedder.prepare(picture)
-
-    def embed_pictures(self, prepared: Sequence[Prepared]) -> Float[Tensor, "batch vectors dim"]:
-        """Return their vectors."""
-        return self.embedder.embed_prepared(prepared).unsqueeze(1)
-
-    def embed_asked(
-        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
-    ) -> Float[Tensor, "asked dim"]:
-        """Return them as the embedder composes them."""
-        references = self.embedder.embed_documents(pictures)[:, 0] if pictures else ()
-        queries = [self.embedder.compose(None if at == NO_PICTURE else references[at], text) for at, text in asked]
-        return torch.stack(queries)
-
-    def square(self, picture: Image.Image) -> Image.Image:
-        """Return the picture, small: the model looks at the whole, at its thing and at its border."""
-        return shrink(picture)
-
-    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the whole of it."""
-        return 0, 0, *size
+        """Return where that lies."""
+        return self.embedder.box(size)
 
     def read(self, text: str) -> Reading | None:
-        """Return how the rules read a sentence."""
-        return read_sentence(text)
+        """Return how its rules read a sentence, where it has rules."""
+        return self.embedder.read(text)
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
-        """Return the three likeliest classes and the colours of a picture."""
-        things, colours = self.embedder.seen(vectors[0])
-        return f"{', '.join(things)}; {', '.join(colours)}"
+        """Return what it sees in a picture, where it has words for that."""
+        return self.embedder.seen(vectors[0])
 
 
-def open_encoder(model: Path | str, device: str) -> Encoder:
+def open_encoder(model: Path | str, device: str) -> ComposerEncoder | VectorEncoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
-    if isinstance(opened, PhotosEmbedder):
-        return PhotosEncoder(opened)
-    return SentenceEncoder(opened) if isinstance(opened, SentenceEmbedder) else ComposerEncoder(opened)
+    return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
 
 
 def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:

@@ -19,7 +19,7 @@ from composir.data.images import PICTURE_SUFFIXES, Pictures, find_pictures, pict
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
 from composir.machine import default_device
-from composir.models.photos import PHOTOS
+from composir.models.photos.embedder import PHOTOS
 from composir.progress import Progress
 from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import Encoder, open_encoder

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from composir.errors import ComposirError, command, nearest
 from composir.files import write_text
-from composir.models.photos import PHOTOS
-from composir.models.st import PREFIX
+from composir.models.named import find_address
 from composir.search.exact import ExactIndex
 from composir.search.faiss import FaissIndex
 from composir.search.index import Index
@@ -42,13 +41,10 @@ class Place(BaseModel):
 
     @classmethod
     def of(cls, path: Path, index: Path) -> Place:
-        """Return the place of ``path``; of ``photos``, and of a name that is no folder here, the name itself."""
+        """Return the place of ``path``; of what is no folder here, a hub id or an ``Address``, the name itself."""
         name = str(path)
-        if name == PHOTOS:
-            return cls(path=name, from_index="")
-        if name.startswith(PREFIX):
-            inner = Path(name.removeprefix(PREFIX))
-            return cls(path=f"{PREFIX}{inner.resolve()}" if inner.exists() else name, from_index="")
+        if address := find_address(name):
+            return cls(path=str(address.resolved()), from_index="")
         if not path.exists():
             return cls(path=name, from_index="")
         try:

@@ -20,12 +20,11 @@ from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import require_matching_head
 from composir.models.composer import Composer
-from composir.models.photos import PHOTOS
 from composir.models.photos.sentences import NOTHING
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
-from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
+from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, VectorEncoder, open_encoder
 from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -281,9 +280,9 @@ class Retriever:
 
     @property
     def model(self) -> Composer:
-        """The model of the index; ``ComposirError`` where it is none of composir's checkpoints."""
+        """The model of the index; ``ComposirError`` where it is one of one vector a picture."""
         if not isinstance(self.encoder, ComposerEncoder):
-            kind = "photos" if self.encoder.backbone == PHOTOS else "a sentence-transformers model"
+            kind = self.encoder.embedder.kind if isinstance(self.encoder, VectorEncoder) else "another kind of model"
             raise ComposirError(
                 f"is the index of {kind}, which neither matches pairs nor shows where it looks",
                 file=self.folder,

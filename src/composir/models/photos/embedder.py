@@ -22,11 +22,12 @@ from torch.nn.functional import normalize, softmax
 
 from composir.data.images import ImageSource, read_image
 from composir.models.backbones.mini import lite0_file, minilm_file
+from composir.models.embedder import VectorEmbedder
 from composir.models.photos.classifier import Classifier, view
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.ground import cut_out, look_at
 from composir.models.photos.minilm import WIDTH, embed
-from composir.models.photos.sentences import main_part, read_sentence
+from composir.models.photos.sentences import Reading, main_part, read_sentence
 from composir.models.photos.vocabulary import (
     CLASS_VECTORS,
     CLASSES,
@@ -38,6 +39,7 @@ from composir.models.photos.vocabulary import (
     read_class_vectors,
     read_classes,
 )
+from composir.models.vision import TOWER_BATCH
 
 PHOTOS = "photos"
 """The name under which a model is asked for."""
@@ -97,8 +99,14 @@ class Prepared:
     white: float
 
 
-class PhotosEmbedder:
+class PhotosEmbedder(VectorEmbedder):
     """The model on pictures, image files and sentences; a picture is one vector."""
+
+    kind = backbone = PHOTOS
+    about = ABOUT
+    batch_size = TOWER_BATCH
+    side = SIDE
+    dim = DIM
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._classifier = Classifier().to(device)
@@ -174,17 +182,21 @@ class PhotosEmbedder:
         """Return the query of every image file with its sentence."""
         return self.embed_pairs([read_image(path, side=SIDE) for path in paths], texts)
 
-    def embed_text_only(self, texts: Sequence[str], gallery: Sequence[ImageSource]) -> Float[Tensor, "batch dim"]:
-        """Return the query of every sentence without a picture; the gallery says nothing here."""
-        return self.embed_sentences(texts)
+    def read(self, text: str) -> Reading:
+        """Return how the rules read a sentence."""
+        return read_sentence(text)
 
-    def seen(self, vector: Float[np.ndarray, " dim"]) -> tuple[list[str], list[str]]:
+    def seen(self, vector: Float[np.ndarray, " dim"]) -> str:
         """Return the three likeliest classes of a picture's vector, and its colours of more than a fifth."""
         _, classes, colours, _ = np.split(np.asarray(vector, np.float32), np.cumsum(PARTS)[:-1])
         names = [self._names[place] for place in np.argsort(-classes)[:3]]
         shares = colours**2 / max(float((colours**2).sum()), 1e-12)
         order = np.argsort(-shares)
-        return names, [COLOURS[place] for place in order if shares[place] > 0.2]
+        return f"{', '.join(names)}; {', '.join(COLOURS[place] for place in order if shares[place] > 0.2)}"
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture, small: the model looks at the whole, at its thing and at its border."""
+        return shrink(picture)
 
     def weights_hash(self) -> str:
         """Return what identifies the weights, the words and the rules."""

@@ -1,0 +1,43 @@
+"""Models that are named rather than given as a checkpoint folder: ``photos``, those of ``MODELS``, and ``st:NAME``."""
+
+from __future__ import annotations
+
+import torch
+
+from composir.errors import ComposirError
+from composir.models.address import ST, Address
+from composir.models.catalogue import MODELS, open_model_by_name
+from composir.models.embedder import VectorEmbedder
+from composir.models.photos.embedder import PHOTOS, PhotosEmbedder
+from composir.models.st import load_sentence_embedder
+
+
+def find_address(model: str) -> Address | None:
+    """Return the address in ``model``, None where it is a path or a hub id; a path of the same name begins with ``./``.
+
+    Raises ``ComposirError`` for options that are none.
+    """
+    return Address.read(model, lambda name: name in (PHOTOS, ST) or name in MODELS)
+
+
+def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
+    """Return the model of a name, None where ``model`` is a path or a hub id.
+
+    Raises ``ComposirError`` where it is not on this machine or cannot be loaded.
+    """
+    address = find_address(model)
+    if address is None:
+        return None
+    if address.name == PHOTOS:
+        address.options.require_only(PHOTOS)
+        return PhotosEmbedder(device)
+    if address.name == ST:
+        for name, known in MODELS.items():
+            if known.hub_id == address.place and known.load is not None:
+                raise ComposirError(
+                    "has a name here, by which it is asked and composed as its authors do it",
+                    file=model,
+                    fix=f"--model {name}",
+                )
+        return load_sentence_embedder(address.place, device=device, options=address.options)
+    return open_model_by_name(address.name, address.place, device, address.options)
