@@ -147,6 +147,8 @@ def test_a_name_that_is_not_here_says_what_to_do(tmp_path, monkeypatch):
         open_model("bge-vl-base", "cpu")
     with pytest.raises(ComposirError, match=r"no model to ask as it is.*convert --from hf blip2-itm-vit-g"):
         open_model("blip2-itm-vit-g", "cpu")
+    with pytest.raises(ComposirError, match="sprc-spn-cirr is listed for its figures alone"):
+        open_model("sprc-spn-cirr", "cpu")
     with pytest.raises(ComposirError, match="nowhere: is no folder; expected the files of BAAI/BGE-VL-base"):
         open_model(f"bge-vl-base:{tmp_path / 'nowhere'}", "cpu")
     with pytest.raises(ComposirError, match="the dual encoder bge-vl-base takes no prompt"):

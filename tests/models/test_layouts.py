@@ -588,3 +588,14 @@ def test_a_tower_whose_heads_only_the_user_knows_is_stored(run, whole, sizes_fil
     assert "the vision tower is stored, as the source alone does not bring it back" in out
     backbones.read_backbone.cache_clear()
     assert from_pretrained(tmp_path / "model").tower is not None
+
+
+def test_a_second_qformer_for_queries_is_refused_and_named(control, tmp_path):
+    """As SPN4CIR saves it: half of such a file would be another model."""
+    weights, _ = control(prompt=True)
+    second = {key.replace("Qformer.", "Qformer_query."): value for key, value in weights.items() if "Qformer." in key}
+    second |= {key.replace("text_proj", "text_proj_q"): value for key, value in weights.items() if "text_proj" in key}
+    file = save(tmp_path / "best.pt", {"epoch": 3, "state_dict": prefixed("blip_model.", weights | second)})
+    with pytest.raises(ComposirError, match="has a Q-Former of its own for queries"):
+        convert(str(file), "sprc", tmp_path / "out", embed_tower=True)
+    assert not (tmp_path / "out").exists()

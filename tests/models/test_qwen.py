@@ -108,6 +108,22 @@ def test_it_is_opened_by_its_name(folder, tmp_path):
         open_model(f"{NAME}:{tmp_path}", "cpu")
 
 
+def test_index_search_and_evaluate_take_it(run, folder, shapes_root, tmp_path):
+    pictures, out, model = shapes_root / "dev", tmp_path / "index", f"{NAME}:{folder}?dim=8"
+    code, _, err = run("index", pictures, "--model", model, "--out", out, "--batch-size", 5)
+    assert code == 0, err
+    asked = sorted(pictures.glob("*.png"))[0]
+    code, found, err = run("search", out, "--image", asked, "--text", "red", "--json")
+    assert code == 0, err
+    best = json.loads(found)["results"][0]
+    embedder = QwenEmbedder(NAME, folder, "cpu", Options(dim=8))
+    score = embedder.embed_gallery([best["path"]])[0, 0] @ embedder.embed_queries([asked], ["red"])[0]
+    assert best["score"] == pytest.approx(float(score), abs=2e-3)  # vectors are stored in fp16
+    code, out, err = run("evaluate", "--model", model, "--data-root", shapes_root, "--prompt", "a", "--json")
+    assert code == 0, err
+    assert json.loads(out)["signature_fields"]["weights"].startswith("qwen-")
+
+
 ASKED = ("Find it", " Find it: ", "Find it.", "")
 
 

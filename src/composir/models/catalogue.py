@@ -57,11 +57,9 @@ class NamedModel:
     languages: str
     figures: Figures = Figures()
     load: Load | None = None
-    """None: the weights are made a checkpoint by ``composir convert``, from ``weights``."""
-    weights: str = ""
-    """The file in the repository that ``convert`` takes; "" for the whole."""
+    """None: the weights are made a checkpoint by ``composir convert``, or cannot be asked."""
     convert_from: str = ""
-    """The form that ``convert`` calls it; "" where it takes none of it, and ``note`` says why."""
+    """The form that ``convert`` calls it; "" where it does not take it, and ``note`` says why."""
     note: str = ""
     files: tuple[str, ...] = FILES
     found_at: str = ""
@@ -74,19 +72,17 @@ class NamedModel:
     def folder(self) -> Path | None:
         """Return the folder of the revision in the hub's cache, None where its weights are not all there."""
         found = snapshot_here(self.hub_id, self.revision, self.files) if self.hub_id else None
-        patterns = (
-            [self.weights] if self.weights else [one for one in self.files if one.endswith(("safetensors", "bin"))]
-        )
-        has_weights = found is not None and any(path.exists() for one in patterns for path in found.glob(one))
-        return found if has_weights else None
+        patterns = [one for one in self.files if one.endswith(("safetensors", "bin"))]
+        return found if found is not None and any(any(found.glob(one)) for one in patterns) else None
 
 
 def get(name: str) -> Path:
     """Return the folder of a model's files, downloaded where they are not in the hub's cache.
 
-    Raises ``ComposirError`` where the model is not on the hub, the hub cannot be reached, or the disk is too small.
+    Raises ``ComposirError`` where nothing here could use them, the model is not on the hub, the hub cannot be reached,
+    or the disk is too small.
     """
-    model = MODELS[name]
+    model = _usable(name)
     if not model.hub_id:
         raise ComposirError(
             f"{name} is not on the hub", fix=f"download it from {model.found_at}, then {convert_command(name)}"
@@ -95,6 +91,12 @@ def get(name: str) -> Path:
     if here is None:
         require_space(cache_folder(), model.num_bytes or 0, what="the weights", fix="make room, or set HF_HOME")
     return download(model.hub_id, model.revision, model.files, unreachable=copy_advice(name))
+
+
+def _usable(name: str) -> NamedModel:
+    if MODELS[name].note:
+        raise ComposirError(f"{name} is listed for its figures alone: {MODELS[name].note}")
+    return MODELS[name]
 
 
 def copy_advice(name: str) -> str:
@@ -113,7 +115,7 @@ def copy_advice(name: str) -> str:
 def convert_command(name: str) -> str:
     """Return the command that makes a checkpoint folder of a model without ``load``, or why there is none."""
     model = MODELS[name]
-    if not model.convert_from:
+    if model.note:
         return f"none: {model.note}"
     return command("convert", "--from", model.convert_from, name if model.hub_id else "FILE", "--out", f"models/{name}")
 
@@ -123,7 +125,7 @@ def open_model_by_name(name: str, place: str, device: str | torch.device, option
 
     Raises ``ComposirError`` where its files are not here, or it is one that is converted first.
     """
-    model = MODELS[name]
+    model = _usable(name)
     if model.load is None:
         raise ComposirError(
             f"{name} is no model to ask as it is, but weights of {model.kind}",
@@ -142,7 +144,7 @@ def open_model_by_name(name: str, place: str, device: str | torch.device, option
 
 
 def source_of_name(source: str) -> str:
-    """Return what ``convert`` takes for a name of the table: the file or hub id in the hub's cache; else ``source``."""
+    """Return what ``convert`` takes for a name of the table: its hub id, in the hub's cache; else ``source``."""
     model = MODELS.get(source)
     if model is None:
         return source
@@ -155,7 +157,7 @@ def source_of_name(source: str) -> str:
         raise ComposirError(
             f"{source} is not on this machine", fix=f"{command('models', 'get', source)} ({model.size})"
         )
-    return str(folder / model.weights) if model.weights else model.hub_id
+    return model.hub_id
 
 
 def dual(composition: Composition) -> Load:
@@ -278,8 +280,6 @@ MODELS: Table[NamedModel] = Table(
             num_bytes=3_470_000_000,
             licence="MIT",
             figures=Figures(55.06, 81.54, source=_SPN),
-            weights="checkpoints/cirr_blip2/best.pt",
-            files=("checkpoints/cirr_blip2/best.pt",),
         ),
         "sprc-spn-fashioniq": _blip2(
             kind="SPRC, 2 Q-Formers",
@@ -290,8 +290,6 @@ MODELS: Table[NamedModel] = Table(
             num_bytes=None,
             licence="MIT",
             figures=Figures(fashioniq=56.37, source=_SPN),
-            weights="checkpoints/fiq_blip2/best.pt",
-            files=("checkpoints/fiq_blip2/best.pt",),
         ),
     },
 )

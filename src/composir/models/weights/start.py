@@ -191,6 +191,12 @@ def require_qformer(source: Source) -> None:
             expected=FORMS[source.form],
             fix="give BLIP-2's first stage: blip2_pretrained.pth, blip2_pretrained_vitL.pth or blip2-itm-vit-g",
         )
+    if any(key.startswith("Qformer_query.") for key in source.weights):
+        raise ComposirError(
+            "has a Q-Former of its own for queries (Qformer_query, as SPN4CIR's second stage trains one)",
+            file=source.path,
+            expected="one Q-Former for queries and candidates: half of this file would be another model",
+        )
     if any(name.startswith("qformer.") for name in renamed.weights):
         return
     if any(name.startswith("tower.network.transformer.") for name in renamed.weights):
