@@ -160,6 +160,7 @@ class DualEncoder(VectorEmbedder):
             torch.tensor(values).view(3, 1, 1).to(self.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
+        self.dim = self.embed_sentences(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> UInt8[np.ndarray, "3 height width"]:
         """Return the pixels that the network for pictures reads."""

@@ -43,11 +43,8 @@ class VectorEmbedder(ABC):
     """Pictures that one pass should take where the model is."""
     side = VECTOR_SIDE
     """Pixels of the longer side that a picture has to keep when it is decoded."""
-
-    @property
-    def dim(self) -> int:
-        """Length of its vectors."""
-        return self.embed_sentences(["a picture"]).shape[1]
+    dim: int
+    """Length of its vectors."""
 
     @abstractmethod
     def prepare(self, picture: Image.Image) -> Any:
