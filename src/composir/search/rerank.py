@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 RERANK_SIDE = 1024
 """Pixels of the longer side that the processor of a vision-language model is given at most."""
+PAIRS_AT_ONCE = 8
+INSTRUCTION = "Given an image and a text that says what should differ, retrieve the image that this describes."
+"""What a model that takes an instruction is told of a picture with a sentence; of one of them alone, its own."""
 
 
 class Reranker(Protocol):
@@ -59,7 +62,8 @@ class MatchingHead:
 class CrossEncoderReranker:
     """A cross-encoder of sentence-transformers that reads pictures; its scores are what its ``predict`` gives.
 
-    A query is ``{"image": reference, "text": sentence}``, or whichever of the two there is; a candidate is a picture.
+    A query is ``{"image": reference, "text": sentence}`` under ``INSTRUCTION``, or whichever of the two there is; a
+    candidate is a picture.
     """
 
     side = RERANK_SIDE
@@ -73,11 +77,17 @@ class CrossEncoderReranker:
     ) -> list[float]:
         """Return the mean score of every candidate."""
         asked = [_asked(one, text) for one in references] or [text]
+        prompt = INSTRUCTION if references and text else None
         scores: list[float] = []
         for batch in candidates:
             pictures = [_small(one) for one in batch]
-            pairs = [(query, picture) for query in asked for picture in pictures]
-            found = self.model.predict(pairs, batch_size=1, show_progress_bar=False, convert_to_tensor=True)
+            found = self.model.predict(
+                [(query, picture) for query in asked for picture in pictures],
+                prompt=prompt,
+                batch_size=PAIRS_AT_ONCE,
+                show_progress_bar=False,
+                convert_to_tensor=True,
+            )
             scores += found.float().reshape(len(asked), len(pictures)).mean(dim=0).tolist()
         return scores
 
