@@ -10,6 +10,7 @@ import torch
 
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
+from composir.search import Retriever, Sentence, content_id
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +216,67 @@ def test_a_model_without_words_explains_nothing(run, shapes_index, shapes_root):
     document = json.loads(run(*words, "--json")[1])
     assert document["reading"] is None
     assert {one["seen"] for one in document["results"]} == {None}
+
+
+@pytest.fixture(scope="module")
+def found(shapes_index, shapes_root):
+    """Return the search of an index by a red picture, in Python."""
+    with Retriever(shapes_index) as retriever:
+        reference = shapes_root / "dev/val-red-ellipse.png"
+        yield lambda *args, **fields: [(hit.id, hit.score) for hit in retriever.search(reference, *args, **fields)]
+
+
+def test_what_is_asked_better_is_what_the_retriever_answers(run, shapes_index, shapes_root, found):
+    red, blue, green = (shapes_root / f"dev/val-{colour}-ellipse.png" for colour in ("red", "blue", "green"))
+
+    def searched(*options):
+        code, out, err = run("search", shapes_index, "--image", red, *options, "--json")
+        assert (code, err) == (0, "")
+        return [(one["id"], one["score"]) for one in json.loads(out)["results"]]
+
+    assert searched("--text", "bigger", "--image-weight", 0.2) == found("bigger", image_weight=0.2)
+    weighted = found(texts=[Sentence("blue", 3), Sentence("bigger")], without=[Sentence("red", 0.5)])
+    assert searched("--text", "blue:3", "--text", "bigger", "--without", "red:0.5") == weighted
+    assert weighted != found("blue")
+    ids = [content_id(file.read_bytes()) for file in (blue, green)]
+    marked = found("bigger", more=ids[:1], less=ids[1:])
+    assert searched("--text", "bigger", "--more", ids[0], "--less", green) == marked
+    assert searched("--text", "bigger", "--more", blue.name, "--less", green) == marked  # from the pictures' folder
+
+
+def test_what_scores_less_is_left_out_and_nothing_is_said_to_be(run, shapes_index):
+    scores = json.loads(run("search", shapes_index, "--text", "red", "--json")[1])["results"]
+    least = scores[2]["score"] - 1e-6
+    code, out, err = run("search", shapes_index, "--text", "red", "--min-score", least, "--json")
+    assert (code, err, json.loads(out)["results"]) == (0, "", scores[:3])
+    code, out, err = run("search", shapes_index, "--text", "red", "--min-score", 1.01)
+    assert code == 0
+    assert err == "note: no picture scores 1.01 or more; lower --min-score, or leave it out\n"
+    assert "0 of 12 pictures" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--text", "red:11"), "the weight of 'red' is 11; expected 0 to 10; less of it: --without"),
+        (("--text", "red", "--image-weight", 2), "the image weight is 2; expected 0 (the sentence alone) to 1"),
+        (("--text", "red", "--image-weight", 1), "the image weight is 1, and there is no picture; fix: give one"),
+        (("--text", "red", "--more", "no.png"), "'no.png' is neither the id of a picture in"),
+        (("--text", "red", "--less", __file__), "is not in the index; expected the id of one of its images"),
+        (("--text", "red", "--min-score", "nan"), "the least score is nan; expected a number, such as 0.3"),
+        (("--text", "red", "--rerank-model", "x"), "--rerank-model is for --rerank; fix: add --rerank 20"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(run, shapes_index, options, words):
+    code, _, err = run("search", shapes_index, *options)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_more_sentences_than_pictures_are_one_line(run, shapes_index, shapes_root):
+    file = shapes_root / "dev/val-red-ellipse.png"
+    texts = ("--text", "a", "--text", "b", "--text", "c")
+    code, _, err = run("search", shapes_index, "--image", file, "--image", file, *texts)
+    assert code == 2
+    assert "there are 2 pictures and 3 sentences; expected one sentence for all pictures, or one for each" in err

@@ -58,6 +58,11 @@ def found(page: Page, text: str = "") -> list[str]:
     return page.locator(".found .hit").evaluate_all("all => all.map(one => one.title)")
 
 
+def shown(page: Page) -> list[str]:
+    """Return names and scores of what is there."""
+    return page.locator(".hit").all_inner_texts()
+
+
 def search(page: Page, text: str) -> list[str]:
     page.fill("#text", text)
     page.press("#text", "Enter")
@@ -98,6 +103,88 @@ def test_from_an_upload_to_a_result_to_the_next_and_back(address, visit, picture
     assert found(page, "make it blue") == second  # the upload outlives a reload
     assert page.locator("img:visible").evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")
     assert stayed(requests, address)
+    assert complaints == []
+
+
+def test_the_slider_goes_from_the_sentence_to_the_picture(address, visit):
+    page, _, complaints = visit(address, viewport=DESKTOP)
+    expect(page.locator("#balance")).to_be_hidden()
+    page.locator(".hit").first.click()
+    found(page)
+    alone = shown(page)
+    search(page, "a blue circle")
+    composed = shown(page)
+    address_before = page.url
+    slider = page.get_by_role("slider", name="What counts more?")
+    assert slider.input_value() == "0.5"
+
+    def press(key):
+        with page.expect_response("**/api/search"):
+            slider.press(key)
+        found(page, "a blue circle")
+        return shown(page)
+
+    assert alone != composed
+    assert press("End") == alone
+    expect(slider).to_have_attribute("aria-valuetext", "100 % towards the picture alone")
+    assert press("Home") not in (alone, composed)
+    expect(slider).to_have_attribute("aria-valuetext", "100 % towards the sentence alone")
+    expect(slider).to_be_focused()
+    press("ArrowRight")
+    assert page.url.endswith("~0.05")
+    page.reload()
+    found(page, "a blue circle")
+    assert slider.input_value() == "0.05"
+    with page.expect_response("**/api/search"):
+        page.goto(address_before)
+    found(page, "a blue circle")
+    assert shown(page) == composed
+    assert slider.input_value() == "0.5"
+    assert complaints == []
+
+
+def test_hits_are_marked_to_be_more_or_less_like(address, visit):
+    page, _, complaints = visit(address, viewport=DESKTOP)
+    before = search(page, "a blue circle")
+    last = page.locator(".cell").last
+    last.hover()
+    more = page.get_by_role("button", name=f"More like {before[-1]}")
+    with page.expect_response("**/api/search"):
+        more.click()
+    after = found(page, "a blue circle")
+    assert after.index(before[-1]) < len(before) - 1
+    expect(more).to_have_attribute("aria-pressed", "true")
+    expect(more).to_be_focused()
+    expect(page.locator("#trail li span")).to_have_text("a blue circle, +1")
+    less = page.get_by_role("button", name=f"Less like {after[0]}")
+    less.focus()
+    with page.expect_response("**/api/search"):
+        page.keyboard.press("Enter")
+    both = found(page, "a blue circle")
+    expect(page.locator("#trail li span")).to_have_text("a blue circle, +1 −1")
+    page.reload()
+    assert found(page, "a blue circle") == both
+    page.go_back()
+    page.go_back()
+    expect(page.locator("#trail li span")).to_have_text("a blue circle")
+    assert found(page, "a blue circle") == before
+    assert complaints == []
+
+
+def test_what_scores_too_little_is_not_shown(address, visit):
+    page, _, complaints = visit(address, viewport=DESKTOP)
+    before = search(page, "a blue circle")
+    scores = page.locator(".hit b").all_inner_texts()
+    page.locator("#more summary").click()
+    page.fill("#least", str(float(scores[4]) - 0.0005))
+    page.locator("#go").click()
+    expect(page.locator(".hit")).to_have_count(sum(float(one) >= float(scores[4]) for one in scores))
+    assert found(page, "a blue circle") == before[: page.locator(".hit").count()]
+    page.fill("#least", "1.5")
+    page.locator("#go").click()
+    expect(page.locator("#results p")).to_have_text(
+        "No picture scores 1.5 or more. Lower the least score, or leave it out."
+    )
     assert complaints == []
 
 

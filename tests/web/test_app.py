@@ -18,7 +18,7 @@ from PIL import Image
 
 from composir.files import write_text
 from composir.models.trace import Reading
-from composir.search import Retriever, content_id, index_folder
+from composir.search import Retriever, Sentence, content_id, index_folder
 from composir.web.pictures import draw_heat, heat_of
 
 
@@ -89,6 +89,38 @@ def test_json_asks_what_a_form_asks(client, id_by_name):
     assert typed.json()["results"] == few.json()["results"]
     heat = {"image_id": red, "text": "make it blue"}
     assert client.post("/api/heat", json=heat).json() == client.post("/api/heat", data=heat).json()
+
+
+@pytest.mark.parametrize("encoding", ["data", "json"])
+def test_a_query_is_moved_as_the_retriever_moves_it(client, retriever, id_by_name, encoding):
+    root = retriever.images.root
+    red, blue, green = (f"val-{colour}-ellipse.png" for colour in ("red", "blue", "green"))
+
+    def answer(**fields):
+        answer = client.post("/api/search", **{encoding: fields})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["results"]
+
+    asked = {"image_id": id_by_name[red], "text": "bigger"}
+    plain = answer(**asked)
+    for weight in (0.0, 0.3, 1.0):
+        moved = answer(**asked, image_weight=weight)
+        assert moved == expected(retriever.search(root / red, "bigger", image_weight=weight), root)
+        assert [one["score"] for one in moved] != [one["score"] for one in plain]
+    more, less = [id_by_name[blue], id_by_name[green]], [plain[0]["id"]]
+    marked = answer(**asked, more=more, less=less)
+    assert marked == expected(retriever.search(root / red, "bigger", more=more, less=less), root)
+    assert [one["score"] for one in marked] != [one["score"] for one in plain]
+    least = plain[3]["score"]
+    assert answer(**asked, min_score=least - 1e-6) == plain[:4]
+    assert answer(**asked, min_score=least + 2) == []
+    weighted = answer(image_id=id_by_name[red], texts=["blue:2", "bigger"], without=["a circle:0.5"])
+    sentences = {"texts": [Sentence("blue", 2), Sentence("bigger")], "without": [Sentence("a circle", 0.5)]}
+    assert weighted == expected(retriever.search(root / red, **sentences), root)
+    each = answer(image_id=id_by_name[red], image_ids=[id_by_name[blue]], text="bigger", texts=["smaller"])
+    own = retriever.search([root / red, root / blue], "bigger", texts=[Sentence("smaller")])
+    assert each == expected(own, root)
+    assert {id_by_name[red], id_by_name[blue]}.isdisjoint(one["id"] for one in each)
 
 
 def test_what_a_browser_leaves_empty_is_not_given(client):

@@ -30,7 +30,8 @@ def document(shapes_index, running) -> Iterator[BaseSchema]:
 
 
 def test_a_body_is_described_in_each_of_its_kinds(document):
-    for path, more in (("/api/search", {"negative_text", "top_k", "where", "keep_reference"}), ("/api/heat", set())):
+    asked = {"negative_text", "top_k", "where", "keep_reference", "image_ids", "texts", "without", "image_weight"}
+    for path, more in (("/api/search", asked | {"min_score", "more", "less"}), ("/api/heat", set())):
         content = document.raw_schema["paths"][path]["post"]["requestBody"]["content"]
         fields = {kind: set(one["schema"]["properties"]) for kind, one in content.items()}
         plain = {"image_id", "text"} | more

@@ -179,8 +179,49 @@ def test_what_does_not_go_together_is_refused(client, id_by_name):
     assert is_problem(client.post("/api/search", files=two), 400)
 
 
-FIELDS = "image_id, text, negative_text, top_k, where, keep_reference"
+FIELDS = (
+    "image_id, text, negative_text, top_k, where, keep_reference, "
+    "image_ids, texts, without, image_weight, min_score, more, less"
+)
 UNKNOWN = f"is no field of this request; one of: {', '.join(sorted(['image', *FIELDS.split(', ')]))}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"image_weight": 1.5}, "image_weight: Input should be less than or equal to 1"),
+        ({"image_weight": "nan"}, "image_weight: Input should be "),
+        ({"min_score": "inf"}, "min_score: Input should be a finite number"),
+        ({"texts": ["red:11"]}, "texts.0: Value error, the weight of 'red' is 11; expected 0 to 10"),
+        ({"without": ["a", "x" * 201]}, "without.1: String should have at most 200 characters"),
+        ({"texts": ["x"] * 9}, "texts: List should have at most 8 items"),
+        ({"more": ["val-red-ellipse.png"]}, "more.0: String should match pattern"),
+        ({"less": ["0" * 32] * 51}, "less: List should have at most 50 items"),
+    ],
+)
+def test_what_a_query_is_moved_by_has_bounds(client, fields, error):
+    answer = client.post("/api/search", data={"text": "x", **fields})
+    assert is_problem(answer, 422, "invalid-request")
+    assert answer.json()["errors"][0].startswith(error)
+    if not isinstance(next(iter(fields.values())), str):  # JSON has neither inf nor nan
+        assert client.post("/api/search", json={"text": "x", **fields}).json()["errors"] == answer.json()["errors"]
+
+
+def test_what_does_not_fit_the_query_is_named(client, id_by_name):
+    red, blue = id_by_name["val-red-ellipse.png"], id_by_name["val-blue-ellipse.png"]
+    for fields, words in (
+        ({"text": "x", "image_weight": 0.9}, "the image weight is 0.9, and there is no picture"),
+        ({"image_id": red, "image_weight": 0.1}, "the image weight is 0.1, and there is no sentence"),
+        (
+            {"image_id": red, "image_ids": [blue], "texts": ["a", "b", "c"]},
+            "there are 2 pictures and 3 sentences; expected one sentence for all pictures, or one for each",
+        ),
+    ):
+        answer = client.post("/api/search", json=fields)
+        assert is_problem(answer, 422, "cannot-be-asked")
+        assert answer.json()["detail"].startswith(words)
+    for fields in ({"more": ["0" * 32]}, {"less": [red, "0" * 32]}, {"image_ids": ["0" * 32]}):
+        assert is_problem(client.post("/api/search", json={"text": "x", **fields}), 404, "no-such-image")
 
 
 @pytest.mark.parametrize("kind", ["image/png", "text/plain", "application/octet-stream", "application/xml", None])

@@ -131,8 +131,25 @@ def index(
 def search(
     index_: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that composir index made.")],
     image: Annotated[list[Path] | None, typer.Option(help="The reference picture; repeatable.")] = None,
-    text: Annotated[str, typer.Option(help="What should differ; without a picture, what to find.")] = "",
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What should differ; without a picture, what to find. 'red:2' counts twice; repeatable, with several "
+            "pictures one for each, in their order."
+        ),
+    ] = None,
     negative_text: Annotated[str, typer.Option(help="What there should be less of.")] = "",
+    without: Annotated[
+        list[str] | None, typer.Option(help="The same with a weight, as in 'people:0.5'; repeatable.")
+    ] = None,
+    image_weight: Annotated[
+        float, typer.Option(help="0: the sentence alone, 1: the picture alone, 0.5: as the model composes them.")
+    ] = 0.5,
+    more: Annotated[
+        list[str] | None, typer.Option(help="A picture of the index, id or file, to be more like; repeatable.")
+    ] = None,
+    less: Annotated[list[str] | None, typer.Option(help="One to be less like; repeatable.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, such as 0.3.")] = None,
     top_k: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures are shown.")] = 10,
     where: Annotated[str | None, typer.Option(help="Pattern for the path, such as 'holidays/*'.")] = None,
     exclude_reference: Annotated[
@@ -141,6 +158,10 @@ def search(
     rerank: Annotated[
         int, typer.Option(min=0, max=10_000, help="Score so many of the best again with the matching head; 0: none.")
     ] = 0,
+    rerank_model: Annotated[
+        str | None,
+        typer.Option(help="A vision-language re-ranker for --rerank, by folder or hub id, by sentence-transformers."),
+    ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the query and what was found.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="How the sentence was read, and what the model sees in each picture.")
@@ -153,27 +174,43 @@ def search(
 
     Example: composir search holiday.index --image beach.jpg --text "the same beach at night"
     """
-    from composir.search import Retriever
+    from composir.search import Retriever, Sentence, load_reranker
 
+    if rerank_model and not rerank:
+        raise ComposirError(
+            "--rerank-model is for --rerank", fix="add --rerank 20, say: how many of the best it scores"
+        )
+    texts = [Sentence.parse(one) for one in text or ()]
     with Retriever(index_, model=model, device=device) as retriever:
         _note_if_incomplete(retriever)
+        reranker = load_reranker(rerank_model, device=device) if rerank_model else None
         start = time.perf_counter()
         hits = retriever.search(
             image or (),
-            text,
+            texts=texts,
             negative_text=negative_text,
+            without=[Sentence.parse(one) for one in without or ()],
+            image_weight=image_weight,
+            more=[_id_of(retriever, one) for one in more or ()],
+            less=[_id_of(retriever, one) for one in less or ()],
+            min_score=min_score,
             top_k=top_k,
             where=where,
             exclude=None if exclude_reference else (),
             rerank=rerank,
+            reranker=reranker,
         )
         milliseconds = 1000 * (time.perf_counter() - start)
-        reading = retriever.encoder.read(text) if text else None
-        told = reading.told(with_reference=bool(image)) if reading else None
+        said = [one.text for one in texts if one.text.strip()]
+        readings = {one: reading for one in said if (reading := retriever.encoder.read(one))}
+        told = {one: reading.told(with_reference=bool(image)) for one, reading in readings.items()}
         seen = retriever.explain(hits) if explain else [None] * len(hits)
-    if reading and not reading.is_usable:
-        err.print(f"note: {printable(repr(text))} did not count: {told}", soft_wrap=True)
-    if where is not None and not hits:
+    for one, reading in readings.items():
+        if not reading.is_usable:
+            err.print(f"note: {printable(repr(one))} did not count: {told[one]}", soft_wrap=True)
+    if min_score is not None and not hits:
+        err.print(f"note: no picture scores {min_score:g} or more; lower --min-score, or leave it out", soft_wrap=True)
+    elif where is not None and not hits:
         err.print(
             f"note: nothing to find at --where {where!r}; it is matched with paths such as 'holidays/beach.jpg'"
             + (", and a [ in a name is written [[]" if "[" in where else ""),
@@ -183,20 +220,20 @@ def search(
         from composir.evaluation import Cell, Row, grid
 
         cells = tuple(Cell(hit.path, f"{hit.rank}  ·  {hit.score:.3f}") for hit in hits)
-        without = f"without: {negative_text}" if negative_text else ""
+        words = [*(text or ()), *(f"without: {one}" for one in (negative_text, *(without or ())) if one)]
         note = f"and {len(image) - 1} more" if image and len(image) > 1 else ""
-        grid([Row(image[0] if image else None, f"{text} {without}".strip(), cells, note)], contact_sheet)
+        grid([Row(image[0] if image else None, " ".join(words), cells, note)], contact_sheet)
     if json_:
         results = [
             {"rank": hit.rank, "path": str(hit.path), "score": hit.score, "id": hit.id}
             | ({"seen": words} if explain else {})
             for hit, words in zip(hits, seen, strict=True)
         ]
-        read = {"reading": told} if explain else {}
+        read = {"reading": " | ".join(told.values()) or None} if explain else {}
         print_json({"results": results, **read, "milliseconds": round(milliseconds, 1)})
         return 0
-    if explain and text:
-        out.print(f"read as: {told or 'a whole, by the network'}", soft_wrap=True)
+    if explain and said:
+        out.print(f"read as: {' | '.join(told.values()) or 'a whole, by the network'}", soft_wrap=True)
     for hit, words in zip(hits, seen, strict=True):
         sees = f"  [{words}]" if words else ""
         out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}{sees}", soft_wrap=True)
@@ -205,6 +242,21 @@ def search(
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     return 0
+
+
+def _id_of(retriever: Retriever, marked: str) -> str:
+    """Return the id of a picture of the index that is given by it, or by a file with its content."""
+    from composir.search import content_id
+
+    if marked in retriever.images:
+        return marked
+    for file in (Path(marked), retriever.images.root / marked):
+        if file.is_file():
+            return content_id(file.read_bytes())
+    raise ComposirError(
+        f"{marked!r} is neither the id of a picture in {retriever.folder} nor a file",
+        fix="give a path as composir search prints it, or an id as its --json does",
+    )
 
 
 def _note_if_incomplete(retriever: Retriever) -> None:

@@ -5,7 +5,9 @@ from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
 from composir.search.merging import merge_vectors
-from composir.search.retriever import Hit, Images, Retriever, SearchQuery
+from composir.search.query import SearchQuery, Sentence
+from composir.search.rerank import Reranker, load_reranker
+from composir.search.retriever import Hit, Images, Retriever
 from composir.search.table import Table
 
 __all__ = [
@@ -18,13 +20,16 @@ __all__ = [
     "IndexReport",
     "Manifest",
     "Noted",
+    "Reranker",
     "Retriever",
     "SearchQuery",
+    "Sentence",
     "Skipped",
     "Table",
     "check_backend",
     "content_id",
     "index_folder",
+    "load_reranker",
     "merge_vectors",
     "read_manifest",
 ]

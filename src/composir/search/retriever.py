@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.features import require_matching_head
 from composir.models.composer import Composer
-from composir.models.photos.sentences import NOTHING
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
-from composir.search.embedding import content_id
-from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, VectorEncoder, open_encoder
+from composir.search.encoder import ComposerEncoder, Encoder, VectorEncoder, open_encoder
 from composir.search.folder import usable_device
-from composir.search.index import Index
+from composir.search.index import Index, float32
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
+from composir.search.query import (
+    COMPOSED,
+    Picture,
+    SearchQuery,
+    Sentence,
+    check_query,
+    embed_queries,
+    move_by_marks,
+    read_picture,
+    read_pictures,
+)
+from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
-
-logger = logging.getLogger(__name__)
-
-Picture: TypeAlias = Image.Image | Path | str | bytes
-"""A decoded picture, a file, or a file's content."""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchQuery:
-    """What is asked for; ``Retriever.search`` says what each part means."""
-
-    images: tuple[Picture, ...] = ()
-    text: str = ""
-    negative_text: str = ""
-    top_k: int = 10
-    where: str | None = None
-    exclude: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,7 @@ class Hit:
     path: Path
     """Of the first of its files that is there, of those that fit ``where``."""
     score: float
-    """Cosine of the query and the nearest of the image's vectors; the matching logit where it was re-ranked."""
+    """Cosine of the query and the nearest of the image's vectors; the re-ranker's score where it was re-ranked."""
 
 
 class Images(Mapping[str, Path]):
@@ -178,6 +167,13 @@ class Retriever:
         where: str | None = None,
         exclude: Sequence[str] | None = None,
         rerank: int = 0,
+        texts: Sequence[Sentence] = (),
+        without: Sequence[Sentence] = (),
+        image_weight: float = COMPOSED,
+        min_score: float | None = None,
+        more: Sequence[str] = (),
+        less: Sequence[str] = (),
+        reranker: Reranker | None = None,
     ) -> list[Hit]:
         """Return the ``top_k`` images nearest to what is asked for, best first.
 
@@ -187,13 +183,23 @@ class Retriever:
         off the query. ``where`` is a pattern for the path from the root (``holidays/*``; ``*`` crosses folders).
         ``exclude`` are ids to leave out: unless given, those of the references that are in the index (known by
         content, so not those given as decoded pictures); ``()`` leaves out none. ``rerank`` scores so many of the best
-        again, pair by pair, with the model's matching head; their scores are then its logits.
+        again, pair by pair, with ``reranker``, the model's matching head unless given; their scores are then its own.
 
-        Raises ``ComposirError`` where there is neither picture nor sentence, for a picture that cannot be read, and
-        for ``rerank`` where the model has no trained matching head or there is no picture to match.
+        ``texts`` and ``without`` are further sentences of either kind, each with a weight: every one adds, or takes
+        off, as many times the difference that it makes. Of several pictures and several sentences, which have to be
+        as many (``text``, if given, the first), each picture has its own. ``image_weight`` is 0.5 for the model's own
+        composition; towards 1 the query moves to the pictures alone, towards 0 to the sentences alone. Images that
+        score less than ``min_score`` are left out. ``more`` and ``less`` are ids of images that the answers should be
+        like, and not like (``composir.search.query.move_by_marks``). ``composir.search.query.embed_queries`` has the
+        formulas.
+
+        Raises ``ComposirError`` where there is neither picture nor sentence, for a picture that cannot be read, a
+        weight out of its range, an id that is not in the index, and for ``rerank`` where the model has no trained
+        matching head or there is no picture to match.
         """
-        if rerank:
+        if rerank and reranker is None:
             require_matching_head(self.model)
+            reranker = MatchingHead(self.model, self.encoder.side)
         if images is None:
             images = ()
         elif isinstance(images, (Image.Image, Path, str, bytes)):
@@ -205,42 +211,60 @@ class Retriever:
             top_k=max(top_k, rerank),
             where=where,
             exclude=None if exclude is None else tuple(exclude),
+            texts=tuple(texts),
+            without=tuple(without),
+            image_weight=image_weight,
+            min_score=None if rerank else min_score,
+            more=tuple(more),
+            less=tuple(less),
         )
         hits = self.search_many([query])[0]
-        return self._rerank(query, hits, rerank)[:top_k] if rerank else hits
+        if rerank and reranker:
+            hits = [hit for hit in self._rerank(query, hits, rerank, reranker) if _reaches(hit.score, min_score)]
+        return hits[:top_k]
 
     @torch.inference_mode()
-    def _rerank(self, query: SearchQuery, hits: Sequence[Hit], count: int) -> list[Hit]:
-        """Return the hits with the first ``count`` in the order of their matching logits, the mean over references."""
-        if not query.images or query.negative_text:
+    def _rerank(self, query: SearchQuery, hits: Sequence[Hit], count: int, reranker: Reranker) -> list[Hit]:
+        """Return the hits with the first ``count`` in the order of the re-ranker's scores."""
+        if query.left_out or (reranker.needs_picture and not query.images):
             raise ComposirError(
                 "re-ranking matches a picture and a sentence with each candidate",
                 expected="a picture, and no negative text",
                 fix="leave out --rerank, or the negative text",
             )
-        ((pictures,), _) = _read_pictures([query], self.encoder.side)
-        scores: list[float] = []
+        if len(query.sentences) > 1:
+            raise ComposirError(
+                f"re-ranking reads one sentence, and there are {len(query.sentences)}", fix="write them as one"
+            )
+        ((pictures,), _) = read_pictures([query], reranker.side)
+        best = hits[:count]
+        batches = (
+            [read_picture(hit.path, reranker.side) for hit in best[start : start + TOWER_BATCH]]
+            for start in range(0, len(best), TOWER_BATCH)
+        )
         with self._lock:
-            references = self.model.tokens(pictures)  # (references, tokens, width)
-            for start in range(0, len(hits[:count]), TOWER_BATCH):
-                batch = hits[:count][start : start + TOWER_BATCH]
-                candidates = self.model.tokens([_read(hit.path, self.encoder.side) for hit in batch])
-                words = self.model.tokenize([query.text] * len(batch))
-                logits = [self.model.match((one.expand(len(batch), -1, -1), candidates), *words) for one in references]
-                scores += torch.stack(logits).mean(dim=0).tolist()
+            scores = reranker.score(pictures, query.sentences[0].text if query.sentences else "", batches)
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
         best = [replace(hits[place], rank=rank, score=scores[place]) for rank, place in enumerate(order, start=1)]
         return [*best, *hits[count:]]
+
+    def check(self, query: SearchQuery) -> None:
+        """Raise ``ComposirError`` for what ``search`` would refuse of a query, its pictures aside."""
+        check_query(query, self.encoder, self.images)
 
     def search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Return the answers to many queries, embedded and searched together; each as ``search`` would give it."""
         if not queries:
             return []
         for query in queries:
-            _check(query, self.encoder)
-        pictures, references = _read_pictures(queries, self.encoder.side)
+            self.check(query)
+        pictures, references = read_pictures(queries, self.encoder.side)
         with self._lock, torch.inference_mode():
-            embeddings = _embed(self.encoder, queries, pictures)
+            embeddings = embed_queries(self.encoder, queries, pictures)
+            for place, query in enumerate(queries):
+                if query.more or query.less:
+                    marked = (self._vectors(query.more), self._vectors(query.less))
+                    embeddings[place] = move_by_marks(embeddings[place], *marked)
             answers: list[list[Hit]] = [[] for _ in queries]
             # All queries with one filter are one search; what is left out is asked for as well, then left out.
             for where in dict.fromkeys(query.where for query in queries):
@@ -249,9 +273,14 @@ class Retriever:
                 top_k = max(queries[place].top_k + len(left_out[place]) for place in places)
                 found = self.index.search(embeddings[places], top_k, where=where)
                 for place, candidates in zip(places, found, strict=True):
-                    wanted = [one for one in candidates if one[0] not in left_out[place]]
+                    least = queries[place].min_score
+                    wanted = [one for one in candidates if one[0] not in left_out[place] and _reaches(one[1], least)]
                     answers[place] = self._hits(wanted, queries[place].top_k, where)
             return answers
+
+    def _vectors(self, ids: Sequence[str]) -> Float[Tensor, "ids vectors dim"]:
+        snapshot = self.index.snapshot
+        return float32(snapshot.vectors[snapshot.rows_of(ids)])
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the model sees it, a small square: a search by it is a search by the picture."""
@@ -322,68 +351,9 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
     return encoder
 
 
-def _check(query: SearchQuery, encoder: Encoder) -> None:
-    if not query.images and not query.text.strip():
-        raise ComposirError("there is nothing to search for", expected="a picture, a sentence, or both")
-    if not query.images and (reading := encoder.read(query.text)) and not reading.is_usable:
-        raise ComposirError(
-            f"there is nothing to search for in {query.text!r}: {NOTHING}", fix='name a thing, as in "a dog"'
-        )
-    if query.top_k < 1:
-        raise ComposirError(f"top_k is {query.top_k}", expected="1 or more")
-
-
 def _excluded(query: SearchQuery, references: Sequence[str]) -> Sequence[str]:
     return references if query.exclude is None else query.exclude
 
 
-def _read_pictures(queries: Sequence[SearchQuery], side: int) -> tuple[list[list[Image.Image]], list[list[str]]]:
-    """Return the pictures of every query, and the ids of those whose content is known."""
-    pictures: list[list[Image.Image]] = []
-    ids: list[list[str]] = []
-    for query in queries:
-        pictures.append([])
-        ids.append([])
-        for picture in query.images:
-            if isinstance(picture, Image.Image):
-                pictures[-1].append(picture)
-            else:
-                content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
-                pictures[-1].append(_read(content if isinstance(picture, bytes) else Path(picture), side))
-                ids[-1].append(content_id(content))
-    return pictures, ids
-
-
-def _read(source: Path | bytes, side: int) -> Image.Image:
-    """Return a picture as ``composir index`` reads it; what is odd about it is logged."""
-    notes: list[str] = []
-    picture = read_image(io.BytesIO(source) if isinstance(source, bytes) else source, side=side, notes=notes)
-    for note in notes:
-        logger.warning("%s: %s", "picture" if isinstance(source, bytes) else source, note)
-    return picture
-
-
-def _embed(
-    encoder: Encoder, queries: Sequence[SearchQuery], pictures: Sequence[Sequence[Image.Image]]
-) -> Float[Tensor, "num_queries dim"]:
-    """Return the L2-normalised vector of every query, on the CPU, all through one pass of the tower."""
-    asked: list[tuple[int, str]] = []  # (place in images or NO_PICTURE, sentence)
-    images: list[Image.Image] = []
-
-    def ask(place: int, text: str) -> int:
-        asked.append((place, text))
-        return len(asked) - 1
-
-    plans: list[list[tuple[int, float]]] = []  # for every query, rows of ``asked`` and their weights
-    for query, own in zip(queries, pictures, strict=True):
-        places = list(range(len(images), len(images) + len(own))) or [NO_PICTURE]
-        images += own
-        plan = []
-        for place in places:
-            plan.append((ask(place, query.text), 1.0))
-            if query.negative_text.strip():
-                plan += [(ask(place, query.negative_text), -1.0), (ask(place, ""), 1.0)]
-        plans.append(plan)
-    vectors = encoder.embed_asked(images, asked).cpu()
-    sums = [sum(weight * vectors[row] for row, weight in plan) for plan in plans]
-    return nn.functional.normalize(torch.stack([torch.as_tensor(one) for one in sums]), dim=-1)
+def _reaches(score: float, least: float | None) -> bool:
+    return least is None or score >= least

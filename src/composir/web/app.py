@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
+from composir.errors import ComposirError
 from composir.models.photos.sentences import NOTHING
-from composir.search import Retriever, SearchQuery
+from composir.search import Retriever, SearchQuery, Sentence
 from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, SearchFields, described, no_parameters_but, reader
@@ -108,32 +109,40 @@ def _add_search(app: FastAPI, service: Service) -> None:
         start = asyncio.get_running_loop().time()
         fields = asked.fields
         with service.admitted():
-            reference = await service.reference(asked.image, fields.image_id)
-            if reference is None and not fields.text.strip():
-                raise HttpProblem(422, "nothing-asked", "give a picture, a sentence, or both")
-            reading = service.retriever.encoder.read(fields.text) if fields.text.strip() else None
-            if reference is None and reading and not reading.is_usable:
-                raise HttpProblem(422, "nothing-asked", NOTHING)
+            first = await service.reference(asked.image, fields.image_id)
+            references = ([] if first is None else [first]) + [
+                one for image_id in fields.image_ids if (one := await service.reference(None, image_id))
+            ]
             query = SearchQuery(
-                images=() if reference is None else (reference.prepared,),
+                images=tuple(one.prepared for one in references),
                 text=fields.text,
                 negative_text=fields.negative_text,
                 top_k=fields.top_k,
                 where=fields.where or None,
-                exclude=() if fields.keep_reference or reference is None else (reference.id,),
+                exclude=() if fields.keep_reference else tuple(one.id for one in references),
+                texts=tuple(map(Sentence.parse, fields.texts)),
+                without=tuple(map(Sentence.parse, fields.without)),
+                image_weight=fields.image_weight,
+                min_score=fields.min_score,
+                more=tuple(fields.more),
+                less=tuple(fields.less),
             )
+            _check(service.retriever, query)
             hits = await service.search(query)
-        known = reference.id if reference and reference.id in service.retriever.images else None
-        root = service.retriever.images.root
+        images = service.retriever.images
         results = [
-            Result(rank=hit.rank, id=hit.id, path=hit.path.relative_to(root).as_posix(), score=hit.score, seen=seen)
+            Result(
+                rank=hit.rank, id=hit.id, path=hit.path.relative_to(images.root).as_posix(), score=hit.score, seen=seen
+            )
             for hit, seen in zip(hits, service.retriever.explain(hits), strict=True)
         ]
+        readings = [service.retriever.encoder.read(one.text) for one in query.sentences if one.text.strip()]
+        told = [one.told(with_reference=bool(references)) for one in readings if one]
         milliseconds = 1000 * (asyncio.get_running_loop().time() - start)
         return Found(
             results=results,
-            reference=known,
-            reading=None if reading is None else reading.told(with_reference=reference is not None),
+            reference=references[0].id if references and references[0].id in images else None,
+            reading=" | ".join(told) or None,
             milliseconds=round(milliseconds, 1),
         )
 
@@ -155,6 +164,21 @@ def _add_search(app: FastAPI, service: Service) -> None:
             box=reference.box,
             picture=f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}",
         )
+
+
+def _check(retriever: Retriever, query: SearchQuery) -> None:
+    """Refuse what cannot be asked, each kind of it by its name."""
+    if not query.images and not query.sentences:
+        raise HttpProblem(422, "nothing-asked", "give a picture, a sentence, or both")
+    if not all(one in retriever.images for one in (*query.more, *query.less)):
+        raise HttpProblem(404, "no-such-image", "a picture to be more or less like is not in the index")
+    readings = [retriever.encoder.read(one.text) for one in query.sentences]
+    if not query.images and all(one and not one.is_usable for one in readings):
+        raise HttpProblem(422, "nothing-asked", NOTHING)
+    try:
+        retriever.check(query)
+    except ComposirError as error:
+        raise HttpProblem(422, "cannot-be-asked", str(error)) from None
 
 
 def _add_images(app: FastAPI, service: Service) -> None:

@@ -8,24 +8,39 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
-from composir.errors import nearest
-from composir.web.limits import MAX_PATTERN, MAX_TEXT, MAX_TOP_K
+from composir.errors import ComposirError, nearest
+from composir.search import Sentence
+from composir.web.limits import MAX_MARKS, MAX_PATTERN, MAX_SENTENCE, MAX_SENTENCES, MAX_TEXT, MAX_TOP_K
 from composir.web.problems import HttpProblem
 
 FORM, SHORT_FORM, JSON = "multipart/form-data", "application/x-www-form-urlencoded", "application/json"
-MAX_FIELDS = 16
-"""Of a form; as many wrong ones are named."""
+MAX_FIELDS = 160
+"""Of a form, each item of a list being one."""
+MAX_WRONG = 16
+"""Fields that are named in an answer."""
 MAX_FIELD_BYTES = 16 * 1024
 MAX_JSON_BYTES = 64 * 1024
-"""Twice what the longest fields need with every character written as an escape."""
+"""Half as much again as the longest fields need with every character written as an escape."""
 MAX_NAMED = 60
 """Characters of a wrong name or type that are repeated."""
 PICTURE = {"type": "string", "contentMediaType": "application/octet-stream"}
 PICTURE_HINT = "The reference, a picture file."
 ID = "^[0-9a-f]{32}$"
+
+
+def _check_weight(written: str) -> str:
+    try:
+        Sentence.parse(written)
+    except ComposirError as error:
+        raise ValueError(str(error)) from None
+    return written
+
+
+Id = Annotated[str, Field(pattern=ID)]
+Weighted = Annotated[str, Field(max_length=MAX_SENTENCE), AfterValidator(_check_weight)]
 
 
 class HeatFields(BaseModel):
@@ -48,6 +63,26 @@ class SearchFields(HeatFields):
         str | None, Field(max_length=MAX_PATTERN, description="Pattern for the path, such as `holidays/*`.")
     ] = None
     keep_reference: Annotated[bool, Field(description="Whether the reference may be an answer.")] = False
+    image_ids: Annotated[
+        list[Id], Field(max_length=MAX_SENTENCES, description="Further references, images of the index.")
+    ] = []
+    texts: Annotated[
+        list[Weighted],
+        Field(
+            max_length=MAX_SENTENCES,
+            description="Further sentences; one that ends in `:NUMBER` (0 to 10) has that weight. Of several "
+            "references and several sentences, `text` first, each has its own.",
+        ),
+    ] = []
+    without: Annotated[
+        list[Weighted], Field(max_length=MAX_SENTENCES, description="What there should be less of, likewise.")
+    ] = []
+    image_weight: Annotated[
+        float, Field(ge=0, le=1, description="0: the sentence alone, 1: the picture alone, 0.5: as the model composes.")
+    ] = 0.5
+    min_score: Annotated[float | None, Field(allow_inf_nan=False, description="What scores less is left out.")] = None
+    more: Annotated[list[Id], Field(max_length=MAX_MARKS, description="Images of the index to be more like.")] = []
+    less: Annotated[list[Id], Field(max_length=MAX_MARKS, description="Images of the index to be less like.")] = []
 
 
 Fields = TypeVar("Fields", bound=HeatFields)
@@ -100,7 +135,7 @@ def no_parameters_but(*known: str) -> Any:
         return f"is no parameter of this address; {nearest(name, known)}"
 
     async def check(request: Request) -> None:
-        unknown = [name[:MAX_NAMED] for name in request.query_params if name not in known][:MAX_FIELDS]
+        unknown = [name[:MAX_NAMED] for name in request.query_params if name not in known][:MAX_WRONG]
         if unknown:
             raise RequestValidationError([{"loc": ("query", name), "msg": why(name)} for name in unknown])
 
@@ -142,7 +177,8 @@ def _of_json(kind: type[Fields], content: bytes) -> Fields:
 
 
 def _of_form(kind: type[Fields], form: FormData) -> Asked[Fields]:
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
+    lists = {name for name, one in kind.model_fields.items() if isinstance(one.default, list)}
     image = None
     wrong = []
 
@@ -155,6 +191,8 @@ def _of_form(kind: type[Fields], form: FormData) -> Asked[Fields]:
                 refuse(name, "is a file; a picture's is called image, all else is text")
             elif value.filename or value.size:  # a browser sends a nameless empty file where none was chosen
                 image = value
+        elif name in lists:
+            given.setdefault(name, []).extend([value] if value else [])
         elif name in given:
             refuse(name, "is given more than once")
         elif value or name not in _names(kind):  # a browser sends what was left empty as well
@@ -172,7 +210,7 @@ def _of_form(kind: type[Fields], form: FormData) -> Asked[Fields]:
 def _told(error: ValidationError, kind: type[HeatFields], *, file: str) -> list[dict[str, Any]]:
     """Return what is wrong, field by field; ``file`` is what to say of an ``image`` that is none."""
     told = []
-    for one in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FIELDS]:
+    for one in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_WRONG]:
         place = tuple(str(part)[:MAX_NAMED] for part in one["loc"])
         message = one["msg"]
         if one["type"] == "extra_forbidden":

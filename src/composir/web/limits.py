@@ -27,6 +27,12 @@ class Limits:
 
 MAX_TEXT = 1_000
 """Characters of a sentence; models read some 32 words."""
+MAX_SENTENCE = 200
+"""Characters of each sentence of a list of them."""
+MAX_SENTENCES = 8
+"""Of a list, and as many further references."""
+MAX_MARKS = 50
+"""Pictures to be more like, and as many to be less like."""
 MAX_PATTERN = 200
 """Characters of a path pattern."""
 MAX_TOP_K = 200

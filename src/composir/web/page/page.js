@@ -21,6 +21,12 @@ const WORDS = {
     rank: (rank, path, score) => `${rank}: ${path}, score ${score}. Go on from this picture`,
     choose: (path) => `Start from ${path}`, ownPicture: "your picture", noWords: "similar",
     less: (words) => `without ${words}`,
+    weight: "What counts more?", sentence: "Sentence", image: "Picture", least: "Only scores from",
+    weighed: (w) => w === 0.5 ? "as the model composes them" : w > 0.5 ? `${Math.round(200 * w - 100)} % towards the picture alone` : `${Math.round(100 - 200 * w)} % towards the sentence alone`,
+    markMore: (path) => `More like ${path}`, markLess: (path) => `Less like ${path}`,
+    marked: (more, less) => [more && `+${more}`, less && `−${less}`].filter(Boolean).join(" "),
+    below: (least) => `No picture scores ${least} or more. Lower the least score, or leave it out.`,
+    "cannot-be-asked": "This cannot be searched for as it stands.",
     gate: (low, high) => `The gate, from ${low} (dark, left as it is) to ${high} (light, changed by the sentence)`,
     text_attention: () => "Dark to light: where the sentence looks", attention: () => "Dark to light: where the model looks",
     lost: "The picture of this step stayed on the device it came from. Choose a picture to go on.",
@@ -52,6 +58,12 @@ const WORDS = {
     rank: (rank, path, score) => `第 ${rank} 名：${path}，得分 ${score}。从这张图片继续`,
     choose: (path) => `从 ${path} 开始`, ownPicture: "你的图片", noWords: "相似",
     less: (words) => `不要 ${words}`,
+    weight: "哪个更重要？", sentence: "句子", image: "图片", least: "只看得分不低于",
+    weighed: (w) => w === 0.5 ? "按模型自己的组合" : w > 0.5 ? `向仅图片移动 ${Math.round(200 * w - 100)}%` : `向仅句子移动 ${Math.round(100 - 200 * w)}%`,
+    markMore: (path) => `更像 ${path}`, markLess: (path) => `不要像 ${path}`,
+    marked: (more, less) => [more && `+${more}`, less && `−${less}`].filter(Boolean).join(" "),
+    below: (least) => `没有图片的得分达到 ${least}。请降低最低得分，或不填。`,
+    "cannot-be-asked": "这样无法搜索。",
     gate: (low, high) => `门控：从 ${low}（暗，保持原样）到 ${high}（亮，随句子改变）`,
     text_attention: () => "由暗到亮：句子在看哪里", attention: () => "由暗到亮：模型在看哪里",
     lost: "这一步的图片留在了原来的设备上。请选一张图片继续。",
@@ -64,7 +76,7 @@ const WORDS = {
     noCamera: "无法使用相机。", title: "composir",
   },
 };
-const TOP_K = 24, PAGE = 60, MAX_TRIES = 5, LARGE_FILE = 8e6, SENT_SIDE = 2048, KEPT_SIDE = 640, HOVER_MS = 150;
+const TOP_K = 24, PAGE = 60, MAX_TRIES = 5, LARGE_FILE = 8e6, SENT_SIDE = 2048, KEPT_SIDE = 640, HOVER_MS = 150, COMPOSED = "0.5";
 
 const $ = (id) => document.getElementById(id);
 const stored = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
@@ -89,21 +101,28 @@ function icon(name) {
   return svg;
 }
 
-// -- the address: #STEP/STEP!AT, a step being IMAGE~TEXT~WITHOUT~WHERE ------------------------------------------------
+// -- the address: #STEP/STEP!AT, a step being its PARTS with ~ between them -------------------------------------------
 
+const PARTS = { // what each may be; the ids of marks have . between them
+  image: /^([0-9a-f]{32}|upload\.\d+)$/, text: /^/, without: /^/, where: /^/,
+  weight: /^(0|1|0\.\d+)$/, least: /^-?(\d+\.?\d*|\.\d+)$/, more: /^[0-9a-f]{32}(\.[0-9a-f]{32})*$/, less: /^[0-9a-f]{32}(\.[0-9a-f]{32})*$/,
+};
+const NAMES = Object.keys(PARTS);
+const stepOf = (given) => Object.fromEntries(NAMES.map((name) => [name, PARTS[name].test(given[name] ?? "") ? given[name] ?? "" : ""]));
+const idsOf = (marks) => marks.split(".").filter(Boolean);
 const code = (text) => encodeURIComponent(text).replace(/[!~'()*]/g, (c) => `%${c.charCodeAt(0).toString(16)}`);
 const decode = (text) => { try { return decodeURIComponent(text); } catch { return ""; } };
 
 function addressOf(steps, at = steps.length - 1) {
-  const parts = steps.map((step) => [step.image, step.text, step.without, step.where].map(code).join("~").replace(/~+$/, ""));
+  const parts = steps.map((step) => NAMES.map((name) => code(step[name])).join("~").replace(/~+$/, ""));
   return `#${parts.join("/")}${at < steps.length - 1 ? `!${at}` : ""}`;
 }
 
 function readAddress() {
   const [path, at] = location.hash.slice(1).split("!");
   const steps = path ? path.split("/").map((part) => {
-    const [image = "", text = "", without = "", where = ""] = part.split("~").map(decode);
-    return { image: /^([0-9a-f]{32}|upload\.\d+)$/.test(image) ? image : "", text, without, where };
+    const values = part.split("~").map(decode);
+    return stepOf(Object.fromEntries(NAMES.map((name, place) => [name, values[place]])));
   }) : [];
   const last = steps.length - 1;
   return { steps, at: /^\d+$/.test(at ?? "") ? Math.min(Number(at), last) : last };
@@ -215,7 +234,7 @@ async function formOf(step, more = {}) {
   } else if (step.image) {
     form.append("image_id", step.image);
   }
-  for (const [name, value] of Object.entries({ text: step.text, ...more })) if (value) form.append(name, value);
+  for (const [name, value] of Object.entries({ text: step.text, ...more })) for (const one of [value].flat()) if (one) form.append(name, one);
   return form;
 }
 
@@ -232,7 +251,10 @@ async function show() {
   $("text").value = step?.text ?? "";
   $("without").value = step?.without ?? "";
   $("where").value = step?.where ?? "";
-  $("more").open ||= Boolean(step?.without || step?.where);
+  $("least").value = step?.least ?? "";
+  $("weight").value = step?.weight || COMPOSED;
+  $("balance").hidden = !step?.image;
+  $("more").open ||= Boolean(step?.without || step?.where || step?.least);
   $("notice").hidden = $("next").hidden = true;
   showWords();
   showReference(step);
@@ -264,7 +286,11 @@ async function showFound(step, signal) {
   const slow = setTimeout(() => results.replaceChildren(...Array.from({ length: 8 }, () => make("div", { class: "waiting" }))), HOVER_MS);
   let found;
   try {
-    const form = await formOf(step, { negative_text: step.without, where: step.where, top_k: TOP_K });
+    const weight = step.image && step.text ? step.weight : ""; // of one of them alone there is nothing to weigh
+    const form = await formOf(step, {
+      negative_text: step.without, where: step.where, top_k: TOP_K,
+      image_weight: weight, min_score: step.least, more: idsOf(step.more), less: idsOf(step.less),
+    });
     found = await ask("api/search", { method: "POST", body: form, signal });
   } finally {
     clearTimeout(slow);
@@ -279,11 +305,36 @@ async function showFound(step, signal) {
   $("status").textContent = found.results.length ? `${say("found", found.results.length, total, found.milliseconds)} ${reading}` : reading;
   const before = state.steps.slice(0, state.at + 1);
   results.replaceChildren(...found.results.map((hit) => {
-    const next = { image: hit.id, text: "", without: "", where: step.where };
+    const next = stepOf({ image: hit.id, where: step.where });
     const score = hit.score.toFixed(3);
-    return card(hit, addressOf([...before, next]), say("rank", hit.rank, hit.path, score), hit.rank === 1 ? "preview" : "thumbnail", score);
+    const link = card(hit, addressOf([...before, next]), say("rank", hit.rank, hit.path, score), hit.rank === 1 ? "preview" : "thumbnail", score);
+    return make("div", { class: "cell" }, link, marksOf(hit, step));
   }));
-  if (!found.results.length) results.append(make("p", {}, say("nothing")));
+  if (!found.results.length) results.append(make("p", {}, step.least ? say("below", step.least) : say("nothing")));
+  if (marked) (results.querySelector(marked) ?? results).focus();
+  marked = "";
+}
+
+let marked = ""; // the button that was pressed last, which keeps the focus
+
+function marksOf(hit, step) {
+  const buttons = ["more", "less"].map((kind) => {
+    const label = say(kind === "more" ? "markMore" : "markLess", hit.path);
+    const isSet = idsOf(step[kind]).includes(hit.id);
+    const button = make("button", { type: "button", "data-mark": `${kind}.${hit.id}`, "aria-pressed": isSet, "aria-label": label, title: label }, icon(kind));
+    button.addEventListener("click", () => mark(kind, hit.id));
+    return button;
+  });
+  const isMarked = [...idsOf(step.more), ...idsOf(step.less)].includes(hit.id);
+  return make("div", { class: isMarked ? "marks set" : "marks" }, ...buttons);
+}
+
+function mark(kind, id) {
+  const step = { ...current() }, wasSet = idsOf(step[kind]).includes(id);
+  for (const one of ["more", "less"]) step[one] = idsOf(step[one]).filter((other) => other !== id).join(".");
+  if (!wasSet) step[kind] = [...idsOf(step[kind]), id].join(".");
+  marked = `[data-mark="${kind}.${id}"]`;
+  go([...state.steps.slice(0, state.at), step]);
 }
 
 async function showGallery(signal, start = 0) {
@@ -292,14 +343,14 @@ async function showGallery(signal, start = 0) {
   const page = await ask(`api/images?start=${start}&count=${PAGE}`, { signal });
   if (signal.aborted) return;
   const cards = page.images.map((image) => {
-    const step = { image: image.id, text: "", without: "", where: "" };
+    const step = stepOf({ image: image.id });
     const link = card(image, addressOf([step]), say("choose", image.path), "thumbnail");
     link.addEventListener("click", (event) => { // what was typed before goes with the picture
       if (event.metaKey || event.ctrlKey || event.shiftKey) return;
       event.preventDefault();
       choose(image.id);
     });
-    return link;
+    return make("div", { class: "cell" }, link);
   });
   if (start) results.append(...cards); else results.replaceChildren(...cards);
   listed = start + page.images.length;
@@ -338,7 +389,7 @@ async function showTrail() {
   const { steps, at } = state;
   const items = await Promise.all(steps.map(async (step, place) => {
     const source = step.image && await sourceOf(step.image, "thumbnail");
-    const words = [step.text, step.without && say("less", step.without)].filter(Boolean).join(", ") || say("noWords");
+    const words = [step.text, step.without && say("less", step.without), say("marked", idsOf(step.more).length, idsOf(step.less).length)].filter(Boolean).join(", ") || say("noWords");
     const link = make("a", { href: addressOf(steps, place), title: words }, source ? make("img", { src: source, alt: "" }) : icon(step.image ? "picture" : "search"), make("span", {}, words));
     if (place === at) link.setAttribute("aria-current", "step");
     return make("li", {}, link);
@@ -348,6 +399,8 @@ async function showTrail() {
   $("trail").firstElementChild.replaceChildren(...items);
   items[at]?.scrollIntoView({ block: "nearest", inline: "center" });
 }
+
+function weigh() { $("weight").setAttribute("aria-valuetext", say("weighed", Number($("weight").value))); }
 
 function showWords() {
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
@@ -359,6 +412,7 @@ function showWords() {
   const alone = !current()?.image;
   document.querySelector("label[for=text]").textContent = say(alone && state.steps.length ? "textAlone" : "text");
   $("text").placeholder = say(alone ? "hintAlone" : "hint");
+  weigh();
   $("language").textContent = say("language");
   $("size").textContent = total ? say("size", total) : "";
 }
@@ -405,9 +459,12 @@ $("look").addEventListener("click", () => { pinned = !pinned; look(pinned); });
 
 // -- what a person does -----------------------------------------------------------------------------------------------
 
-const typed = () => ({ text: $("text").value.trim(), without: $("without").value.trim(), where: $("where").value.trim() });
+function typed() {
+  const given = Object.fromEntries(["text", "without", "where", "least"].map((name) => [name, $(name).value.trim()]));
+  return { ...given, weight: $("weight").value === COMPOSED ? "" : $("weight").value };
+}
 
-function choose(image) { go([{ image, ...typed() }]); }
+function choose(image) { go([stepOf({ image, ...typed() })]); }
 
 async function take(file) {
   if (file) choose(await keepUpload(file));
@@ -415,7 +472,7 @@ async function take(file) {
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const step = { image: current()?.image ?? "", ...typed() };
+  const step = stepOf({ image: current()?.image, ...typed() });
   if (!step.image && !step.text) return $("text").focus();
   go([...state.steps.slice(0, Math.max(0, state.at)), step]);
 });
@@ -424,8 +481,15 @@ $("text").addEventListener("keydown", (event) => {
   event.preventDefault();
   $("ask").requestSubmit();
 });
+$("weight").addEventListener("input", weigh);
+$("weight").addEventListener("change", () => { // it moves often: the step is put another way, and is no new one
+  const step = { ...current(), ...typed() };
+  if (!step.image || !step.text) return;
+  history.replaceState(null, "", addressOf([...state.steps.slice(0, state.at), step]));
+  show();
+});
 $("clear").addEventListener("click", () => {
-  const step = { image: "", ...typed() };
+  const step = stepOf({ ...typed(), weight: "" });
   go(step.text ? [step] : []);
 });
 $("gallery").addEventListener("click", () => go([]));
