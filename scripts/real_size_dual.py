@@ -60,7 +60,7 @@ def run(folder: Path, device: str) -> dict[str, dict[str, float]]:
     pictures = [Image.fromarray(draw.integers(0, 256, (*SIZE[::-1], 3), np.uint8)) for _ in range(NUM_PICTURES)]
     with measured(f"prepare {NUM_PICTURES} pictures of {SIZE[0]} x {SIZE[1]}", stages):
         prepared = [model.prepare(picture) for picture in pictures]
-    model.embed_prepared(prepared[:1])
+    found = model.embed_prepared(prepared[:1])  # the first pass of a process takes longer
     for batch in BATCHES:
         model.batch_size = batch
         with measured(f"embed {NUM_PICTURES} pictures, {batch} at once", stages):
