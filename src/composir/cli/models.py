@@ -120,7 +120,7 @@ def visualize(
 
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
-    from composir.features import open_model
+    from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
     from composir.models.photos import PHOTOS, PhotosEmbedder
     from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
@@ -136,6 +136,7 @@ def visualize(
     loaded = open_model(model, "cpu")
     if not isinstance(loaded, Composer):
         kind = PHOTOS if isinstance(loaded, PhotosEmbedder) else "a sentence-transformers model"
+        kind = "a head" if isinstance(loaded, OpenedHead) else kind
         raise ComposirError(
             f"{kind} does not show what it looks at",
             file=model,

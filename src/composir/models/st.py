@@ -73,6 +73,10 @@ class SentenceEmbedder:
         """Return what ``embed_text_only`` does."""
         return self._encode(self.model.encode_query, list(texts))
 
+    def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_sentences`` does: what a head reads of a sentence."""
+        return self.embed_sentences(texts)
+
     def weights_hash(self) -> str:
         """Return what identifies the model and the way it composes."""
         weights = dict(self.model.state_dict())

@@ -25,7 +25,7 @@ from composir.models.photos.sentences import NOTHING
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.embedding import content_id
-from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, open_encoder
+from composir.search.encoder import NO_PICTURE, ComposerEncoder, Encoder, HeadEncoder, open_encoder
 from composir.search.folder import usable_device
 from composir.search.index import Index
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -101,9 +101,10 @@ class Images(Mapping[str, Path]):
 class Retriever:
     """A model and an index, opened once and asked often, also from several threads.
 
-    ``index`` is the folder that ``composir index`` made; ``model`` is needed only where the model has moved from where
-    that found it. ``device`` is that of the model: a GPU where there is one, unless given. Raises ``ComposirError``
-    where the folder is no index, or was made by another model or format; then with the command that rebuilds it.
+    ``index`` is the folder that ``composir index`` made; ``model`` is a head on the index's model, which changes its
+    queries and needs no other vectors, or where that model has moved to. ``device`` is that of the model: a GPU where
+    there is one, unless given. Raises ``ComposirError`` where the folder is no index, or was made by another model or
+    format; then with the command that rebuilds it.
     """
 
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
@@ -275,6 +276,13 @@ class Retriever:
         return [self.encoder.seen(snapshot.vectors[found[0]]) if len(found) else None for found in rows]
 
     @property
+    def model_line(self) -> str:
+        """Which model answers, and what it was trained for; with a head, that it asks."""
+        if isinstance(self.encoder, HeadEncoder):
+            return f"a head ({self.encoder.name}) on {self.manifest.model_line}"
+        return self.manifest.model_line
+
+    @property
     def shows_where_it_looks(self) -> bool:
         """Whether the index has a ``model`` that ``read`` can watch."""
         return isinstance(self.encoder, ComposerEncoder)
@@ -284,6 +292,12 @@ class Retriever:
         """The model of the index; ``ComposirError`` where it is none of composir's checkpoints."""
         if not isinstance(self.encoder, ComposerEncoder):
             kind = "photos" if self.encoder.backbone == PHOTOS else "a sentence-transformers model"
+            if isinstance(self.encoder, HeadEncoder):
+                raise ComposirError(
+                    "is asked by a head, which neither matches pairs nor shows where it looks",
+                    file=self.folder,
+                    fix="leave that out, or ask without --model",
+                )
             raise ComposirError(
                 f"is the index of {kind}, which neither matches pairs nor shows where it looks",
                 file=self.folder,
@@ -314,6 +328,15 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
             f"its model is no longer at {place}", file=folder, fix="give --model, the folder it has moved to"
         )
     encoder = open_encoder(place, device)
+    if isinstance(encoder, HeadEncoder):
+        if encoder.base.identity == manifest.weights_hash:
+            return encoder
+        raise ComposirError(
+            f"is the index of another model (weights {manifest.weights_hash}) than the one below the head {place} "
+            f"({encoder.base.identity})",
+            file=folder,
+            fix="give a head that was trained on the index's model, or leave out --model",
+        )
     if encoder.identity != manifest.weights_hash:
         raise ComposirError(
             f"is the index of another model (weights {manifest.weights_hash}, {place} has {encoder.identity})",
@@ -326,7 +349,8 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
 def _check(query: SearchQuery, encoder: Encoder) -> None:
     if not query.images and not query.text.strip():
         raise ComposirError("there is nothing to search for", expected="a picture, a sentence, or both")
-    if not query.images and (reading := encoder.read(query.text)) and not reading.is_usable:
+    alone = encoder.base if isinstance(encoder, HeadEncoder) else encoder  # a head changes no sentence alone
+    if not query.images and (reading := alone.read(query.text)) and not reading.is_usable:
         raise ComposirError(
             f"there is nothing to search for in {query.text!r}: {NOTHING}", fix='name a thing, as in "a dog"'
         )
