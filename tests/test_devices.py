@@ -213,7 +213,7 @@ def test_a_dual_encoder_embeds_as_on_the_cpu(on, tmp_path, shapes_root, kind, dt
 
 @pytest.mark.parametrize(("kind", "precision"), [("cuda", "auto"), ("cuda", "fp16"), ("mps", "auto")])
 def test_a_run_and_its_resumption(on, monkeypatch, shapes_root, tmp_path, kind, precision):  # noqa: PLR0917
-    step, waits = loop._Run._step, []
+    step, waits = loop.Run._step, []
     settings = {
         "backbone": "tiny",
         "data_root": str(shapes_root),
@@ -234,7 +234,7 @@ def test_a_run_and_its_resumption(on, monkeypatch, shapes_root, tmp_path, kind, 
                 step(run, *arguments)
             waits.extend(seen)
 
-        monkeypatch.setattr(loop._Run, "_step", watched)
+        monkeypatch.setattr(loop.Run, "_step", watched)
         result = train(load_recipe(settings), place=IN_MEMORY)
         if (kind, precision) == ("cuda", "auto"):
             assert waits == []

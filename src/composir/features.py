@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,11 +14,14 @@ from torch import Tensor
 from composir.data import Split
 from composir.data.check import require_images
 from composir.data.images import ImageSource
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, command, nearest
 from composir.machine import default_device
 from composir.models.checkpoint import from_pretrained, require_whole, weights_hash
 from composir.models.composer import Composer
+from composir.models.config import CONFIG
 from composir.models.embedder import VectorEmbedder
+from composir.models.heads.embedder import HeadEmbedder
+from composir.models.heads.folder import SavedHead, is_head, read_head
 from composir.models.named import open_named
 from composir.models.sprc import GLOBAL, SCORINGS
 from composir.progress import Counted
@@ -25,17 +30,77 @@ from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, m
 __all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
 
 
-def open_model(model: Path | str, device: str | torch.device) -> Composer | VectorEmbedder:
-    """Return the model of a checkpoint folder, a hub id or a name of ``open_named``, with all it takes to see and read.
+Opened: TypeAlias = Composer | VectorEmbedder
+BaseEmbedder: TypeAlias = "CachedEmbedder | VectorEmbedder"
+"""What a head can be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedHead:
+    """A head and the model that it is trained on."""
+
+    saved: SavedHead
+    base: Opened
+    kind = "a head"
+
+
+def open_model(model: Path | str, device: str | torch.device) -> Opened | OpenedHead:
+    """Return the model of a checkpoint or head folder, a hub id or a name of ``open_named``, with all that it needs.
 
     Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
     """
+    if is_head(model):
+        saved = read_head(model)
+        saved.head.to(device)
+        base = open_base(saved.config.base, device, file=Path(model) / CONFIG)
+        require_same_base(saved, identity_of(base), model)
+        return OpenedHead(saved, base)
+    return open_base(model, device)
+
+
+def open_base(model: Path | str, device: str | torch.device, *, file: Path | None = None) -> Opened:
+    """Return what ``open_model`` does, of all but a head; ``file`` is the head's config.json that names it."""
+    if file is not None and Path(model).is_absolute() and not Path(model).exists():
+        raise ComposirError(
+            f"names the model below it, {model}, which is not there",
+            file=file,
+            fix="put it back, or write where it is now under base",
+        )
+    if is_head(model):
+        raise ComposirError(
+            "is a head, and a head goes on a model",
+            file=model,
+            fix=f"give its own base, {read_head(model).config.base}",
+        )
     named = open_named(str(model), device)
     if named is not None:
         return named
     composer = from_pretrained(model, device=device)
     require_whole(composer, model)
     return composer
+
+
+def identity_of(opened: Opened) -> str:
+    """Return what identifies the weights of a model."""
+    return weights_hash(opened) if isinstance(opened, Composer) else opened.weights_hash()
+
+
+def words_of(opened: Opened) -> Callable[[Sequence[str]], Float[Tensor, "batch text_dim"]]:
+    """Return what gives a head a vector of every sentence."""
+    if isinstance(opened, Composer):
+        return lambda texts: opened.encode_prompt(*opened.tokenize(texts))
+    return opened.embed_words
+
+
+def require_same_base(saved: SavedHead, base_hash: str, head: Path | str) -> None:
+    """Raise ``ComposirError`` where the model that a head names is no longer the one that it was trained on."""
+    if saved.config.base_hash != base_hash:
+        raise ComposirError(
+            f"is a head on {saved.config.base} as it was ({saved.config.base_hash}), and now it is {base_hash}",
+            file=head,
+            expected="the same weights below it",
+            fix=f"put them back, or train anew: {command('train', '--backbone', saved.config.base)}",
+        )
 
 
 def open_embedder(
@@ -46,7 +111,7 @@ def open_embedder(
     scoring: str = GLOBAL,
     place: TokenPlace = ON_DISK,
     progress: Counted | None = None,
-) -> tuple[CachedEmbedder | VectorEmbedder, str]:
+) -> tuple[BaseEmbedder | HeadEmbedder, str]:
     """Return the embedder of a model, every token of ``splits`` present, and the hash of its weights.
 
     A ``scoring`` other than ``global`` stands behind the hash: the same weights then rank in another way.
@@ -57,11 +122,24 @@ def open_embedder(
     """
     require_images(splits)
     opened = open_model(model, default_device())
+    if isinstance(opened, OpenedHead):
+        _require_plain(opened.kind, rerank=rerank, scoring=scoring)
+        base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
+        return HeadEmbedder(opened.saved.head, base), opened.saved.weights_hash
+    return _embedder_of(opened, splits, rerank=rerank, scoring=scoring, place=place, progress=progress)
+
+
+def _embedder_of(
+    opened: Opened,
+    splits: Sequence[Split],
+    *,
+    rerank: bool = False,
+    scoring: str = GLOBAL,
+    place: TokenPlace,
+    progress: Counted | None,
+) -> tuple[BaseEmbedder, str]:
     if isinstance(opened, VectorEmbedder):
-        if rerank:
-            raise ComposirError(f"{opened.kind} has no matching head", fix="leave out --rerank")
-        if scoring != GLOBAL:
-            raise ComposirError(f"{opened.kind} has no {scoring} scoring", fix="leave out --scoring")
+        _require_plain(opened.kind, rerank=rerank, scoring=scoring)
         return opened, opened.weights_hash()
     if rerank:
         require_matching_head(opened)
@@ -70,6 +148,23 @@ def open_embedder(
     fill_splits(tokens, splits, progress)
     name = weights_hash(opened) if scoring == GLOBAL else f"{weights_hash(opened)}-{scoring}"
     return CachedEmbedder(opened, tokens, scoring=scoring), name
+
+
+def _require_plain(kind: str, *, rerank: bool, scoring: str) -> None:
+    """Raise ``ComposirError`` for what only composir's own checkpoints have."""
+    if rerank:
+        raise ComposirError(f"{kind} has no matching head", fix="leave out --rerank")
+    if scoring != GLOBAL:
+        raise ComposirError(f"{kind} has no {scoring} scoring", fix="leave out --scoring")
+
+
+def open_base_embedder(model: Path | str, place: TokenPlace = ON_DISK) -> tuple[BaseEmbedder, str]:
+    """Return the embedder of a model that a head can be trained on, and the hash of its weights."""
+    opened = open_base(model, default_device())
+    if isinstance(opened, Composer):
+        assert opened.tower is not None
+        return CachedEmbedder(opened, make_cache(opened.tower, place)), weights_hash(opened)
+    return opened, opened.weights_hash()
 
 
 class CachedEmbedder:
@@ -105,6 +200,11 @@ class CachedEmbedder:
         """Return the query embedding of every sentence with the gallery's mean tokens as the reference."""
         neutral = self._neutral(gallery).to(self.model.device)
         return self._encode(neutral.expand(len(texts), -1, -1), texts)
+
+    @torch.inference_mode()
+    def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the embedding of every sentence behind the prompt tokens, no picture read: what a head reads."""
+        return words_of(self.model)(texts)
 
     @torch.inference_mode()
     def match(

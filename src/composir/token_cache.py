@@ -166,7 +166,7 @@ class TokenCache:
         self, store: TokenStore, missing: Sequence[ImageSource], progress: Counted | None, share: tuple[int, int]
     ) -> int:
         contents = store.contents(dict.fromkeys(map(file_of, missing)), num_workers=self.num_workers)
-        image_by_source = {source: _image(source, contents[file_of(source)]) for source in missing}
+        image_by_source = {source: image_id(source, contents[file_of(source)]) for source in missing}
         there = store.rows()
         source_by_image = {image: source for source, image in image_by_source.items()}
         absent = [image for image in source_by_image if image not in there]
@@ -220,7 +220,8 @@ def read_ahead(
                 future.cancel()
 
 
-def _image(source: ImageSource, content: str) -> str:
+def image_id(source: ImageSource, content: str) -> str:
+    """Return what identifies a picture by the hash of its file's content: of a cutout its box, too."""
     return f"{content} {source.box}" if isinstance(source, Crop) else content
 
 

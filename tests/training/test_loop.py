@@ -165,7 +165,7 @@ def test_the_batches_of_a_step_weigh_alike_also_where_an_epoch_ends_with_fewer(m
     told = []
     monkeypatch.setattr(loop.RunLog, "record", lambda self, state, step, losses, norms, alpha: told.append(losses))
     monkeypatch.setattr(loop.RunLog, "row", lambda *_, **__: {})
-    monkeypatch.setattr(loop.RunLog, "write", lambda *_: None)
+    monkeypatch.setattr(loop.RunLog, "write", lambda *_, **__: None)
     train(make_recipe(num_epochs=2, gradient_accumulation=3))
     shares = [weight / losses["total"] for weight, losses in zip(weights, told, strict=True)]
     assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2] * 2, rel=1e-6)
@@ -221,7 +221,7 @@ def test_the_norm_behind_the_tower_is_trained_unless_the_recipe_says_no(make_rec
 def test_a_thread_reads_ahead_what_would_have_been_read_at_once(make_recipe, shapes_root):
     recipe = make_recipe(subset_negatives=2, mask_same_target=True)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop._Run(
+    run = loop.Run(
         recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
     everything = list(run.batches.of_epoch(1, 0))
@@ -341,13 +341,13 @@ def test_cached_training_equals_uncached(make_recipe, tmp_path):
 
 
 def test_deterministic_holds_for_the_steps_and_no_longer(make_recipe, monkeypatch):
-    step, seen = loop._Run._step, []
+    step, seen = loop.Run._step, []
 
     def remember(self, *arguments):
         seen.append(torch.are_deterministic_algorithms_enabled())
         step(self, *arguments)
 
-    monkeypatch.setattr(loop._Run, "_step", remember)
+    monkeypatch.setattr(loop.Run, "_step", remember)
     for wanted in (True, False):
         train(make_recipe(deterministic=wanted, max_steps=1))
         assert seen[-1] == wanted
@@ -356,13 +356,13 @@ def test_deterministic_holds_for_the_steps_and_no_longer(make_recipe, monkeypatc
 
 def test_every_triplet_is_seen_once_an_epoch_the_last_batch_included(make_recipe, monkeypatch):
     seen = []
-    step = loop._Run._step
+    step = loop.Run._step
 
     def remember(self, batch, *rest):
         seen.append([query.id for _, query in batch])
         return step(self, batch, *rest)
 
-    monkeypatch.setattr(loop._Run, "_step", remember)
+    monkeypatch.setattr(loop.Run, "_step", remember)
     train(make_recipe())
     assert [len(batch) for batch in seen] == [5, 5, 5, 5, 4] * 2
     first, second = ([query_id for batch in seen[start : start + 5] for query_id in batch] for start in (0, 5))
@@ -443,7 +443,7 @@ def test_learning_rates_go_to_the_parts_they_name(make_recipe, monkeypatch):
 def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shapes_root):
     recipe = make_recipe(subset_negatives=3)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop._Run(
+    run = loop.Run(
         recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
     for split, query in run.batches.triplets:
@@ -526,7 +526,7 @@ def test_mined_negatives_are_what_the_model_ranks_high(make_recipe):
 def test_a_run_with_mined_negatives_resumes_to_the_weights_of_an_unbroken_one(make_recipe, monkeypatch):
     recipe = make_recipe(num_epochs=3, **MINED)
     unbroken = train(recipe)
-    step, count = loop._Run._step, []
+    step, count = loop.Run._step, []
 
     def interrupt(self, *arguments_):
         step(self, *arguments_)
@@ -534,7 +534,7 @@ def test_a_run_with_mined_negatives_resumes_to_the_weights_of_an_unbroken_one(ma
         if len(count) == 7:  # in the second epoch, after the first mining
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop._Run, "_step", interrupt)
+    monkeypatch.setattr(loop.Run, "_step", interrupt)
     broken = train(recipe)
     assert broken.interrupted
     resumed = train(resume_recipe(broken.run), resume=broken.run)
@@ -547,7 +547,7 @@ def test_a_run_with_mined_negatives_resumes_to_the_weights_of_an_unbroken_one(ma
 def test_half_of_the_look_alikes_are_mined(make_recipe, shapes_root):
     recipe = make_recipe(**MINED)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop._Run(
+    run = loop.Run(
         recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
     )  # fmt: skip
     split, query = run.batches.triplets[0]
@@ -593,7 +593,7 @@ def test_the_rankings_of_the_best_checkpoint_are_kept(make_recipe, shapes_root):
 def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recipe, monkeypatch):
     recipe = make_recipe(num_epochs=3, subset_negatives=1)
     unbroken = train(recipe)
-    step, count = loop._Run._step, []
+    step, count = loop.Run._step, []
 
     def interrupt(self, *arguments_):
         step(self, *arguments_)
@@ -601,7 +601,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
         if len(count) in (3, 8):  # in the middle of the first epoch, and of the second
             os.kill(os.getpid(), signal.SIGINT if len(count) == 3 else signal.SIGTERM)
 
-    monkeypatch.setattr(loop._Run, "_step", interrupt)
+    monkeypatch.setattr(loop.Run, "_step", interrupt)
     broken = train(recipe)
     assert broken.interrupted
     assert broken.epochs == 0
@@ -635,7 +635,7 @@ def any_precision():
 def test_a_step_computes_in_training_mode_and_in_the_recipe_s_precision(make_recipe, monkeypatch, precision, dtype):
     """In the second epoch too, which comes after a validation in evaluation mode; the heads are always in float32."""
     heads, told = [], []
-    step = loop._Run._step
+    step = loop.Run._step
 
     def look(module, _, output):
         if heads and isinstance(module, torch.nn.Linear) and output.requires_grad:
@@ -648,7 +648,7 @@ def test_a_step_computes_in_training_mode_and_in_the_recipe_s_precision(make_rec
         step(self, *arguments)
         heads.clear()
 
-    monkeypatch.setattr(loop._Run, "_step", watched)
+    monkeypatch.setattr(loop.Run, "_step", watched)
     with torch.nn.modules.module.register_module_forward_hook(look):
         result = train(make_recipe(mixed_precision=precision, gated_fusion=False))
     assert len(told) > 10 * 10  # ten steps, some maps each
@@ -684,13 +684,13 @@ def test_a_scaler_changes_neither_the_logged_norms_nor_the_weights(make_recipe, 
 @pytest.mark.usefixtures("no_step_ahead")
 def test_steps_however_large_leave_the_temperature_in_its_range(make_recipe, monkeypatch):
     temperatures = []
-    step = loop._Run._step
+    step = loop.Run._step
 
     def watched(self, *arguments):
         step(self, *arguments)
         temperatures.append(self.model.temperature.item())
 
-    monkeypatch.setattr(loop._Run, "_step", watched)
+    monkeypatch.setattr(loop.Run, "_step", watched)
     train(make_recipe(num_epochs=1, learning_rate=1.0))
     low, high = TEMPERATURE_RANGE
     assert len(temperatures) == 5
@@ -724,14 +724,14 @@ def turn_targets(queries):
 def stopped(make_recipe, shapes_root, tmp_path, monkeypatch):
     """Return a run that was stopped after its first step, and the root of its data, which may be changed."""
     shutil.copytree(shapes_root, tmp_path / "root")
-    step = loop._Run._step
+    step = loop.Run._step
 
     def interrupt(self, *arguments_):
         step(self, *arguments_)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_step", interrupt)
+        patch.setattr(loop.Run, "_step", interrupt)
         done = train(make_recipe(data_root=str(tmp_path / "root")))
     assert done.interrupted
     return done.run, tmp_path / "root"
@@ -774,7 +774,7 @@ def stopped(make_recipe, shapes_root, tmp_path, monkeypatch):
 def test_resuming_on_other_annotations_is_refused_with_what_has_changed(stopped, monkeypatch, file, how, words):
     run, root = stopped
     change(root / file, how)
-    monkeypatch.setattr(loop._Run, "_step", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(loop.Run, "_step", lambda *_: pytest.fail("a step was taken"))
     before = (run / "last/training.pt").read_bytes()
     with pytest.raises(ProblemsError) as caught:
         train(resume_recipe(run), resume=run)

@@ -30,13 +30,13 @@ TrainBars.on_start = on_start
 
 SIGNAL = """
 import composir.training.loop as loop
-step, count = loop._Run._step, []
+step, count = loop.Run._step, []
 def signal_after_a_step(self, *arguments):
     step(self, *arguments)
     count.append(1)
     if len(count) == {step}:
         os.kill(os.getpid(), {number})
-loop._Run._step = signal_after_a_step
+loop.Run._step = signal_after_a_step
 """
 
 KILL_LATER = """
@@ -235,7 +235,7 @@ from composir.training import load_recipe
 Accelerator()
 recipe = load_recipe({settings!r})
 splits = load_splits("CIRR", recipe.data_root, "train")
-run = loop._Run(recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent())
+run = loop.Run(recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent())
 found = []
 for size in (8, 7, 1):
     for accumulated in (1, 2):

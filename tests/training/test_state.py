@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from composir.errors import ComposirError
 from composir.models.backbones import build
+from composir.models.checkpoint import save_pretrained
 from composir.training import load_recipe
 from composir.training.optimizer import make_optimizer
 from composir.training.state import State, load_last, save_last
@@ -30,6 +31,12 @@ def make_parts():
     return make
 
 
+def save(run, state, recipe, parts):
+    model, rest = parts["model"], {name: part for name, part in parts.items() if name != "model"}
+    files = {"recipe.toml": recipe.to_toml().encode()}
+    save_last(run, state, save_model=lambda folder: save_pretrained(model, folder, extra_files=files), **rest)
+
+
 def take_step(parts, *, breaks=False):
     """Take a step on a loss of all weights; ``breaks`` makes its gradients infinite."""
     scaler = parts["accelerator"].scaler
@@ -47,7 +54,7 @@ def test_a_resumed_run_has_the_scaler_the_optimiser_the_schedule_and_the_chance_
         take_step(unbroken, breaks=breaks)
     assert unbroken["accelerator"].scaler.get_scale() == 128.0
     state = State(epoch=1, batch=1, step=3, sums={"total": 1.5}, best=0.25, best_metrics={"r": 0.25}, rows=[{"a": "b"}])
-    save_last(tmp_path, state, recipe=recipe, **unbroken)
+    save(tmp_path, state, recipe, unbroken)
     then = torch.rand(3)
 
     _, resumed = make_parts(1)
@@ -68,7 +75,7 @@ def test_a_resumed_run_has_the_scaler_the_optimiser_the_schedule_and_the_chance_
 def test_a_run_goes_on_with_its_own_schedule_which_was_a_step_longer_once(make_parts, tmp_path, longer, goes_on):
     recipe, parts = make_parts(0)
     parts["schedule"].total_steps += longer
-    save_last(tmp_path, State(), recipe=recipe, **parts)
+    save(tmp_path, State(), recipe, parts)
     _, resumed = make_parts(1)
     if goes_on:
         load_last(tmp_path, num_triplets=4, **resumed)

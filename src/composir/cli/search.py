@@ -166,7 +166,9 @@ def search(
     explain: Annotated[
         bool, typer.Option("--explain", help="How the sentence was read, and what the model sees in each picture.")
     ] = False,
-    model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A head on the index's model, or where that model has moved to.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
     json_: Json = False,
 ) -> int:
@@ -238,7 +240,7 @@ def search(
         sees = f"  [{words}]" if words else ""
         out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}{sees}", soft_wrap=True)
     out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
-    out.print(f"model: {printable(retriever.manifest.model_line)}", soft_wrap=True)
+    out.print(f"model: {printable(retriever.model_line)}", soft_wrap=True)
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
     return 0
@@ -286,7 +288,9 @@ def serve(
     root_path: Annotated[
         str, typer.Option(help="What a proxy puts before all paths, such as /pictures; it may cut it off or not.")
     ] = "",
-    model: Annotated[Path | None, typer.Option(help="Where the index's model has moved to.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A head on the index's model, or where that model has moved to.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
 ) -> int:
     """Search an index in a browser and over HTTP, till Ctrl-C; a later composir index is seen without a restart.
@@ -317,7 +321,7 @@ def serve(
         "Ctrl-C stops",
         soft_wrap=True,
     )
-    out.print(f"model: {printable(server.retriever.manifest.model_line)}", soft_wrap=True)
+    out.print(f"model: {printable(server.retriever.model_line)}", soft_wrap=True)
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -230,7 +230,14 @@ def push_to_hub(folder: Path | str, repo_id: str, *, private: bool = False, toke
         ) from None
 
 
-def load_weights(model: Composer, file: Path) -> None:
+class Weighted(Protocol):
+    """A model whose weights are in one file."""
+
+    def own_weights(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+    def load_own_weights(self, weights: Mapping[str, Tensor]) -> None: ...  # noqa: D102
+
+
+def load_weights(model: Weighted, file: Path) -> None:
     """Load a model.safetensors strictly; a key too many or too few, or another shape, is a ``ComposirError``."""
     weights, _ = open_safetensors(file)
     own = model.own_weights()

@@ -62,6 +62,10 @@ class VectorEmbedder(ABC):
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query embedding of every sentence without a picture."""
 
+    def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch text_dim"]:
+        """Return a vector of every sentence, whatever it asks for: what a head reads; "" has one, too."""
+        return self.embed_sentences(texts)
+
     @abstractmethod
     def weights_hash(self) -> str:
         """Return what identifies the weights and the way they are used; the same on every machine."""

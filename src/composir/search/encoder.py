@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from composir.features import open_model
+from composir.features import Opened, OpenedHead, open_model, words_of
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
 from composir.models.embedder import Reading, VectorEmbedder
+from composir.models.heads.folder import SavedHead
 from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
@@ -184,9 +185,66 @@ class VectorEncoder:
         return self.embedder.seen(vectors[0])
 
 
-def open_encoder(model: Path | str, device: str) -> ComposerEncoder | VectorEncoder:
+class HeadEncoder:
+    """A head on another model: it searches that model's indexes, and is no model to index by."""
+
+    def __init__(self, saved: SavedHead, base: Encoder, words: Callable[[Sequence[str]], Tensor]) -> None:
+        self.head, self.base, self._words = saved.head, base, words
+        self.identity, self.name, self.base_name = saved.weights_hash, saved.config.head, saved.config.base
+        self.about, self.backbone, self.tower = base.about, base.backbone, base.tower
+        self.num_vectors, self.dim, self.side, self.batch_size = base.num_vectors, base.dim, base.side, base.batch_size
+
+    def prepare(self, picture: Image.Image) -> Any:
+        """Return it as the base takes it in."""
+        return self.base.prepare(picture)
+
+    def embed_pictures(self, prepared: Sequence[Any]) -> Float[Tensor, "batch vectors dim"]:
+        """Return the base's vectors."""
+        return self.base.embed_pictures(prepared)
+
+    def embed_asked(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return the base's queries, those of a picture with a sentence as the head changes them."""
+        queries = self.base.embed_asked(pictures, asked)
+        both = [row for row, (place, text) in enumerate(asked) if place != NO_PICTURE and text]
+        if both:
+            places = list(dict.fromkeys(asked[row][0] for row in both))
+            prepared = [self.base.prepare(pictures[place]) for place in places]
+            batches = [prepared[at : at + self.batch_size] for at in range(0, len(prepared), self.batch_size)]
+            vectors = torch.cat([self.base.embed_pictures(batch) for batch in batches])
+            references = vectors[[places.index(asked[row][0]) for row in both]]
+            device, sentences = self.head.device, self._words([asked[row][1] for row in both])
+            changed = self.head(queries[both].to(device), references.to(device), sentences.to(device))
+            queries[both] = changed.to(queries.device)
+        return queries
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """Return the picture as the base sees it."""
+        return self.base.square(picture)
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return where that lies."""
+        return self.base.box(size)
+
+    def read(self, text: str) -> Reading | None:
+        """Return None: a head reads a sentence as a whole."""
+        return None
+
+    def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
+        """Return what the base sees."""
+        return self.base.seen(vectors)
+
+
+def open_encoder(model: Path | str, device: str) -> Encoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
+    if isinstance(opened, OpenedHead):
+        return HeadEncoder(opened.saved, _encoder_of(opened.base), words_of(opened.base))
+    return _encoder_of(opened)
+
+
+def _encoder_of(opened: Opened) -> Encoder:
     return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
 
 

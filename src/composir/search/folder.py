@@ -22,7 +22,7 @@ from composir.machine import default_device
 from composir.models.photos.embedder import PHOTOS
 from composir.progress import Progress
 from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
-from composir.search.encoder import Encoder, open_encoder
+from composir.search.encoder import Encoder, HeadEncoder, open_encoder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
 from composir.search.ray import Work, embed_by_ray
@@ -260,6 +260,12 @@ def _agree(
     check_backend(backend or "exact")
     folder = model or (old.model.find(out) if old else Path(PHOTOS))
     encoder = open_encoder(folder, usable_device(device))
+    if isinstance(encoder, HeadEncoder):
+        raise ComposirError(
+            "is a head, which changes queries and no picture's vectors",
+            file=folder,
+            fix=f"index by the model below it ({encoder.base_name}), then search with --model {folder}",
+        )
     identity, most = encoder.identity, encoder.num_vectors
     wanted = vectors_per_image or (old.vectors_per_image if old and not rebuild else most)
     command = rebuild_command(out, root=root, model=folder, vectors_per_image=min(wanted, most))

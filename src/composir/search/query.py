@@ -20,7 +20,7 @@ from composir.data.images import read_bytes, read_image
 from composir.errors import ComposirError
 from composir.models.photos.sentences import NOTHING
 from composir.search.embedding import content_id
-from composir.search.encoder import NO_PICTURE, Encoder
+from composir.search.encoder import NO_PICTURE, Encoder, HeadEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
             expected="one sentence for all pictures, or one for each, in their order",
         )
     if not query.images or query.image_weight < COMPOSED:
-        readings = [encoder.read(one.text) for one in sentences]
+        alone = encoder.base if isinstance(encoder, HeadEncoder) else encoder  # a head changes no sentence alone
+        readings = [alone.read(one.text) for one in sentences]
         if all(reading and not reading.is_usable for reading in readings):
             named = ", ".join(repr(one.text) for one in sentences)
             raise ComposirError(

@@ -18,7 +18,7 @@ from composir.features import require_matching_head
 from composir.models.composer import Composer
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
-from composir.search.encoder import ComposerEncoder, Encoder, VectorEncoder, open_encoder
+from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder
 from composir.search.folder import usable_device
 from composir.search.index import Index, float32
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -89,9 +89,10 @@ class Images(Mapping[str, Path]):
 class Retriever:
     """A model and an index, opened once and asked often, also from several threads.
 
-    ``index`` is the folder that ``composir index`` made; ``model`` is needed only where the model has moved from where
-    that found it. ``device`` is that of the model: a GPU where there is one, unless given. Raises ``ComposirError``
-    where the folder is no index, or was made by another model or format; then with the command that rebuilds it.
+    ``index`` is the folder that ``composir index`` made; ``model`` is a head on the index's model, which changes its
+    queries and needs no other vectors, or where that model has moved to. ``device`` is that of the model: a GPU where
+    there is one, unless given. Raises ``ComposirError`` where the folder is no index, or was made by another model or
+    format; then with the command that rebuilds it.
     """
 
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
@@ -303,6 +304,13 @@ class Retriever:
         return [self.encoder.seen(snapshot.vectors[found[0]]) if len(found) else None for found in rows]
 
     @property
+    def model_line(self) -> str:
+        """Which model answers, and what it was trained for; with a head, that it asks."""
+        if isinstance(self.encoder, HeadEncoder):
+            return f"a head ({self.encoder.name}) on {self.manifest.model_line}"
+        return self.manifest.model_line
+
+    @property
     def shows_where_it_looks(self) -> bool:
         """Whether the index has a ``model`` that ``read`` can watch."""
         return isinstance(self.encoder, ComposerEncoder)
@@ -311,6 +319,12 @@ class Retriever:
     def model(self) -> Composer:
         """The model of the index; ``ComposirError`` where it is one of one vector a picture."""
         if not isinstance(self.encoder, ComposerEncoder):
+            if isinstance(self.encoder, HeadEncoder):
+                raise ComposirError(
+                    "is asked by a head, which neither matches pairs nor shows where it looks",
+                    file=self.folder,
+                    fix="leave that out, or ask without --model",
+                )
             kind = self.encoder.embedder.kind if isinstance(self.encoder, VectorEncoder) else "another kind of model"
             raise ComposirError(
                 f"is the index of {kind}, which neither matches pairs nor shows where it looks",
@@ -342,6 +356,15 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
             f"its model is no longer at {place}", file=folder, fix="give --model, the folder it has moved to"
         )
     encoder = open_encoder(place, device)
+    if isinstance(encoder, HeadEncoder):
+        if encoder.base.identity == manifest.weights_hash:
+            return encoder
+        raise ComposirError(
+            f"is the index of another model (weights {manifest.weights_hash}) than the one below the head {place} "
+            f"({encoder.base.identity})",
+            file=folder,
+            fix="give a head that was trained on the index's model, or leave out --model",
+        )
     if encoder.identity != manifest.weights_hash:
         raise ComposirError(
             f"is the index of another model (weights {manifest.weights_hash}, {place} has {encoder.identity})",

@@ -2,8 +2,9 @@
 
 from composir.files import read_toml
 from composir.training.features import Features, compute_features
-from composir.training.loop import Observer, TrainResult, train
+from composir.training.loop import Observer, TrainResult
 from composir.training.recipe import FUSION_SWITCH, Recipe, load_recipe, parse_value, validate
+from composir.training.runs import train
 from composir.training.state import resume_recipe
 
 __all__ = [

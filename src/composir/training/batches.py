@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -51,11 +52,23 @@ class Inputs(NamedTuple):
         )
 
 
-class Batches:
+Moved = TypeVar("Moved", bound="Movable")
+
+
+class Movable(Protocol):
+    """What a model takes in of a batch."""
+
+    def to(self: Moved, device: torch.device) -> Moved: ...  # noqa: D102
+
+
+Read = TypeVar("Read", bound=Movable)
+
+
+class Drawn(ABC, Generic[Read]):
     """The triplets of a training set, and how they are drawn: by seed, epoch and number of the batch alone."""
 
-    def __init__(self, recipe: Recipe, splits: Sequence[Split], model: Composer, tokens: TokenCache) -> None:
-        self.recipe, self.model, self.tokens = recipe, model, tokens
+    def __init__(self, recipe: Recipe, splits: Sequence[Split], device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
         self.triplets: list[Triplet] = [(split, query) for split in splits for query in split.queries]
         self.mined: Mined = {}
         """The negatives that were mined last."""
@@ -71,16 +84,28 @@ class Batches:
         num_full, rest = divmod(len(self.triplets), self.size)
         return num_full + (rest > 0 and not self.recipe.drop_last)
 
-    def of_epoch(self, epoch: int, first: int) -> Generator[tuple[list[Triplet], Inputs], None, None]:
+    @abstractmethod
+    def read_all(
+        self,
+        references: Sequence[ImageSource],
+        candidates: Sequence[ImageSource],
+        texts: Sequence[str],
+        same_target: Bool[Tensor, "batch candidates"] | None,
+        *,
+        is_shared: bool,
+    ) -> Read:
+        """Return what the model takes in of these pictures and sentences: this process's share, where they are."""
+
+    def of_epoch(self, epoch: int, first: int) -> Generator[tuple[list[Triplet], Read], None, None]:
         """Give the epoch's batches from number ``first`` on; their order depends on seed and epoch alone.
 
-        A thread reads ``BATCHES_AHEAD`` of them ahead into the computer's memory; ``Inputs.to`` takes them further.
+        A thread reads ``BATCHES_AHEAD`` of them ahead into the computer's memory; ``to`` takes them further.
         """
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.triplets))
         size = self.size
         numbers = iter(range(first, self.num_batches))
 
-        def read(number: int) -> tuple[list[Triplet], Inputs]:
+        def read(number: int) -> tuple[list[Triplet], Read]:
             batch = [self.triplets[index] for index in order[number * size : (number + 1) * size]]
             return batch, self._read(batch, np.random.default_rng([self.recipe.seed, epoch, number]))
 
@@ -95,11 +120,11 @@ class Batches:
                 for future in ahead:
                     future.cancel()
 
-    def inputs(self, batch: Sequence[Triplet], generator: np.random.Generator | None) -> Inputs:
+    def inputs(self, batch: Sequence[Triplet], generator: np.random.Generator | None) -> Read:
         """Return what the model takes in of a batch; with a ``generator``, for training, this process's share of it."""
-        return self._read(batch, generator).to(self.model.device)
+        return self._read(batch, generator).to(self.device)
 
-    def _read(self, batch: Sequence[Triplet], generator: np.random.Generator | None) -> Inputs:
+    def _read(self, batch: Sequence[Triplet], generator: np.random.Generator | None) -> Read:
         references = [split.images[query.reference] for split, query in batch]
         candidates = [split.images[query.targets[0]] for split, query in batch]
         texts = [query.text for _, query in batch]
@@ -111,12 +136,7 @@ class Batches:
                 index_by_path = {path: index for index, path in enumerate(candidates)}
                 indices = torch.tensor([index_by_path[path] for path in candidates])
                 same_target = indices[: len(batch), None] == indices[None]
-        num_all = len(references), len(candidates)
-        input_ids, mask = self.model.words(texts)
-        if generator is not None:
-            references, candidates = parallel.share(references), parallel.share(candidates)
-            input_ids, mask = parallel.share(input_ids), parallel.share(mask)
-        return Inputs(self.tokens(references), self.tokens(candidates), input_ids, mask, same_target, num_all)
+        return self.read_all(references, candidates, texts, same_target, is_shared=generator is not None)
 
     def look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[ImageSource]:
         """Return the files of as many pictures like the query's target as the recipe asks for."""
@@ -130,3 +150,28 @@ class Batches:
             drawn = generator.choice(mined, len(chosen))
             chosen = [str(hard) if use else name for name, hard, use in zip(chosen, drawn, instead, strict=True)]
         return [split.images[name] for name in chosen]
+
+
+class Batches(Drawn[Inputs]):
+    """Batches of image tokens and words, for ``Composer``."""
+
+    def __init__(self, recipe: Recipe, splits: Sequence[Split], model: Composer, tokens: TokenCache) -> None:
+        super().__init__(recipe, splits, model.device)
+        self.model, self.tokens = model, tokens
+
+    def read_all(
+        self,
+        references: Sequence[ImageSource],
+        candidates: Sequence[ImageSource],
+        texts: Sequence[str],
+        same_target: Bool[Tensor, "batch candidates"] | None,
+        *,
+        is_shared: bool,
+    ) -> Inputs:
+        """Return tokens of the pictures and ids of the words."""
+        num_all = len(references), len(candidates)
+        input_ids, mask = self.model.words(texts)
+        if is_shared:
+            references, candidates = parallel.share(references), parallel.share(candidates)
+            input_ids, mask = parallel.share(input_ids), parallel.share(mask)
+        return Inputs(self.tokens(references), self.tokens(candidates), input_ids, mask, same_target, num_all)

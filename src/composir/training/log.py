@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,8 @@ PART_BY_WEIGHTS = {
     "ln_vision.": "ln_vision",
     "text_embeddings.": "words",
     "temperature": "temperature",
+    "change.": "head",
+    "balance": "head",
 }
 """The parts whose gradient norms are logged, by how the names of their weights begin."""
 
@@ -51,16 +54,22 @@ Example = tuple[ImageSource, str, Image.Image]
 """A reference, its sentence, and the reference as the tower sees it."""
 
 
-class RunLog:
+class Log(ABC):
     """The log of one run, kept by its first process; ``with`` closes what TensorBoard reads."""
 
-    def __init__(
-        self, run: Path, model: Composer, batches: Batches, examples: Sequence[Example], *, first_step: int
-    ) -> None:
-        self.run, self.model, self.batches, self.examples = run, model, batches, examples
+    def __init__(self, run: Path, *, first_step: int) -> None:
+        self.run = run
         self.board = SummaryWriter(str(run), purge_step=first_step + 1)
 
-    def __enter__(self) -> RunLog:
+    @abstractmethod
+    def gate_figures(self) -> dict[str, float]:
+        """Return what gate and fusion do to the first training triplets, by column."""
+
+    @abstractmethod
+    def show(self, state: State) -> None:
+        """Write what a validation shows beside its figures to TensorBoard."""
+
+    def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,7 +114,43 @@ class RunLog:
         return row | self._gate_columns(state) | {name: f"{norm:.4g}" for name, norm in norms.items()}
 
     def _gate_columns(self, state: State) -> dict[str, str]:
-        """Return what the fusions do to the first training triplets; the same goes to TensorBoard."""
+        """Return ``gate_figures`` as columns; the same goes to TensorBoard."""
+        figures = self.gate_figures()
+        for name, tag in (("mean_gate", "mean"), ("gate_entropy", "entropy"), ("relative_change", "relative_change")):
+            if name in figures:
+                self.board.add_scalar(f"gate/{tag}", figures[name], state.step)
+        return {name: f"{figure:.6f}" for name, figure in figures.items()}
+
+    def validated(self, state: State, result: Result) -> dict[str, str]:
+        """Return the columns of a validation; TensorBoard gets its figures and what ``show`` adds."""
+        for key, value in result.metrics.items():
+            self.board.add_scalar(f"val/{key}", 100 * value, state.step)
+        self.show(state)
+        return {metric_label(key): f"{100 * value:.2f}" for key, value in result.metrics.items()}
+
+    def write(self, state: State, *, with_curves: bool) -> None:
+        """Write training_log.csv and, where they are wanted, its curves, which take a second to draw."""
+        columns = list(dict.fromkeys(column for row in state.rows for column in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.rows)
+        write_text(self.run / LOG, text.getvalue())
+        if with_curves:
+            plot_curves(self.run / LOG, self.run / CURVES)
+
+
+class RunLog(Log):
+    """The log of a ``Composer``: its fusions on the first training triplets, and the maps of two queries."""
+
+    def __init__(
+        self, run: Path, model: Composer, batches: Batches, examples: Sequence[Example], *, first_step: int
+    ) -> None:
+        super().__init__(run, first_step=first_step)
+        self.model, self.batches, self.examples = model, batches, examples
+
+    def gate_figures(self) -> dict[str, float]:
+        """Return the gate's alpha, mean and entropy, and the fusions' change."""
         self.model.eval()
         inputs = self._probe()
         with torch.no_grad(), watch(self.model) as seen:
@@ -115,26 +160,12 @@ class RunLog:
                 values = self.model.gate_values(*inputs)
                 figures["alpha"] = gate.alpha.item()
                 figures["mean_gate"] = values.mean().item()
-                figures["gate_entropy"] = _entropy(values).mean().item()
+                figures["gate_entropy"] = entropy(values).mean().item()
             if (change := seen[-1].relative_change) is not None:
                 figures["relative_change"] = change.mean().item()
-        for name, tag in (("mean_gate", "mean"), ("gate_entropy", "entropy"), ("relative_change", "relative_change")):
-            if name in figures:
-                self.board.add_scalar(f"gate/{tag}", figures[name], state.step)
-        return {name: f"{figure:.6f}" for name, figure in figures.items()}
+        return figures
 
-    def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
-        reference, _, input_ids, mask, *_ = self.batches.inputs(self.batches.triplets[:NUM_PROBE_TRIPLETS], None)
-        return reference, input_ids, mask
-
-    def validated(self, state: State, result: Result) -> dict[str, str]:
-        """Return the columns of a validation; TensorBoard gets its figures, gate and change, and two queries' maps."""
-        for key, value in result.metrics.items():
-            self.board.add_scalar(f"val/{key}", 100 * value, state.step)
-        self._show(state)
-        return {metric_label(key): f"{100 * value:.2f}" for key, value in result.metrics.items()}
-
-    def _show(self, state: State) -> None:
+    def show(self, state: State) -> None:
         """Write histograms of gate and change, and the maps of two queries of val, to TensorBoard."""
         inputs = self._probe()
         with torch.no_grad(), watch(self.model) as seen:
@@ -149,15 +180,9 @@ class RunLog:
                 self.board.add_image(f"examples/{number}", picture, state.step, dataformats="HWC")
                 self.board.add_text(f"examples/{number}", f"{text}: {words}", state.step)
 
-    def write(self, state: State) -> None:
-        """Write training_log.csv and its curves."""
-        columns = list(dict.fromkeys(column for row in state.rows for column in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(state.rows)
-        write_text(self.run / LOG, text.getvalue())
-        plot_curves(self.run / LOG, self.run / CURVES)
+    def _probe(self) -> tuple[Tensor, Tensor, Tensor]:
+        reference, _, input_ids, mask, *_ = self.batches.inputs(self.batches.triplets[:NUM_PROBE_TRIPLETS], None)
+        return reference, input_ids, mask
 
 
 def examples_of(tower: Tower, splits: Sequence[Split]) -> list[Example]:
@@ -169,7 +194,7 @@ def examples_of(tower: Tower, splits: Sequence[Split]) -> list[Example]:
     ]
 
 
-def parts_of(model: Composer) -> dict[str, list[torch.nn.Parameter]]:
+def parts_of(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
     """Return the trained weights by part of ``PART_BY_WEIGHTS``."""
     parts: dict[str, list[torch.nn.Parameter]] = {part: [] for part in PART_BY_WEIGHTS.values()}
     for name, parameter in model.named_parameters():
@@ -190,7 +215,7 @@ def gradient_norms(
     return {part: torch.nn.utils.get_total_norm(one) / scale for part, one in gradients.items()}
 
 
-def _entropy(gate: Tensor) -> Tensor:
+def entropy(gate: Tensor) -> Tensor:
     """Return the binary entropy of values in (0, 1), in bits: 1 where the gate is half open, 0 where it is decided."""
     return -(torch.xlogy(gate, gate) + torch.xlogy(1 - gate, 1 - gate)) / math.log(2)
 

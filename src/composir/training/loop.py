@@ -20,7 +20,7 @@ from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
 from composir.errors import ComposirError
-from composir.evaluation import COMPOSED, Result, evaluate, rank_splits
+from composir.evaluation import COMPOSED, Embedder, Result, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder
 from composir.files import locked, require_locks, write_text
@@ -40,7 +40,7 @@ from composir.training.guards import (
     one_line_for,
     require_writable,
 )
-from composir.training.log import RunLog, examples_of, gradient_norms, parts_of
+from composir.training.log import Log, RunLog, examples_of, gradient_norms, parts_of
 from composir.training.memory import Memory
 from composir.training.mining import mine, read_mined, write_mined
 from composir.training.numbers import Numbers
@@ -99,13 +99,15 @@ def train(
     observer: Observer | None = None,
     place: TokenPlace = ON_DISK,
     largest_batch: bool = False,
+    make_run: type[Run],
 ) -> TrainResult:
     """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
 
     With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
     is what a query is compared with, so that another machine may train otherwise.
 
-    Image tokens are kept in ``place``; the threads that decode are the recipe's.
+    Image tokens are kept in ``place``; the threads that decode are the recipe's. ``make_run`` is what trains another
+    kind of model.
 
     Before the first step all annotations and all images are checked, and with ``resume`` that the annotations are those
     the run began with. An interrupt (Ctrl-C, SIGTERM) finishes the step, saves ``last/`` and returns with
@@ -133,7 +135,7 @@ def train(
                     f"{resume} does not say what it was trained on, being of an earlier version; "
                     "whether the annotations have changed since cannot be told"
                 )
-            run = _Run(
+            run = make_run(
                 recipe,
                 accelerator,
                 train_splits=train_splits,
@@ -153,8 +155,12 @@ def train(
         return run.train(resume)
 
 
-class _Run:
-    """One run: its model, data and state. Lives as long as ``train``."""
+class Run:
+    """One run: its model, data and state. Lives as long as ``train``.
+
+    What is particular to the composed-retrieval model is in the methods behind ``make``; those of another kind of model
+    are a subclass's.
+    """
 
     def __init__(
         self,
@@ -172,7 +178,20 @@ class _Run:
         self.saved_at = time.monotonic()
         self.train_splits, self.val_splits, self.left_by_key = train_splits, val_splits, left_by_key or {}
         torch.manual_seed(recipe.seed)
-        self.model = build(
+        self.make(replace(place, num_workers=recipe.num_workers))
+        self.contrast = LOSSES[recipe.contrastive_loss](recipe)
+        # Dynamic: batches differ in their words, and the last one in its size.
+        losses_of = self.model.training_losses
+        self.losses_of = torch.compile(losses_of, dynamic=True) if recipe.compile else losses_of
+        self.parts = parts_of(self.model)
+        self.numbers = Numbers(accelerator.device)
+        self.log: Log | None = None
+        """Of the first process alone."""
+
+    def make(self, place: TokenPlace) -> None:
+        """Make the fresh model, and what reads its batches and measures them."""
+        recipe = self.recipe
+        self.model: Any = build(
             recipe.backbone,
             recipe.weights,
             fusion=recipe.fusion,
@@ -181,24 +200,37 @@ class _Run:
             gate_pooling=recipe.gate_pooling,
             transform=recipe.transform,
             target_ratio=recipe.target_ratio,
-        ).to(accelerator.device)
+        ).to(self.accelerator.device)
         assert self.model.tower is not None
         self.model.qformer.gradient_checkpointing = recipe.gradient_checkpointing
         if self.model.ln_vision is not None:
             self.model.ln_vision.requires_grad_(recipe.train_ln_vision)
-        self.contrast = LOSSES[recipe.contrastive_loss](recipe)
-        # Dynamic: batches differ in their words, and the last one in its size.
-        losses_of = self.model.training_losses
-        self.losses_of = torch.compile(losses_of, dynamic=True) if recipe.compile else losses_of
-        self.parts = parts_of(self.model)
-        self.tokens = make_cache(self.model.tower, replace(place, num_workers=recipe.num_workers))
-        self.batches = Batches(recipe, train_splits, self.model, self.tokens)
+        self.tokens = make_cache(self.model.tower, place)
+        self.batches: Any = Batches(recipe, self.train_splits, self.model, self.tokens)
         texts = [query.text for _, query in self.batches.triplets]
-        self.memory = Memory(self.model, recipe, texts, accelerator)
-        self.examples = examples_of(self.model.tower, val_splits)
-        self.numbers = Numbers(accelerator.device)
-        self.log: RunLog | None = None
-        """Of the first process alone."""
+        self.memory = Memory(self.model, recipe, texts, self.accelerator)
+        self.examples = examples_of(self.model.tower, self.val_splits)
+
+    def embedder(self) -> Embedder:
+        """Return the model as evaluation asks it."""
+        return CachedEmbedder(self.model, self.tokens)
+
+    def weights_hash(self) -> str:
+        """Return what identifies the model as it is."""
+        return weights_hash(self.model)
+
+    def save_model(self, folder: Path, about: str, files: Mapping[str, bytes]) -> None:
+        """Write the model's folder with ``about`` on its card and further ``files``."""
+        save_pretrained(self.model, folder, card=model_card(self.model.config, about), extra_files=files)
+
+    def make_log(self) -> Log:
+        """Return what writes the run down, from this step on."""
+        return RunLog(self.run, self.model, self.batches, self.examples, first_step=self.state.step)
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """The gate's one scalar, for the log."""
+        return None if self.model.gated_fusion is None else self.model.gated_fusion.alpha
 
     @property
     def steps_per_epoch(self) -> int:
@@ -265,8 +297,7 @@ class _Run:
                 self._save()
             self._tell_start()
             if self.is_first:
-                log = RunLog(self.run, self.model, self.batches, self.examples, first_step=self.state.step)
-                self.log = held.enter_context(log)
+                self.log = held.enter_context(self.make_log())
             interrupted = held.enter_context(interrupts())
             while self.state.epoch < recipe.num_epochs and self.state.step < self.num_steps:
                 if self._train_epoch(interrupted):
@@ -348,8 +379,7 @@ class _Run:
                 self.schedule.step()
             keep_temperature(self.model.temperature, temperature)
             state.step += 1
-        gate = self.model.gated_fusion
-        self._tell_step(batch, {**losses, "total": total}, norms, None if gate is None else gate.alpha)
+        self._tell_step(batch, {**losses, "total": total}, norms, self.alpha)
 
     def _tell_step(
         self, batch: Sequence[Triplet], losses: Mapping[str, Tensor], norms: Mapping[str, Tensor], alpha: Tensor | None
@@ -396,12 +426,13 @@ class _Run:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
                 rate = float(max(self.schedule.get_last_lr()))
                 row = self.log.row(state, num_batches=num_batches, num_steps=num_steps, rate=rate)
-                if is_end or state.epoch % recipe.validation_frequency == 0:
+                is_validated = is_end or state.epoch % recipe.validation_frequency == 0
+                if is_validated:
                     row |= self.log.validated(state, self._validate())
                 if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
                     self._mine()
                 state.rows.append(row)
-                self.log.write(state)
+                self.log.write(state, with_curves=is_validated)
         state.sums, state.skipped_steps = {}, 0
         if not is_end:
             self._read_mined()
@@ -410,18 +441,12 @@ class _Run:
         """Return the model's figures on the validation splits; where they are the best so far, ``best/`` is it."""
         recipe, state = self.recipe, self.state
         self.model.eval()
-        result = evaluate(
-            CachedEmbedder(self.model, self.tokens),
-            self.val_splits,
-            weights_hash=weights_hash(self.model),
-            baselines=False,
-        )
+        result = evaluate(self.embedder(), self.val_splits, weights_hash=self.weights_hash(), baselines=False)
         figure = result.metrics[recipe.select_by or result.primary]
         is_best = figure > state.best
         if is_best:
             state.best, state.best_metrics = figure, dict(result.metrics)
         if recipe.save_training:
-            card = model_card(self.model.config, about(recipe, result, self.left_by_key))
             files = {
                 RECIPE: recipe.to_toml().encode(),
                 RANKINGS: pack_rankings(result),
@@ -431,7 +456,7 @@ class _Run:
                 [] if recipe.save_best else [self.run / f"epoch-{state.epoch}"]
             )
             for folder in folders:
-                save_pretrained(self.model, folder, card=card, extra_files=files)
+                self.save_model(folder, about(recipe, result, self.left_by_key), files)
         self.observer.on_validation(state.epoch, result, is_best)
         return result
 
@@ -439,7 +464,7 @@ class _Run:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""
         recipe = self.recipe
         self.model.eval()
-        ranked = rank_splits(CachedEmbedder(self.model, self.tokens), self.train_splits)[COMPOSED]
+        ranked = rank_splits(self.embedder(), self.train_splits)[COMPOSED]
         mined = mine(ranked, depth=recipe.mining_depth, skip=recipe.mining_skip, margin=recipe.mining_margin)
         write_mined(mined, ranked, self._mined_file(self.state.epoch))
 
@@ -458,15 +483,17 @@ class _Run:
         if self.recipe.save_training:
             with parallel.together(self.accelerator.device):
                 if self.is_first:
-                    save_last(self.run, self.state, recipe=self.recipe, **self._kept())
+                    save_last(self.run, self.state, save_model=self._save_last_model, **self._kept())
         self.saved_at = time.monotonic()
 
     def _load(self) -> State:
-        return load_last(self.run, num_triplets=len(self.batches.triplets), **self._kept())
+        return load_last(self.run, model=self.model, num_triplets=len(self.batches.triplets), **self._kept())
+
+    def _save_last_model(self, folder: Path) -> None:
+        self.save_model(folder, "", {RECIPE: self.recipe.to_toml().encode()})
 
     def _kept(self) -> dict[str, Any]:
         return {
-            "model": self.model,
             "accelerator": self.accelerator,
             "optimizer": self.optimizer,
             "schedule": self.schedule,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from composir.models.backbones import BACKBONES
-from composir.models.composer import Composer
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.training.recipe import Recipe
 
@@ -15,14 +14,14 @@ TEMPERATURE_RANGE = (0.01, 0.5)
 
 
 def make_optimizer(
-    model: Composer, recipe: Recipe, *, num_steps: int, steps_per_epoch: int
+    model: nn.Module, recipe: Recipe, *, num_steps: int, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     """Return AdamW, a group of weights for each rate, and the one cycle that the rates go through.
 
     Rates are by kind of weight: a fusion's alpha, a fusion's other weights, pretrained ones, those that start at
     random. The cycle is as long as the run, or ``schedule_epochs``.
     """
-    new_parts = BACKBONES[recipe.backbone].new_parts
+    new_parts = BACKBONES[recipe.backbone].new_parts if recipe.backbone in BACKBONES else ("",)  # a head is all new
     parameters_by_rate: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -38,7 +37,7 @@ def make_optimizer(
         parameters_by_rate.setdefault(rate, []).append(parameter)
     # On MPS the fused kernel takes no notice of a gradient scaler: neither of its scale nor of an overflow
     # (pytorch/pytorch pull request 186360).
-    ignores_scaler = model.device.type == "mps" and recipe.mixed_precision == "fp16"
+    ignores_scaler = next(model.parameters()).device.type == "mps" and recipe.mixed_precision == "fp16"
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rate} for rate, parameters in parameters_by_rate.items()],
         betas=recipe.betas,

@@ -17,12 +17,15 @@ from composir.evaluation import DEPTH, protocol_of
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
 from composir.losses import LOSSES, PUBLISHED_TERMS, TERMS
-from composir.models.backbones import find_backbone
+from composir.models.backbones import BACKBONES, find_backbone
 from composir.models.config import MODEL_NAME
 from composir.models.fusion import GATE, NONE, fusion_names
+from composir.models.heads import HEADS
+from composir.models.named import find_address
 from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 
 MODELS = (MODEL_NAME,)
+HEAD_RECIPE = "head.toml"
 FUSION_SWITCH = "gated_fusion"
 """The published flag for what ``fusion`` says of the gate."""
 
@@ -47,7 +50,9 @@ class Recipe(BaseModel):
     """Train and validate on the queries whose images are all there; off, a missing image is an error."""
     blip_model_name: str = MODEL_NAME
     backbone: str = "pretrain"
-    """Key of ``BACKBONES``."""
+    """Key of ``BACKBONES``, or a model that stays as it is and gets a head: ``photos``, ``st:NAME``, a folder."""
+    head: str = "joint"
+    """Key of ``HEADS``: what is trained on the vectors of a model that is no backbone."""
     weights: str = ""
     """Folder or file of the backbone's pretrained weights, where they are not in a package."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
@@ -158,6 +163,13 @@ class Recipe(BaseModel):
         fusion_names(fusion)
         return fusion
 
+    @field_validator("head")
+    @classmethod
+    def _is_a_head(cls, head: str) -> str:
+        if head not in HEADS:
+            raise ValueError(f"expected {' or '.join(HEADS)}")
+        return head
+
     @field_validator("contrastive_loss")
     @classmethod
     def _is_a_loss(cls, loss: str) -> str:
@@ -191,12 +203,20 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     settings = _over(read_toml(config) if config else {}, given)
     where = config if config else None
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
-    files = find_backbone(backbone, settings.get("weights", ""), file=where).recipes
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
-    defaults = tomllib.loads(
-        resources.files("composir.recipes").joinpath(files.get(dataset, files[""])).read_text(encoding="utf-8")
-    )
+    if is_model(str(backbone)):
+        file = HEAD_RECIPE
+    else:
+        files = find_backbone(backbone, settings.get("weights", ""), file=where).recipes
+        file = files.get(dataset, files[""])
+    defaults = tomllib.loads(resources.files("composir.recipes").joinpath(file).read_text(encoding="utf-8"))
     return validate({**_over(defaults, settings), "dataset": dataset}, where)
+
+
+def is_model(backbone: str) -> bool:
+    """Return whether a recipe's ``backbone`` names a model to train a head on: no backbone, but a model's name."""
+    is_name = find_address(backbone) is not None or "/" in backbone or Path(backbone).is_dir()
+    return backbone not in BACKBONES and is_name
 
 
 def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -222,11 +242,34 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
         wrong += dict.fromkeys(_describe(one, settings) for one in error.errors())
     if recipe is not None and recipe.mined_ratio and not recipe.subset_negatives:
         wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
+    if recipe is not None:
+        wrong += _without_effect(recipe)
     if recipe is not None and recipe.select_by and recipe.select_by not in (figures := _figures(recipe.dataset)):
         wrong.append(f"select_by = {short(recipe.select_by)}: expected one of {', '.join(figures)}")
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
+
+
+OF_A_BACKBONE = (
+    "weights", "transform", "target_ratio", "fusion", "alpha_init", "gate_layer_norm", "gate_pooling",
+    "gate_identity_start", "train_ln_vision", "gradient_checkpointing", "pretrained_learning_rate",
+    "gate_learning_rate", "alpha_learning_rate", "loss_align", "loss_rtc", "loss_local", "center_embeddings",
+)  # fmt: skip
+"""Settings that a head has no use for."""
+
+
+def _without_effect(recipe: Recipe) -> list[str]:
+    """Return, for each setting that was changed and would change nothing, whose it is."""
+    names, whose = ("head",), "of a head on a model that stays as it is"
+    if recipe.backbone not in BACKBONES:
+        names, whose = OF_A_BACKBONE, "of a backbone, and a head has none"
+    defaults = {name: Recipe.model_fields[name].default for name in names}
+    return [
+        f"{name} = {short(getattr(recipe, name))} is a setting {whose}"
+        for name, default in defaults.items()
+        if getattr(recipe, name) != default
+    ]
 
 
 def _figures(dataset: str) -> list[str]:

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
 from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, recover_folder, replacing_folder
-from composir.models.checkpoint import load_weights, save_pretrained
-from composir.models.composer import Composer
+from composir.models.checkpoint import Weighted, load_weights
 from composir.models.config import WEIGHTS
 from composir.training.recipe import Recipe, validate
 
@@ -77,13 +76,12 @@ def save_last(
     run: Path,
     state: State,
     *,
-    model: Composer,
-    recipe: Recipe,
+    save_model: Callable[[Path], None],
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
 ) -> None:
-    """Write ``last/``: the weights and everything else that a resumed run needs."""
+    """Write ``last/``: the weights, by ``save_model``, and everything else that a resumed run needs."""
     device, scaler = accelerator.device, accelerator.scaler
     buffer = io.BytesIO()
     torch.save(
@@ -98,14 +96,14 @@ def save_last(
         buffer,
     )
     with replacing_folder(run / "last") as temporary:
-        save_pretrained(model, temporary / "model", extra_files={RECIPE: recipe.to_toml().encode()})
+        save_model(temporary / "model")
         (temporary / STATE).write_bytes(buffer.getvalue())
 
 
 def load_last(
     run: Path,
     *,
-    model: Composer,
+    model: Weighted,
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,

@@ -174,6 +174,10 @@ class PhotosEmbedder(VectorEmbedder):
         """Return the query of every sentence."""
         return torch.stack([self.compose(None, text) for text in texts])
 
+    def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch 384"]:
+        """Return MiniLM's vector of every sentence, whether or not the rules understand it: what a head reads."""
+        return torch.stack([embed(text) for text in texts])
+
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
         """Return the vector of every image file."""
         return self.embed_documents([read_image(path, side=SIDE) for path in paths])

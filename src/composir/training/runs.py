@@ -1,0 +1,31 @@
+"""Which run trains which kind of model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from composir.models.backbones import BACKBONES
+from composir.token_cache import ON_DISK, TokenPlace
+from composir.training import loop
+from composir.training.heads import HeadRun
+from composir.training.loop import Observer, Run, TrainResult
+from composir.training.recipe import Recipe
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: Path | None = None,
+    observer: Observer | None = None,
+    place: TokenPlace = ON_DISK,
+    largest_batch: bool = False,
+) -> TrainResult:
+    """Return what ``loop.train`` does: of a backbone a whole model, of any other model a head on its vectors."""
+    return loop.train(
+        recipe,
+        resume=resume,
+        observer=observer,
+        place=place,
+        largest_batch=largest_batch,
+        make_run=Run if recipe.backbone in BACKBONES else HeadRun,
+    )
