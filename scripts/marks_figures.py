@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,18 @@ SEEN = 20
 NUM_RESAMPLES = 2000
 
 
-def ranked(retriever: Retriever, query: dict[str, Any], pictures: Path, **marks: Sequence[str]) -> list[str]:
-    """Return the ids of the first answers, without the marked ones: enough that five are left."""
+def ranked(
+    retriever: Retriever, query: dict[str, Any], pictures: Path, more: Sequence[str] = (), less: Sequence[str] = ()
+) -> list[str]:
+    """Return the ids of the first answers: enough that five are left without the marked ones."""
     image = pictures / query["image"] if query["image"] else None
     asked = SearchQuery(
         images=(image,) if image else (),
         text=query["text"] or "",
         top_k=SEEN + 7,
         exclude=(_id(image),) if image else (),
-        **{name: tuple(ids) for name, ids in marks.items()},
+        more=tuple(more),
+        less=tuple(less),
     )
     return [hit.id for hit in retriever.search_many([asked])[0]]
 
@@ -48,17 +51,15 @@ def measure(retriever: Retriever, queries: Sequence[dict[str, Any]], pictures: P
     for query in queries:
         right = {_id(pictures / name) for name in query["right"]}
         before = ranked(retriever, query, pictures)
-        firsts = {
-            "more": next((one for one in before[:SEEN] if one in right), None),
-            "less": next((one for one in before[:SEEN] if one not in right), None),
-        }
-        marked = {kind: [firsts[kind]] for kind in kinds if firsts[kind]}
-        gone = {ids[0] for ids in marked.values()}
-        if len(marked) < len(kinds) or not right - gone:
+        more = [one for one in before[:SEEN] if one in right][: "more" in kinds]
+        less = [one for one in before[:SEEN] if one not in right][: "less" in kinds]
+        gone = {*more, *less}
+        if len(gone) < len(kinds) or not right - gone:
             continue
-        after = ranked(retriever, query, pictures, **marked)
-        lists = [[one for one in ids if one not in gone] for ids in (before, after)]
-        pairs.append(tuple(next((at for at, one in enumerate(ids) if one in right), SEEN) for ids in lists))
+        after = ranked(retriever, query, pictures, more, less)
+        pairs.append((_place(before, right, gone), _place(after, right, gone)))
+    if not pairs:
+        return "0 | - | -"
     cells = [f"{len(pairs)}"]
     for k in (1, 5):
         hits = [(one < k, other < k) for one, other in pairs]
@@ -66,6 +67,11 @@ def measure(retriever: Retriever, queries: Sequence[dict[str, Any]], pictures: P
         gain = _interval([100 * (other - one) for one, other in hits])
         cells.append(f"R@{k} {shares[0]} -> {shares[1]}, by {gain}")
     return " | ".join(cells)
+
+
+def _place(ids: Sequence[str], right: Collection[str], gone: Collection[str]) -> int:
+    """Return the place of the first right one, from 0, without those that are gone."""
+    return next((place for place, one in enumerate(one for one in ids if one not in gone) if one in right), SEEN)
 
 
 def _interval(values: Sequence[float]) -> str:

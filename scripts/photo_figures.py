@@ -1,8 +1,9 @@
-"""Recalls of an index on the photo benchmark: photo_figures.py BENCH_DIR INDEX [--sheet PNG].
+"""Recalls of an index on the photo benchmark: photo_figures.py BENCH_DIR INDEX [--sheet PNG] [--weights].
 
 BENCH_DIR holds pictures/ and bench.json, a gallery with queries whose right answers are known (docs/photos.md). Every
 query is asked whole, with its picture alone and with its sentence alone; intervals are 95 % over resampled queries.
-``--sheet`` draws ten queries that are no part of it, to be looked at.
+``--sheet`` draws ten queries that are no part of it, to be looked at. ``--weights`` prints what picture and sentence
+find by the weight of either (docs/search.md), and nothing else.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from composir import Retriever
 from composir.evaluation import Cell, Row, grid
-from composir.search import SearchQuery
+from composir.search import SearchQuery, Sentence
 
 NUM_RESAMPLES = 2000
 BATCH = 16
+IMAGE_WEIGHTS = (0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 1)
+SENTENCE_WEIGHTS = (0.5, 0.75, 1, 1.5, 2, 4)
 SHEET = (
     ("windmill", "but a castle"),
     ("/dog.png", "a cat instead of a dog"),
@@ -37,7 +41,15 @@ SHEET = (
 """A piece of the reference's path, or none, and a sentence."""
 
 
-def ask(retriever: Retriever, queries: Sequence[dict[str, Any]], pictures: Path, parts: str) -> list[int]:
+def ask(
+    retriever: Retriever,
+    queries: Sequence[dict[str, Any]],
+    pictures: Path,
+    parts: str,
+    *,
+    image_weight: float = 0.5,
+    weight: float = 1.0,
+) -> list[int]:
     """Return for every query the place of its first right picture among the first five; 0 where none is there."""
     names = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in pictures.rglob("*") if path.is_file()}
     name_by_id = {digest[:32]: path.relative_to(pictures).as_posix() for digest, path in names.items()}
@@ -47,6 +59,11 @@ def ask(retriever: Retriever, queries: Sequence[dict[str, Any]], pictures: Path,
         batch = queries[start : start + BATCH]
         asked = {row: _query(query, pictures, parts, id_by_name) for row, query in enumerate(batch)}
         said = {row: one for row, one in asked.items() if one.images or _is_usable(retriever, one.text)}
+        if image_weight != 0.5 or weight != 1:
+            said = {
+                row: replace(one, text="", texts=(Sentence(one.text, weight),), image_weight=image_weight)
+                for row, one in said.items()
+            }
         answers = dict(zip(said, retriever.search_many(list(said.values())), strict=True))
         for row, query in enumerate(batch):
             found = [name_by_id[hit.id] in query["right"] for hit in answers.get(row, ())]
@@ -78,6 +95,20 @@ def recall(places: Sequence[int], k: int) -> str:
     return f"{100 * sum(hits) / len(hits):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
+def weigh(retriever: Retriever, queries: Sequence[dict[str, Any]], pictures: Path) -> None:
+    """Print a line for each weight of the picture, and of the sentence."""
+    lines = [(f"image weight {one}", {"image_weight": one}) for one in IMAGE_WEIGHTS]
+    lines += [(f"sentence of weight {one}", {"weight": one}) for one in SENTENCE_WEIGHTS]
+    for name, moved in lines:
+        cells = []
+        for kind in dict.fromkeys(one["set"] for one in queries):
+            asked = [one for one in queries if one["set"] == kind]
+            places = ask(retriever, asked, pictures, "picture and sentence", **moved)
+            cells.append(f"{recall(places, 1)} / {recall(places, 5)}")
+        sys.stdout.write(f"| {name} | {' | '.join(cells)} |\n")
+        sys.stdout.flush()
+
+
 def sheet(retriever: Retriever, pictures: Path, out: Path) -> None:
     """Draw the ten queries with their first six answers."""
     files = sorted(pictures.rglob("*"))
@@ -99,6 +130,7 @@ def main() -> None:
     parser.add_argument("bench_dir", type=Path)
     parser.add_argument("index", type=Path)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--weights", action="store_true")
     args = parser.parse_args()
     pictures = args.bench_dir / "pictures"
     bench = json.loads((args.bench_dir / "bench.json").read_text())
@@ -107,6 +139,9 @@ def main() -> None:
     ]
     sets = list(dict.fromkeys(query["set"] for query in queries))
     with Retriever(args.index) as retriever:
+        if args.weights:
+            weigh(retriever, [one for one in queries if one["set"] in ("C1", "C2")], pictures)
+            return
         sys.stdout.write(f"| {retriever.manifest.model_line.split(' (')[0]} | {' | '.join(sets)} |\n")
         for parts in ("picture and sentence", "picture", "sentence"):
             cells = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from threading import RLock
 
@@ -221,7 +222,8 @@ class Retriever:
         )
         hits = self.search_many([query])[0]
         if rerank and reranker:
-            hits = [hit for hit in self._rerank(query, hits, rerank, reranker) if _reaches(hit.score, min_score)]
+            reranked = self._rerank(query, hits, rerank, reranker)
+            hits = list(takewhile(lambda hit: _reaches(hit.score, min_score), reranked))
         return hits[:top_k]
 
     @torch.inference_mode()
