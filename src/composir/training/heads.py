@@ -45,11 +45,9 @@ class HeadInputs(NamedTuple):
 
     def to(self, device: torch.device) -> HeadInputs:
         """Return the inputs on a device."""
-        return HeadInputs(
-            *(to_device(one, device) for one in self[:4]),
-            None if self.same_target is None else to_device(self.same_target, device),
-            self.num_all,
-        )
+        moved = [to_device(one, device) for one in (self.query, self.reference, self.sentence, self.target)]
+        same_target = None if self.same_target is None else to_device(self.same_target, device)
+        return HeadInputs(moved[0], moved[1], moved[2], moved[3], same_target, self.num_all)
 
 
 class HeadBatches(Drawn[HeadInputs]):
@@ -177,7 +175,7 @@ class HeadRun(Run):
         return self.model.change.alpha
 
 
-def _require_enough(triplets: Sequence[Triplet], file: str) -> None:
+def _require_enough(triplets: Sequence[Triplet], file: Path | None) -> None:
     """Raise ``ComposirError`` where the examples are too few, or all alike, to learn anything from."""
     if len(triplets) < MIN_TRIPLETS:
         raise ComposirError(

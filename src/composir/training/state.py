@@ -20,6 +20,7 @@ from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
 from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, recover_folder, replacing_folder
+from composir.models.backbones import BACKBONES
 from composir.models.checkpoint import Weighted, load_weights
 from composir.models.config import WEIGHTS
 from composir.training.recipe import Recipe, validate
@@ -63,7 +64,8 @@ def resume_recipe(run: Path) -> Recipe:
 def new_run(recipe: Recipe) -> Path:
     """Return a run folder that was not there before, named by data set, model and time."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H.%M.%S")
-    name = f"clip_finetuned_on_{recipe.dataset.lower()}_{recipe.blip_model_name}_{stamp}"
+    model = recipe.blip_model_name if recipe.backbone in BACKBONES else f"head_{recipe.head}"
+    name = f"clip_finetuned_on_{recipe.dataset.lower()}_{model}_{stamp}"
     for number in itertools.count():
         run = Path(recipe.output_dir) / (f"{name}_{number}" if number else name)
         with contextlib.suppress(FileExistsError):
