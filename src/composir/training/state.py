@@ -26,6 +26,8 @@ from composir.models.config import WEIGHTS
 from composir.training.recipe import Recipe, validate
 
 STATE, LOCK = "training.pt", ".lock"
+LAST_MODEL = "last/model"
+"""Folder of the model in a run folder, as it was when the run was last saved."""
 MINED = "mined"
 """Folder of the mined negatives in a run folder, one file a mining."""
 
@@ -125,7 +127,7 @@ def load_last(
             expected="the annotations that the run began with",
             fix=f"put them back, or start a new run: {command('train', '--config', run / RECIPE)}",
         )
-    load_weights(model, last / "model" / WEIGHTS)
+    load_weights(model, run / LAST_MODEL / WEIGHTS)
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
     torch.set_rng_state(saved["rng"])
