@@ -20,6 +20,7 @@ from composir.losses import LOSSES
 from composir.models.backbones import BACKBONES, build
 from composir.models.checkpoint import save_pretrained
 from composir.models.fusion import FUSIONS
+from composir.models.heads import HEADS
 from composir.search import INDEXES, index_folder
 
 WATCHED = (
@@ -85,10 +86,11 @@ for path in {paths!r}:
         (choices.TRANSFORMS, TRANSFORMS),
         (choices.BACKBONES, BACKBONES),
         (choices.FUSIONS, FUSIONS),
+        (choices.HEADS, HEADS),
         (choices.LOSSES, LOSSES),
         (choices.INDEXES, INDEXES),
     ],
-    ids=["DATASETS", "SUBMITTED", "TRANSFORMS", "BACKBONES", "FUSIONS", "LOSSES", "INDEXES"],
+    ids=["DATASETS", "SUBMITTED", "TRANSFORMS", "BACKBONES", "FUSIONS", "HEADS", "LOSSES", "INDEXES"],
 )
 def test_help_names_what_the_tables_have(named, table):
     assert set(named) == set(table), "what is a line in the table is a line in composir/cli/choices.py"
@@ -98,7 +100,7 @@ def test_help_names_what_the_tables_have(named, table):
 @pytest.mark.parametrize(
     ("command", "tables"),
     [
-        (("train",), (DATASETS, TRANSFORMS, BACKBONES, FUSIONS, LOSSES)),
+        (("train",), (DATASETS, TRANSFORMS, BACKBONES, FUSIONS, HEADS, LOSSES)),
         (("features",), (DATASETS, BACKBONES)),
         (("evaluate",), (DATASETS,)),
         (("data", "check"), (DATASETS,)),

@@ -291,6 +291,15 @@ def test_a_base_that_has_changed_is_one_line(trained, base, shapes_root, tmp_pat
         open_embedder(tmp_path / "head", [split])
 
 
+def test_a_run_does_not_go_on_with_a_base_that_has_changed(make_recipe, base, tmp_path):
+    moved = tmp_path / "model"
+    shutil.copytree(base, moved)
+    begun = train(make_recipe(backbone=str(moved), num_epochs=1)).run
+    save_pretrained(build("tiny").eval(), moved)
+    with pytest.raises(ComposirError, match=r"is a head on .*model as it was .*, and now it is"):
+        train(make_recipe(backbone=str(moved), num_epochs=1), resume=begun)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

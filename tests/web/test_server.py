@@ -153,7 +153,7 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     class Opened:
         complete, folder = False, Path("some.index")
         images = SimpleNamespace(root=Path("pictures"))
-        manifest = SimpleNamespace(model_line="photos (for photographs)")
+        model_line = "photos (for photographs)"
 
         def __len__(self) -> int:
             return 1234

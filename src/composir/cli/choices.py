@@ -13,6 +13,7 @@ SUBMITTED = ("CIRR", "CIRCO")
 TRANSFORMS = ("targetpad", "squarepad")
 BACKBONES = {"mini": "no downloads", "pretrain": "ViT-g", "pretrain_vitL": "ViT-L", "tiny": "tests"}
 FUSIONS = ("gate", "attention", "late", "tirg", "combiner", "sum")
+HEADS = ("gate", "joint", "gate-joint", "combiner", "sum", "tirg")
 LOSSES = ("infonce", "hn-nce")
 INDEXES = {"exact": "default", "faiss": "large galleries", "qdrant": "a server or a cluster"}
 

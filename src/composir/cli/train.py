@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, LOSSES, TRANSFORMS, one_of, with_notes
+from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, HEADS, LOSSES, TRANSFORMS, one_of, with_notes
 from composir.cli.common import INTERRUPTED, Cache, CacheDir, DataRoot, Dataset, Json, app, key_and_value
 from composir.cli.console import Bars, TrainBars, err, out, print_json, tell_features, tell_left
 from composir.errors import ComposirError, command, short
@@ -49,7 +49,12 @@ def train(
     blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help=f"{with_notes(BACKBONES)}."),
+        typer.Option(
+            help=f"{with_notes(BACKBONES)}; or a model that stays as it is and gets a head: photos, st:NAME, a folder."
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help=f"On a model that stays as it is: {one_of(HEADS)} \\[joint].")
     ] = None,
     weights: Annotated[
         str | None,

@@ -15,17 +15,17 @@ from composir.data import Split
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import Embedder
-from composir.features import open_base_embedder
+from composir.features import open_base_embedder, require_same_base
 from composir.machine import to_device
 from composir.models.heads.embedder import HeadEmbedder
-from composir.models.heads.folder import HeadConfig, head_card, make_head, save_head
+from composir.models.heads.folder import HeadConfig, head_card, make_head, read_head, save_head
 from composir.models.heads.head import Head, head_hash, mean_vector
 from composir.token_cache import TokenPlace
 from composir.training.batches import Drawn, Triplet
 from composir.training.log import NUM_PROBE_TRIPLETS, Log, entropy
 from composir.training.loop import Run
 from composir.training.recipe import Recipe
-from composir.training.state import State
+from composir.training.state import LAST_MODEL, State
 from composir.training.vectors import Vectors
 
 MIN_TRIPLETS = 8
@@ -45,11 +45,9 @@ class HeadInputs(NamedTuple):
 
     def to(self, device: torch.device) -> HeadInputs:
         """Return the inputs on a device."""
-        return HeadInputs(
-            *(to_device(one, device) for one in self[:4]),
-            None if self.same_target is None else to_device(self.same_target, device),
-            self.num_all,
-        )
+        moved = [to_device(one, device) for one in (self.query, self.reference, self.sentence, self.target)]
+        same_target = None if self.same_target is None else to_device(self.same_target, device)
+        return HeadInputs(moved[0], moved[1], moved[2], moved[3], same_target, self.num_all)
 
 
 class HeadBatches(Drawn[HeadInputs]):
@@ -171,13 +169,18 @@ class HeadRun(Run):
         """Return what writes the run down."""
         return HeadLog(self.run, self.model, self.batches, first_step=self.state.step)
 
+    def _load(self) -> State:
+        """Return where the run stood; raise ``ComposirError`` where its base is no longer the same."""
+        require_same_base(read_head(self.run / LAST_MODEL), self.config.base_hash, self.run)
+        return super()._load()
+
     @property
     def alpha(self) -> Tensor | None:
         """The change's one scalar, of a head that has one."""
         return self.model.change.alpha
 
 
-def _require_enough(triplets: Sequence[Triplet], file: str) -> None:
+def _require_enough(triplets: Sequence[Triplet], file: Path | None) -> None:
     """Raise ``ComposirError`` where the examples are too few, or all alike, to learn anything from."""
     if len(triplets) < MIN_TRIPLETS:
         raise ComposirError(

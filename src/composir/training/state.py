@@ -20,11 +20,14 @@ from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
 from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, recover_folder, replacing_folder
+from composir.models.backbones import BACKBONES
 from composir.models.checkpoint import Weighted, load_weights
 from composir.models.config import WEIGHTS
 from composir.training.recipe import Recipe, validate
 
 STATE, LOCK = "training.pt", ".lock"
+LAST_MODEL = "last/model"
+"""Folder of the model in a run folder, as it was when the run was last saved."""
 MINED = "mined"
 """Folder of the mined negatives in a run folder, one file a mining."""
 
@@ -63,7 +66,8 @@ def resume_recipe(run: Path) -> Recipe:
 def new_run(recipe: Recipe) -> Path:
     """Return a run folder that was not there before, named by data set, model and time."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H.%M.%S")
-    name = f"clip_finetuned_on_{recipe.dataset.lower()}_{recipe.blip_model_name}_{stamp}"
+    model = recipe.blip_model_name if recipe.backbone in BACKBONES else f"head_{recipe.head}"
+    name = f"clip_finetuned_on_{recipe.dataset.lower()}_{model}_{stamp}"
     for number in itertools.count():
         run = Path(recipe.output_dir) / (f"{name}_{number}" if number else name)
         with contextlib.suppress(FileExistsError):
@@ -123,7 +127,7 @@ def load_last(
             expected="the annotations that the run began with",
             fix=f"put them back, or start a new run: {command('train', '--config', run / RECIPE)}",
         )
-    load_weights(model, last / "model" / WEIGHTS)
+    load_weights(model, run / LAST_MODEL / WEIGHTS)
     optimizer.load_state_dict(saved["optimizer"])
     schedule.load_state_dict(saved["schedule"])
     torch.set_rng_state(saved["rng"])

@@ -77,7 +77,7 @@ def create_app(
         return Health(
             status="ok",
             num_images=len(retriever),
-            model=retriever.manifest.model_line,
+            model=retriever.model_line,
             heat=retriever.shows_where_it_looks,
         )
 
