@@ -322,7 +322,7 @@ def test_the_options_that_take_a_number_are_found():
 def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, name, monkeypatch, tmp_path):
     words, option, kind = NUMBER_OPTIONS[name]
     monkeypatch.chdir(tmp_path)
-    needed = ("--data-root", tmp_path) if words == ("features",) else ()
+    needed = {("features",): ("--data-root", tmp_path), ("search",): ("an.index",)}.get(words, ())
     for value in ("9" * 30, "9" * 5000, "-9999999", *(("inf", "-inf", "nan", "1e400") if kind is float else ())):
         code, printed, err = run(*words, *needed, option, value)
         assert (code, printed) == (2, ""), (value, err)

@@ -259,11 +259,11 @@ def test_what_scores_less_is_left_out_and_nothing_is_said_to_be(run, shapes_inde
     ("options", "words"),
     [
         (("--text", "red:11"), "the weight of 'red' is 11; expected 0 to 10; less of it: --without"),
-        (("--text", "red", "--image-weight", 2), "the image weight is 2; expected 0 (the sentence alone) to 1"),
+        (("--text", "red", "--image-weight", 2), "--image-weight: expected a number from 0 to 1 (got '2')"),
         (("--text", "red", "--image-weight", 1), "the image weight is 1, and there is no picture; fix: give one"),
         (("--text", "red", "--more", "no.png"), "'no.png' is neither the id of a picture in"),
         (("--text", "red", "--less", __file__), "is not in the index; expected the id of one of its images"),
-        (("--text", "red", "--min-score", "nan"), "the least score is nan; expected a number, such as 0.3"),
+        (("--text", "red", "--min-score", "nan"), "--min-score: expected a number from -1,000 to 1,000 (got 'nan')"),
         (("--text", "red", "--rerank-model", "x"), "--rerank-model is for --rerank; fix: add --rerank 20"),
     ],
 )

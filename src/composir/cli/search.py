@@ -143,13 +143,18 @@ def search(
         list[str] | None, typer.Option(help="The same with a weight, as in 'people:0.5'; repeatable.")
     ] = None,
     image_weight: Annotated[
-        float, typer.Option(help="0: the sentence alone, 1: the picture alone, 0.5: as the model composes them.")
+        float,
+        typer.Option(
+            min=0, max=1, help="0: the sentence alone, 1: the picture alone, 0.5: as the model composes them."
+        ),
     ] = 0.5,
     more: Annotated[
         list[str] | None, typer.Option(help="A picture of the index, id or file, to be more like; repeatable.")
     ] = None,
     less: Annotated[list[str] | None, typer.Option(help="One to be less like; repeatable.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out what scores less, such as 0.3.")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=-1000, max=1000, help="Leave out what scores less, such as 0.3.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=10_000, help="How many pictures are shown.")] = 10,
     where: Annotated[str | None, typer.Option(help="Pattern for the path, such as 'holidays/*'.")] = None,
     exclude_reference: Annotated[
