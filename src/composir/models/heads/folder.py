@@ -114,8 +114,10 @@ tags: [composed-image-retrieval]
 ---
 # A head ({config.head}) on {base}
 
-Changes what {base} (`{config.base_hash}`) makes of a picture and a sentence. An index by it is searched as it stands:
+Changes what {base} (`{config.base_hash}`) makes of a picture and a sentence.
 {about}
+An index by {base} is searched as it stands:
+
 ```bash
 composir search INDEX --model THIS_FOLDER --image PICTURE --text SENTENCE
 ```
