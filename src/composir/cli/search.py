@@ -34,7 +34,7 @@ def index(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="photos (the default, built in; a folder of that name: ./photos), a checkpoint folder, a name of "
+            help="photos (the default, built in; a folder of that name: its full path), a checkpoint folder, a name of "
             "composir models, or st:NAME; an index that exists knows its own."
         ),
     ] = None,

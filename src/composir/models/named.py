@@ -13,7 +13,7 @@ from composir.models.st import load_sentence_embedder
 
 
 def find_address(model: str) -> Address | None:
-    """Return the address in ``model``, None where it is a path or a hub id; a path of the same name begins with ``./``.
+    """Return the address in ``model``, None where it is a path or a hub id; a folder of the same name: its full path.
 
     Raises ``ComposirError`` for options that are none.
     """
