@@ -59,7 +59,7 @@ def quickstart(
         "what to try next:",
         f"  {command('search', done.index, '--image', reference, '--text', sentence, *sheet, 'found.png')}",
         f"  {command('serve', done.index)}   # in a browser; pip install 'composir[web]'",
-        f"  {command('index', 'YOUR_PICTURES', *best, '--out', 'your.index')}   # then search in your own",
+        f"  {command('index', 'YOUR_PICTURES')}   # your own photographs, by the built-in model: no training",
         f"  {command('train', *data, '--backbone', 'mini', '--no-gated-fusion')}   # the gate off",
         f"  {command('evaluate', *best, *data, *sheet, 'more.png', '--num-queries', 20)}",
         f"  {shlex.join(['tensorboard', '--logdir', str(done.run.parent)])}",
