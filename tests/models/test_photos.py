@@ -116,6 +116,16 @@ def test_one_picture_is_as_in_a_batch(model):
         assert torch.equal(model.embed_documents([picture])[0], together[place])
 
 
+def test_a_picture_asked_about_several_times_is_looked_at_once(model, monkeypatch):
+    first, second = noise(1), noise(2)
+    pairs = [first, second, first, first], ["", "but red", "but blue", "a dog"]
+    alone = [model.embed_pairs([picture], [text])[0] for picture, text in zip(*pairs, strict=True)]
+    prepare, looked_at = model.prepare, []
+    monkeypatch.setattr(model, "prepare", lambda picture: looked_at.append(picture) or prepare(picture))
+    torch.testing.assert_close(model.embed_pairs(*pairs), torch.stack(alone), atol=1e-6, rtol=0)
+    assert looked_at == [first, second]
+
+
 def test_a_large_picture_is_as_it_is_shrunk(model):
     picture = disc("red", size=(1600, 1200), box=(500, 400, 900, 800))
     small = picture.copy()

@@ -113,9 +113,8 @@ def fill_store(folder: Path, shape: tuple[int, int], num_images: int) -> float:
 
 def _read(folder: Path, shape: tuple[int, int], num_reads: int, is_cold: bool) -> float:
     """Return the seconds of reading rows at random, by batches, as the token cache gives them to a step."""
-    if is_cold and hasattr(os, "posix_fadvise"):  # not on macOS, where the first reading is cold and no other
-        with (folder / DATA).open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_cold:
+        forget(folder / DATA)
     with closing(TokenStore(folder, shape)) as store:
         rows = store.map()
     chosen = np.random.default_rng(0).integers(0, len(rows), num_reads)
@@ -123,6 +122,13 @@ def _read(folder: Path, shape: tuple[int, int], num_reads: int, is_cold: bool) -
     for first in range(0, num_reads, BATCH):
         np.stack([rows[row] for row in chosen[first : first + BATCH]])
     return time.perf_counter() - start
+
+
+def forget(file: Path) -> None:
+    """Have the system forget what it keeps of a file in memory."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS, where the first reading is cold and no other
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _make_pictures(folder: Path) -> list[Path]:

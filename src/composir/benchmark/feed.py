@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.benchmark.features import REAL_TOKENS, fill_store, real_tower
+from composir.benchmark.features import REAL_TOKENS, fill_store, forget, real_tower
 from composir.benchmark.processes import alone
 from composir.benchmark.steps import REAL, make_model, make_optimizer
 from composir.data import Query, Split
@@ -58,7 +57,7 @@ def benchmark_feed(
         for number in range(repeats):
             for way, read in ((INLINE, _read_inline), (AHEAD, _read_ahead)):
                 if cold:
-                    _forget(folder / DATA)
+                    forget(folder / DATA)
                 seconds[way].append(_time(read(batches, number), step, step_seconds, device))
             resident = next(_read_inline(batches, number)).to(device)
             seconds["steps"].append(_time(iter([resident] * num_steps), step, step_seconds, device))
@@ -135,12 +134,5 @@ def _time(
 
 
 def _done(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    torch.get_device_module(device).synchronize()
     return time.perf_counter()
-
-
-def _forget(file: Path) -> None:
-    if hasattr(os, "posix_fadvise"):  # not on macOS
-        with file.open("rb") as opened:
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -180,6 +180,25 @@ _TWO_QFORMERS = (
     "its queries have a Q-Former of their own (Qformer_query, text_proj_q: init_stage2 in BUAADreamer/SPN4CIR, "
     "blip2_qformer_cir_align_prompt.py), for which composir's model has no place"
 )
+_sprc = partial(
+    _blip2,
+    kind="SPRC",
+    num_parameters=1_172_000_000,
+    convert_from="sprc",
+    hub_id="",
+    revision="",
+    num_bytes=None,
+    licence=NOT_STATED,
+)
+_spn = partial(
+    _blip2,
+    kind="SPRC, 2 Q-Formers",
+    num_parameters=1_360_000_000,
+    note=_TWO_QFORMERS,
+    hub_id="BUAADreamer/SPN4CIR",
+    revision="868966b7df535305efcefad9342a9f4654b53643",
+    licence="MIT",
+)
 
 # Revisions and numbers of parameters of the first five are those of mteb's table of models (embeddings-benchmark/mteb,
 # mteb/models/model_implementations, at a905523d0). Sizes are those of the hub's lists of files; of SigLIP 2 and Qwen
@@ -249,46 +268,20 @@ MODELS: Table[NamedModel] = Table(
             licence="see its page",
             convert_from="hf",
         ),
-        "sprc-cirr": _blip2(
-            kind="SPRC",
-            num_parameters=1_172_000_000,
-            convert_from="sprc",
-            hub_id="",
-            revision="",
-            num_bytes=None,
-            licence=NOT_STATED,
+        "sprc-cirr": _sprc(
             figures=Figures(51.96, 80.65, source=_SPRC),
             found_at="the link sprc_cirr.pt in the README of github.com/chunmeifeng/SPRC",
         ),
-        "sprc-fashioniq": _blip2(
-            kind="SPRC",
-            num_parameters=1_172_000_000,
-            convert_from="sprc",
-            hub_id="",
-            revision="",
-            num_bytes=None,
-            licence=NOT_STATED,
+        "sprc-fashioniq": _sprc(
             figures=Figures(fashioniq=54.92, source=_SPRC),
             found_at="the link sprc_fiq.pt in the README of github.com/chunmeifeng/SPRC",
         ),
-        "sprc-spn-cirr": _blip2(
-            kind="SPRC, 2 Q-Formers",
-            num_parameters=1_360_000_000,
-            note=_TWO_QFORMERS,
-            hub_id="BUAADreamer/SPN4CIR",
-            revision="868966b7df535305efcefad9342a9f4654b53643",
+        "sprc-spn-cirr": _spn(
             num_bytes=3_470_000_000,
-            licence="MIT",
             figures=Figures(55.06, 81.54, source=_SPN),
         ),
-        "sprc-spn-fashioniq": _blip2(
-            kind="SPRC, 2 Q-Formers",
-            num_parameters=1_360_000_000,
-            note=_TWO_QFORMERS,
-            hub_id="BUAADreamer/SPN4CIR",
-            revision="868966b7df535305efcefad9342a9f4654b53643",
+        "sprc-spn-fashioniq": _spn(
             num_bytes=None,
-            licence="MIT",
             figures=Figures(fashioniq=56.37, source=_SPN),
         ),
     },

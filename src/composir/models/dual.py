@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from composir.data.images import ImageSource, read_image
 from composir.data.transforms import scale_pixels, to_array
 from composir.errors import ComposirError
-from composir.models.embedder import VectorEmbedder
+from composir.models.embedder import VectorEmbedder, distinct
 from composir.models.identity import folder_hash
 from composir.models.loading import OURS_ALONE, load_network, telling_what_fails
 from composir.models.vision import TOWER_BATCH
@@ -160,7 +160,6 @@ class DualEncoder(VectorEmbedder):
             torch.tensor(values).view(3, 1, 1).to(self.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        self.dim = self.embed_sentences(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> UInt8[np.ndarray, "3 height width"]:
         """Return the pixels that the network for pictures reads."""
@@ -172,7 +171,9 @@ class DualEncoder(VectorEmbedder):
 
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return what ``composition`` makes of both; without a sentence the picture's own."""
-        return self._compose(self.image_features([self.prepare(picture) for picture in pictures]), texts)
+        different, places = distinct(pictures)
+        features = self.image_features([self.prepare(picture) for picture in different])
+        return self._compose(features[places], texts)
 
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
         """Return the embedding of every image as a candidate."""

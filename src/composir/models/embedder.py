@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,8 +44,11 @@ class VectorEmbedder(ABC):
     """Pictures that one pass should take where the model is."""
     side = VECTOR_SIDE
     """Pixels of the longer side that a picture has to keep when it is decoded."""
-    dim: int
-    """Length of its vectors."""
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of its vectors."""
+        return self.embed_sentences(["a picture"]).shape[1]
 
     @abstractmethod
     def prepare(self, picture: Image.Image) -> Any:
@@ -97,3 +101,13 @@ class VectorEmbedder(ABC):
     def seen(self, vector: Float[np.ndarray, " dim"]) -> str | None:
         """Return in words what it sees in a picture of this vector; None where it has no words for it."""
         return None
+
+
+def distinct(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """Return the pictures with those that are the very same object once, and the place of each in them.
+
+    A search asks for one picture with several sentences; what a model sees in it is the same.
+    """
+    place_by_id: dict[int, int] = {}
+    places = [place_by_id.setdefault(id(picture), len(place_by_id)) for picture in pictures]
+    return [pictures[places.index(place)] for place in range(len(place_by_id))], places

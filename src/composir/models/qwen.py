@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,19 @@ class QwenEmbedder(VectorEmbedder):
             folder, self.device, options.dtype or _dtype(self.device), max_pixels
         )
         width = self.network.config.text_config.hidden_size
-        self.dim = options.dim or width
-        if self.dim > width:
+        self._num_kept = options.dim or width
+        if self._num_kept > width:
             raise ComposirError(
-                f"dim {self.dim} is more than the model makes", file=folder, expected=f"at most {width}"
+                f"dim {self._num_kept} is more than the model makes", file=folder, expected=f"at most {width}"
             )
         self._image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        asked = hashlib.sha256(f"{self.prompt}|{self.dim}|{max_pixels}".encode()).hexdigest()
+        asked = hashlib.sha256(f"{self.prompt}|{self._num_kept}|{max_pixels}".encode()).hexdigest()
         self._hash = f"{folder_hash(folder)}-{asked[:8]}"
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of its vectors: so many of an embedding's first values are kept."""
+        return self._num_kept
 
     def prepare(self, picture: Image.Image) -> Prepared:
         """Return the patches of a picture, made smaller where it has more pixels than are read."""
@@ -97,7 +103,7 @@ class QwenEmbedder(VectorEmbedder):
     def _embed(self, prompt: str, inputs: Sequence[tuple[Prepared | None, str]]) -> Float[Tensor, "batch dim"]:
         parts = [inputs[start : start + self.batch_size] for start in range(0, len(inputs), self.batch_size)]
         found = torch.cat([self._batch(prompt, part) for part in parts])
-        return nn.functional.normalize(found[:, : self.dim], dim=-1)
+        return nn.functional.normalize(found[:, : self._num_kept], dim=-1)
 
     def _batch(self, prompt: str, inputs: Sequence[tuple[Prepared | None, str]]) -> Float[Tensor, "batch width"]:
         tokens = self.tokenizer(

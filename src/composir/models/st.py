@@ -62,7 +62,6 @@ class SentenceEmbedder(VectorEmbedder):
         self.max_pixels = max_pixels
         self.batch_size = batch_size or TOWER_BATCH
         self._identity = identity
-        self.dim = self.embed_sentences(["a picture"]).shape[1]
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture, of at most ``max_pixels``: the model's own processor does the rest."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn.functional import normalize, softmax
 
 from composir.data.images import ImageSource, read_image
 from composir.models.backbones.mini import lite0_file, minilm_file
-from composir.models.embedder import VectorEmbedder
+from composir.models.embedder import VectorEmbedder, distinct
 from composir.models.photos.classifier import Classifier, view
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.ground import cut_out, look_at
@@ -106,7 +106,11 @@ class PhotosEmbedder(VectorEmbedder):
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
-    dim = DIM
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of its vectors."""
+        return DIM
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._classifier = Classifier().to(device)
@@ -167,7 +171,8 @@ class PhotosEmbedder(VectorEmbedder):
 
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query of every picture with its sentence."""
-        references = self.embed_documents(pictures)[:, 0]
+        different, places = distinct(pictures)
+        references = self.embed_documents(different)[places, 0]
         return torch.stack([self.compose(*pair) for pair in zip(references, texts, strict=True)])
 
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
