@@ -24,6 +24,7 @@ from composir.models.heads.embedder import HeadEmbedder
 from composir.models.heads.folder import SavedHead, is_head, read_head
 from composir.models.named import open_named
 from composir.models.sprc import GLOBAL, SCORINGS
+from composir.models.tuned import is_tuned, open_tuned
 from composir.progress import Counted
 from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
@@ -75,6 +76,8 @@ def open_base(model: Path | str, device: str | torch.device, *, file: Path | Non
     named = open_named(str(model), device)
     if named is not None:
         return named
+    if is_tuned(model):
+        return open_tuned(model, device)
     composer = from_pretrained(model, device=device)
     require_whole(composer, model)
     return composer

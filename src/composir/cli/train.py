@@ -56,6 +56,10 @@ def train(
     head: Annotated[
         str | None, typer.Option(help=f"On a model that stays as it is: {one_of(HEADS)} \\[joint].")
     ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a CLIP-like model: train adapters of this rank instead of a head."),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file)."),

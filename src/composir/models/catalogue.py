@@ -21,6 +21,8 @@ from composir.tables import Table
 NOT_STATED = "not stated"
 FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 """What is downloaded of a repository, unless a model says otherwise: never code."""
+DUAL = "dual encoder"
+"""The ``kind`` of CLIP and its like."""
 MAIN = "main"
 """The revision of a model whose repository could not be looked at: the newest, whatever it is."""
 
@@ -207,7 +209,7 @@ MODELS: Table[NamedModel] = Table(
     "models",
     {
         "bge-vl-base": NamedModel(
-            kind="dual encoder",
+            kind=DUAL,
             hub_id="BAAI/BGE-VL-base",
             revision="cc4c733ed997dbee4ac70ccffb911e70c9c24b93",
             num_parameters=149_620_737,
@@ -218,7 +220,7 @@ MODELS: Table[NamedModel] = Table(
             load=dual(FEATURE_SUM),
         ),
         "bge-vl-large": NamedModel(
-            kind="dual encoder",
+            kind=DUAL,
             hub_id="BAAI/BGE-VL-large",
             revision="40fb48217f521df22a2a5bf15edd52ed1146ef05",
             num_parameters=427_616_513,
@@ -229,7 +231,7 @@ MODELS: Table[NamedModel] = Table(
             load=dual(FEATURE_SUM),
         ),
         "clip-vit-b-32": NamedModel(
-            kind="dual encoder",
+            kind=DUAL,
             hub_id="openai/clip-vit-base-patch32",
             revision="3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
             num_parameters=151_277_313,
@@ -240,7 +242,7 @@ MODELS: Table[NamedModel] = Table(
             files=("*.json", "*.txt", "pytorch_model.bin"),  # this revision has no safetensors
         ),
         "siglip2-base": NamedModel(
-            kind="dual encoder",
+            kind=DUAL,
             hub_id="google/siglip2-base-patch16-224",
             revision="75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2",
             num_parameters=375_187_970,

@@ -5,8 +5,9 @@ No code out of a repository is run, and neither sentence-transformers nor torchv
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -144,9 +145,12 @@ class DualEncoder(VectorEmbedder):
         device: str | torch.device,
         dtype: str | None = None,
         batch_size: int | None = None,
+        identity: str = "",
     ) -> None:
+        """Read the network of a folder in the hub's layout; without an ``identity`` its files are hashed."""
         self.kind = f"the dual encoder {name}"
         self.backbone = name
+        self.folder = folder
         self.composition = composition
         self.device = torch.device(device)
         self.preprocessing = read_preprocessing(folder)
@@ -154,7 +158,7 @@ class DualEncoder(VectorEmbedder):
             folder, self.device, dtype or ("fp16" if self.device.type == "cuda" else "fp32")
         )
         self.batch_size = batch_size or (TOWER_BATCH if self.device.type == "cpu" else BATCH_ON_GPU)
-        self._hash = f"{folder_hash(folder)}-{composition.image_weight:g}{'n' * composition.is_normalised}"
+        self._identity = identity or folder_hash(folder)
         self._known: dict[ImageSource, Tensor] = {}
         self._mean, self._std = (
             torch.tensor(values).view(3, 1, 1).to(self.device)
@@ -212,7 +216,21 @@ class DualEncoder(VectorEmbedder):
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the projected features of sentences, as they are, float32; what is too long is cut off.
+        """Return the projected features of sentences, as they are, float32; what is too long is cut off."""
+        tokens = self.tokenize(texts)
+        return self.features_of_tokens({name: ids.to(self.device) for name, ids in tokens.items()})
+
+    def features_of_pixels(self, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """Return the projected features of prepared pictures on the network's device, with gradients where wanted."""
+        scaled = scale_pixels(pixels.float(), self._mean, self._std).to(self.network.dtype)
+        return _features(self.network.get_image_features(pixel_values=scaled))
+
+    def features_of_tokens(self, tokens: Mapping[str, Int[Tensor, "batch words"]]) -> Float[Tensor, "batch dim"]:
+        """Return the projected features of what ``tokenize`` returned, the same way."""
+        return _features(self.network.get_text_features(**tokens))
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Int[Tensor, "batch words"]]:
+        """Return the inputs of the network for sentences, by name.
 
         SigLIP was trained on lower case, padded to the full length and without a mask (``transformers``'
         convert_siglip_to_hf.py); CLIP reads up to the end of the sentence.
@@ -227,11 +245,21 @@ class DualEncoder(VectorEmbedder):
             return_attention_mask=not is_siglip,
             return_tensors="pt",
         )
-        return _features(self.network.get_text_features(**tokens.to(self.device)))
+        return dict(tokens)
+
+    def with_network(self, network: Any) -> DualEncoder:
+        """Return the encoder with another network of its kind, of which it has seen no picture yet."""
+        other = copy.copy(self)
+        other.network, other._known = network.to(self.device).eval(), {}
+        return other
 
     def weights_hash(self) -> str:
         """Return a hash of the folder's files, and of how both features are composed."""
-        return f"dual-{self._hash}"
+        return self.hash_of(self._identity)
+
+    def hash_of(self, identity: str) -> str:
+        """Return ``weights_hash`` with what identifies other weights."""
+        return f"dual-{identity}-{self.composition.image_weight:g}{'n' * self.composition.is_normalised}"
 
     def square(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the network reads it."""
@@ -242,9 +270,7 @@ class DualEncoder(VectorEmbedder):
         return self.preprocessing.box(size)
 
     def _image_batch(self, prepared: Sequence[np.ndarray]) -> Float[Tensor, "batch dim"]:
-        pixels = torch.from_numpy(np.stack(prepared)).to(self.device).float()
-        scaled = scale_pixels(pixels, self._mean, self._std).to(self.network.dtype)
-        return _features(self.network.get_image_features(pixel_values=scaled))
+        return self.features_of_pixels(torch.from_numpy(np.stack(prepared)).to(self.device))
 
 
 def _features(found: Any) -> Float[Tensor, "batch dim"]:

@@ -46,6 +46,7 @@ PART_BY_WEIGHTS = {
     "temperature": "temperature",
     "change.": "head",
     "balance": "head",
+    "adapted.": "lora",
 }
 """The parts whose gradient norms are logged, by how the names of their weights begin."""
 

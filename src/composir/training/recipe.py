@@ -25,7 +25,7 @@ from composir.models.named import find_address
 from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 
 MODELS = (MODEL_NAME,)
-HEAD_RECIPE = "head.toml"
+HEAD_RECIPE, LORA_RECIPE = "head.toml", "lora.toml"
 FUSION_SWITCH = "gated_fusion"
 """The published flag for what ``fusion`` says of the gate."""
 
@@ -53,6 +53,8 @@ class Recipe(BaseModel):
     """Key of ``BACKBONES``, or a model that stays as it is and gets a head: ``photos``, ``st:NAME``, a folder."""
     head: str = "joint"
     """Key of ``HEADS``: what is trained on the vectors of a model that is no backbone."""
+    lora: int = Field(default=0, ge=0, le=1024)
+    """Rank of the adapters that a CLIP-like model is trained by, instead of a head; 0 is a head."""
     weights: str = ""
     """Folder or file of the backbone's pretrained weights, where they are not in a package."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
@@ -205,7 +207,7 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
     if is_model(str(backbone)):
-        file = HEAD_RECIPE
+        file = LORA_RECIPE if settings.get("lora") else HEAD_RECIPE
     else:
         files = find_backbone(backbone, settings.get("weights", ""), file=where).recipes
         file = files.get(dataset, files[""])
@@ -256,19 +258,24 @@ OF_A_BACKBONE = (
     "gate_identity_start", "train_ln_vision", "gradient_checkpointing", "pretrained_learning_rate",
     "gate_learning_rate", "alpha_learning_rate", "loss_align", "loss_rtc", "loss_local", "center_embeddings",
 )  # fmt: skip
-"""Settings that a head has no use for."""
+"""Settings that a head and adapters have no use for."""
 
 
 def _without_effect(recipe: Recipe) -> list[str]:
     """Return, for each setting that was changed and would change nothing, whose it is."""
-    names, whose = ("head",), "of a head on a model that stays as it is"
+    whose_by_name: dict[str, str] = {
+        "head": "of a head on a model that stays as it is",
+        "lora": "of a CLIP-like model, not a backbone",
+    }
     if recipe.backbone not in BACKBONES:
-        names, whose = OF_A_BACKBONE, "of a backbone, and a head has none"
-    defaults = {name: Recipe.model_fields[name].default for name in names}
+        other = "a CLIP-like model" if recipe.lora else "a head"
+        whose_by_name = dict.fromkeys(OF_A_BACKBONE, f"of a backbone, and {other} has none")
+        if recipe.lora:
+            whose_by_name["head"] = "of a head, and with lora there is none"
     return [
         f"{name} = {short(getattr(recipe, name))} is a setting {whose}"
-        for name, default in defaults.items()
-        if getattr(recipe, name) != default
+        for name, whose in whose_by_name.items()
+        if getattr(recipe, name) != Recipe.model_fields[name].default
     ]
 
 

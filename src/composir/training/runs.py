@@ -9,6 +9,7 @@ from composir.token_cache import ON_DISK, TokenPlace
 from composir.training import loop
 from composir.training.heads import HeadRun
 from composir.training.loop import Observer, Run, TrainResult
+from composir.training.lora import LoraRun
 from composir.training.recipe import Recipe
 
 
@@ -20,12 +21,13 @@ def train(
     place: TokenPlace = ON_DISK,
     largest_batch: bool = False,
 ) -> TrainResult:
-    """Return what ``loop.train`` does: of a backbone a whole model, of any other model a head on its vectors."""
+    """Return what ``loop.train`` does: of a backbone a whole model, of any other a head on its vectors or adapters."""
+    of_other: type[Run] = LoraRun if recipe.lora else HeadRun
     return loop.train(
         recipe,
         resume=resume,
         observer=observer,
         place=place,
         largest_batch=largest_batch,
-        make_run=Run if recipe.backbone in BACKBONES else HeadRun,
+        make_run=Run if recipe.backbone in BACKBONES else of_other,
     )

@@ -66,7 +66,9 @@ def resume_recipe(run: Path) -> Recipe:
 def new_run(recipe: Recipe) -> Path:
     """Return a run folder that was not there before, named by data set, model and time."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H.%M.%S")
-    model = recipe.blip_model_name if recipe.backbone in BACKBONES else f"head_{recipe.head}"
+    model = f"lora_{recipe.lora}" if recipe.lora else f"head_{recipe.head}"
+    if recipe.backbone in BACKBONES:
+        model = recipe.blip_model_name
     name = f"clip_finetuned_on_{recipe.dataset.lower()}_{model}_{stamp}"
     for number in itertools.count():
         run = Path(recipe.output_dir) / (f"{name}_{number}" if number else name)
