@@ -7,6 +7,7 @@ Ayed, arXiv 2405.18541), and the last of the four projections of each attention 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,7 +81,9 @@ class LoraDual(nn.Module):
         peft = _peft()
         self.dual = dual
         config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=ADAPTED)
-        self.adapted = peft.get_peft_model(dual.network, config)  # in place
+        with warnings.catch_warnings():  # peft asks for a name that transformers is about to drop
+            warnings.simplefilter("ignore", FutureWarning)
+            self.adapted = peft.get_peft_model(dual.network, config)  # in place
         own = 1 / dual.network.logit_scale.detach().exp().float()
         self.temperature = nn.Parameter(own.clamp(*TEMPERATURE_RANGE))
 
