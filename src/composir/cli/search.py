@@ -296,6 +296,10 @@ def serve(
     model: Annotated[
         Path | None, typer.Option(help="A head on the index's model, or where that model has moved to.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep what people mark as meant in this file (.jsonl), for composir train --from-feedback."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
 ) -> int:
     """Search an index in a browser and over HTTP, till Ctrl-C; a later composir index is seen without a restart.
@@ -319,6 +323,7 @@ def serve(
         model=model,
         device=device,
         root_path=root_path,
+        record=record,
     )
     _note_if_incomplete(server.retriever)
     out.print(
@@ -327,6 +332,8 @@ def serve(
         soft_wrap=True,
     )
     out.print(f"model: {printable(server.retriever.model_line)}", soft_wrap=True)
+    if record is not None:
+        out.print(f"what is marked as meant is kept in {printable(record)}, and nothing else", soft_wrap=True)
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

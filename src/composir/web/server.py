@@ -14,6 +14,7 @@ import uvicorn
 from composir.errors import ComposirError
 from composir.search import Retriever
 from composir.web.app import create_app
+from composir.web.feedback import Feedback
 from composir.web.guard import is_loopback
 from composir.web.limits import MIN_KEY, Limits
 
@@ -40,8 +41,10 @@ class Server:
         model: Path | None,
         device: str | None,
         root_path: str,
+        record: Path | None,
     ) -> None:
         root_path = _checked_prefix(root_path)
+        feedback = None if record is None else Feedback(record)
         self._socket = _bind(host, port, api_key)
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}{root_path}"
         try:
@@ -49,7 +52,9 @@ class Server:
         except BaseException:
             self._socket.close()
             raise
-        app = create_app(self.retriever, api_key=api_key, limits=limits, host=host, root_path=root_path)
+        app = create_app(
+            self.retriever, api_key=api_key, limits=limits, host=host, root_path=root_path, feedback=feedback
+        )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
