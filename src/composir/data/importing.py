@@ -493,14 +493,15 @@ def _write(
             write_text(root / HOME, json.dumps({"format": FORMAT, "images": place}, ensure_ascii=False) + "\n")
             write_text(root / GALLERY, _lines(names))
             for split, queries in queries_by_split.items():
-                write_text(root / triplets_file(split), _lines([_to_json(query) for query in queries]))
+                write_text(root / triplets_file(split), _lines([as_row(query) for query in queries]))
     except OSError as error:
         raise ComposirError(
             f"cannot be written ({error.strerror})", file=out, fix="choose another folder with --out"
         ) from None
 
 
-def _to_json(query: Query) -> dict[str, Any]:
+def as_row(query: Query) -> dict[str, Any]:
+    """Return a query as a row of JSONL, and as an entry of ``triplets.{split}.json``."""
     fields = {"id": query.id, "reference": query.reference, "text": query.text, "targets": query.targets}
     return {**fields, "subset": query.subset} if query.subset else fields
 

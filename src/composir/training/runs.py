@@ -7,6 +7,7 @@ from pathlib import Path
 from composir.models.backbones import BACKBONES
 from composir.token_cache import ON_DISK, TokenPlace
 from composir.training import loop
+from composir.training.feedback import FeedbackRun
 from composir.training.heads import HeadRun
 from composir.training.loop import Observer, Run, TrainResult
 from composir.training.recipe import Recipe
@@ -20,12 +21,15 @@ def train(
     place: TokenPlace = ON_DISK,
     largest_batch: bool = False,
 ) -> TrainResult:
-    """Return what ``loop.train`` does: of a backbone a whole model, of any other model a head on its vectors."""
+    """Return what ``loop.train`` does: of a backbone a whole model, of any other model a head on its vectors.
+
+    With an ``index`` the pictures' vectors are those of that.
+    """
     return loop.train(
         recipe,
         resume=resume,
         observer=observer,
         place=place,
         largest_batch=largest_batch,
-        make_run=Run if recipe.backbone in BACKBONES else HeadRun,
+        make_run=Run if recipe.backbone in BACKBONES else FeedbackRun if recipe.index else HeadRun,
     )
