@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from composir.data.images import ID_LENGTH
 from composir.errors import ComposirError
 from composir.search.embedding import Embedded, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import open_encoder

@@ -9,6 +9,7 @@ import importlib.resources
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import anyio
@@ -49,15 +50,17 @@ def create_app(
     host: str = "localhost",
     root_path: str = "",
     feedback: Feedback | None = None,
+    head: FilePath | None = None,
 ) -> ASGIApp:
     """Return the application over an open retriever, which stays the caller's to close.
 
     ``host`` is the name that it listens under, ``root_path`` the prefix (``/pictures``) that a proxy puts before it,
-    ``feedback`` the file for what people meant; without one nothing is kept.
+    ``feedback`` the file for what people meant; without one nothing is kept. ``head`` is the folder of a head, or where
+    one will be: what it holds at a request is what is asked.
     """
     limits = limits or Limits()
     registry = CollectorRegistry()
-    service = Service(retriever, limits, registry)
+    service = Service(retriever, limits, registry, head=head)
     app = FastAPI(
         title="composir",
         version=own_version(),
@@ -162,6 +165,8 @@ def _add_search(app: FastAPI, service: Service) -> None:
             reference = await service.reference(asked.image, asked.fields.image_id)
             if reference is None:
                 raise HttpProblem(422, "nothing-asked", "give a picture")
+            if not service.retriever.shows_where_it_looks:
+                raise HttpProblem(422, "no-heat", "this model does not show where it looks")
             name, values = await service.read(reference.prepared, asked.fields.text)
             span = heat_limits(name, values)
             drawn = await service.decode(lambda: draw_heat(reference.small, values, reference.box, span))

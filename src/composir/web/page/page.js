@@ -317,6 +317,7 @@ async function showFound(step, signal) {
     return make("div", { class: "cell" }, link, marksOf(hit, step, found.results));
   }));
   if (!found.results.length) results.append(make("p", {}, step.least ? say("below", step.least) : say("nothing")));
+  describe().catch(() => {});
   if (marked) (results.querySelector(marked) ?? results).focus();
   marked = "";
 }
@@ -607,11 +608,15 @@ $("theme").addEventListener("click", () => {
 });
 if (stored("theme")) setTheme(stored("theme"));
 
-addEventListener("hashchange", show);
-ask("api/health").then((health) => {
+async function describe() { // the index may have grown, and another head may answer
+  const health = await ask("api/health");
   total = health.num_images;
   canLook = health.heat;
   records = health.records;
   $("about").textContent = health.model;
+  $("look").hidden ||= !canLook;
   showWords();
-}).catch(() => {}).finally(show);
+}
+
+addEventListener("hashchange", show);
+describe().catch(() => {}).finally(show);
