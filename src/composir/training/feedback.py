@@ -126,6 +126,11 @@ class FeedbackRun(HeadRun):
         ]
         write_text(self.run / EXAMPLES, "\n".join(rows) + "\n")
 
+    @property
+    def keeps_epoch(self) -> bool:
+        """Whether it is an epoch with a validation: of few examples an epoch is one step, and saving takes longer."""
+        return self.is_done or self.state.epoch % self.recipe.validation_frequency == 0
+
     def validate(self) -> dict[str, str]:
         """Return what a run's validation does; where nothing is held out, keep the head as it is as the best."""
         if self.val_splits:

@@ -250,6 +250,16 @@ class Run:
         all_steps = self.steps_per_epoch * self.recipe.num_epochs
         return min(all_steps, self.recipe.max_steps) if self.recipe.max_steps else all_steps
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs or steps are done."""
+        return self.state.epoch >= self.recipe.num_epochs or self.state.step >= self.num_steps
+
+    @property
+    def keeps_epoch(self) -> bool:
+        """Whether ``last/`` is written at the end of this epoch."""
+        return True
+
     def fill(self, share: tuple[int, int] = (0, 1)) -> None:
         """Make the tokens of all images present, or of a share of them, for several processes at once."""
         tell = with_size(self.tokens, self.observer.on_features)
@@ -305,12 +315,13 @@ class Run:
             if self.is_first:
                 self.log = held.enter_context(self.make_log())
             interrupted = held.enter_context(interrupts())
-            while self.state.epoch < recipe.num_epochs and self.state.step < self.num_steps:
+            while not self.is_done:
                 if self._train_epoch(interrupted):
                     self._save()
                     return self._result(interrupted=True)
                 self._end_epoch()
-                self._save()
+                if self.keeps_epoch:
+                    self._save()
         return self._result(interrupted=False)
 
     def keep_data(self) -> None:
@@ -431,7 +442,7 @@ class Run:
         self.numbers.flush()
         num_batches = state.batch
         state.epoch, state.batch = state.epoch + 1, 0
-        is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
+        is_end = self.is_done
         with parallel.together(self.accelerator.device):
             if self.log is not None:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
