@@ -65,7 +65,8 @@ def shown(page: Page) -> list[str]:
 
 def search(page: Page, text: str) -> list[str]:
     page.fill("#text", text)
-    page.press("#text", "Enter")
+    with page.expect_response("**/api/search"):  # till it begins, the last search's status is there
+        page.press("#text", "Enter")
     return found(page, text)
 
 

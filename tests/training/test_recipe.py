@@ -8,7 +8,7 @@ from composir.errors import ComposirError
 from composir.files import read_toml
 from composir.models.backbones import BACKBONES
 from composir.training import Recipe, compute_features, load_recipe, parse_value, validate
-from composir.training.recipe import HEAD_RECIPE, LORA_RECIPE
+from composir.training.recipe import FEEDBACK_RECIPE, HEAD_RECIPE, LORA_RECIPE
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -19,7 +19,7 @@ def test_mining_needs_look_alikes_to_mix_into():
 
 
 def test_every_shipped_recipe_is_valid_and_used():
-    others = {"sprc-cirr.toml", "sprc-fashioniq.toml", HEAD_RECIPE, LORA_RECIPE}
+    others = {"sprc-cirr.toml", "sprc-fashioniq.toml", HEAD_RECIPE, FEEDBACK_RECIPE, LORA_RECIPE}
     names = {name for backbone in BACKBONES.values() for name in backbone.recipes.values()} | others
     assert names == {file.name for file in RECIPES.glob("*.toml")}
     for name in names:

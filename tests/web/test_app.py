@@ -246,7 +246,7 @@ def test_the_listing_comes_in_pages_of_all_images(client, retriever):
 def test_health_metrics_documentation_and_page(client):
     health = client.get("/api/health").json()
     assert health.pop("model").endswith("/model (tiny backbone; it does not say what it was trained on)")
-    assert health == {"status": "ok", "num_images": 12, "heat": True}
+    assert health == {"status": "ok", "num_images": 12, "heat": True, "records": False}
     client.post("/api/search", data={"text": "x"})
     metrics = client.get("/metrics").text
     assert re.search(r'composir_requests_total\{method="POST",route="/api/search",status="200"\} \d', metrics)

@@ -16,6 +16,7 @@ NUM_EXAMPLES = 15
 OPERATIONS = (
     ("POST", "/api/search"),
     ("POST", "/api/heat"),
+    ("POST", "/api/meant"),
     ("GET", "/api/images"),
     ("GET", "/api/images/{image_id}"),
     ("GET", "/api/health"),
@@ -24,8 +25,9 @@ OPERATIONS = (
 
 
 @pytest.fixture(scope="module")
-def document(shapes_index, running) -> Iterator[BaseSchema]:
-    with running(shapes_index) as server:
+def document(shapes_index, running, tmp_path_factory) -> Iterator[BaseSchema]:
+    choices = tmp_path_factory.mktemp("meant") / "choices.jsonl"
+    with running(shapes_index, record=choices) as server:
         yield schemathesis.openapi.from_url(f"{server.address}/openapi.json")
 
 

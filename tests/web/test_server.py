@@ -161,6 +161,7 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     class Stopped:
         retriever = Opened()
         address = "http://here"
+        awaits_head = True
 
         def run(self) -> None:
             opened.append("run")
@@ -171,17 +172,19 @@ def test_every_flag_reaches_the_server(run, monkeypatch, shapes_index):
     monkeypatch.setattr("composir.web.log.log_as_json", lambda: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     flags = {"host": "::1", "port": 12, "api-key": "k" * 16, "queue": 3, "max-upload": 7, "model": "m", "device": "cpu"}
-    flags["root-path"] = "/pictures"
+    flags |= {"root-path": "/pictures", "record": "choices.jsonl"}
     code, out, err = run("serve", shapes_index, *[part for flag in flags.items() for part in (f"--{flag[0]}", flag[1])])
     assert code == 0
     assert out == (
         "1,234 pictures at http://here (interface for programs: http://here/docs); Ctrl-C stops\n"
         "model: photos (for photographs)\n"
+        "no head is in m yet; the first that is put there answers from then on\n"
+        "what is marked as meant is kept in choices.jsonl, and nothing else\n"
     )
     assert err == "note: some.index is not complete; composir index pictures --out some.index goes on\n"
     limits = Limits(max_waiting=3, max_upload_bytes=7 * 2**20)
     options = {"host": "::1", "port": 12, "api_key": "k" * 16, "limits": limits, "model": Path("m"), "device": "cpu"}
-    options["root_path"] = "/pictures"
+    options |= {"root_path": "/pictures", "record": Path("choices.jsonl")}
     assert opened == [(shapes_index, options), "run"]
 
 

@@ -294,7 +294,15 @@ def serve(
         str, typer.Option(help="What a proxy puts before all paths, such as /pictures; it may cut it off or not.")
     ] = "",
     model: Annotated[
-        Path | None, typer.Option(help="A head on the index's model, or where that model has moved to.")
+        Path | None,
+        typer.Option(
+            help="A head on the index's model, seen anew when it is replaced (with --record, it may come later), or "
+            "where that model has moved to."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep what people mark as meant in this file (.jsonl), for composir train --from-feedback."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; a GPU where there is one.")] = None,
 ) -> int:
@@ -319,6 +327,7 @@ def serve(
         model=model,
         device=device,
         root_path=root_path,
+        record=record,
     )
     _note_if_incomplete(server.retriever)
     out.print(
@@ -327,6 +336,12 @@ def serve(
         soft_wrap=True,
     )
     out.print(f"model: {printable(server.retriever.model_line)}", soft_wrap=True)
+    if server.awaits_head:
+        out.print(
+            f"no head is in {printable(model)} yet; the first that is put there answers from then on", soft_wrap=True
+        )
+    if record is not None:
+        out.print(f"what is marked as meant is kept in {printable(record)}, and nothing else", soft_wrap=True)
     log_as_json()
     # The server raises the signal again that stopped it: after SIGTERM, the ordinary way, that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -38,6 +39,13 @@ def train(
     dataset: Annotated[str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).")] = None,
     data_root: Annotated[
         Path | None, typer.Option("--data-root", "--data-path", help="Folder of the data set, or its parent.")
+    ] = None,
+    from_feedback: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="FILE INDEX",
+            help="Instead of a data set: a head for INDEX, from what its searches meant (serve --record FILE).",
+        ),
     ] = None,
     skip_missing_images: Annotated[
         bool | None,
@@ -108,6 +116,12 @@ def train(
     ] = None,
     cache: Cache = "disk",
     cache_dir: CacheDir = None,
+    out_: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Put the best model there at the end, in one move; serve --model takes up a head at once."
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
     settings: Annotated[
@@ -129,6 +143,9 @@ def train(
 
     start = time.perf_counter()
     given, largest_batch = _given(context.params, settings), False
+    if from_feedback is not None:
+        given = _of_feedback(given, *from_feedback)
+    _require_replaceable(out_)
     if resume is not None:
         if given or config:
             raise ComposirError(
@@ -152,9 +169,10 @@ def train(
     if result.interrupted:
         err.print(f"stopped and saved; go on with: {command('train', '--resume', result.run)}", soft_wrap=True)
         return INTERRUPTED
+    best = _put(result.best, out_)
     document = {
         "run": str(result.run),
-        "best": str(result.best) if result.best else None,
+        "best": str(best) if best else None,
         "epochs": result.epochs,
         "metrics": result.metrics,
         "seconds": round(time.perf_counter() - start, 1),
@@ -163,11 +181,52 @@ def train(
         print_json(document)
     else:
         out.print(f"run: {result.run}", soft_wrap=True)
-        if result.best:
-            words = ("--model", result.best, "--dataset", recipe.dataset, "--data-root", recipe.data_root)
-            skip = ("--skip-missing-images",) * recipe.skip_missing_images
-            out.print(f"best: {result.best}\nnext: {command('evaluate', *words, *skip)}", soft_wrap=True)
+        if best:
+            out.print(f"best: {best}\nnext: {_next_command(recipe, best)}", soft_wrap=True)
     return 0
+
+
+def _of_feedback(given: dict[str, Any], file: Path, index: Path) -> dict[str, Any]:
+    """Return the settings with those of a head on an index; ``ComposirError`` where they say that otherwise."""
+    from composir.training.feedback import index_model
+
+    said = sorted({"dataset", "data_root", "index"} & given.keys())
+    if said:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in said)
+        raise ComposirError(f"--from-feedback says what is trained on, and so does {flags}", fix=f"leave {flags} out")
+    if not file.is_file():
+        raise ComposirError(
+            "no such file of examples", file=file, fix=f"{command('serve', index, '--record', file)} makes one"
+        )
+    return {"backbone": index_model(index), **given, "dataset": "own", "data_root": str(file), "index": str(index)}
+
+
+def _next_command(recipe: Any, best: Path) -> str:
+    if recipe.index:
+        return command("search", recipe.index, "--model", best, "--image", "PICTURE", "--text", "SENTENCE")
+    skip = ("--skip-missing-images",) * recipe.skip_missing_images
+    return command("evaluate", "--model", best, "--dataset", recipe.dataset, "--data-root", recipe.data_root, *skip)
+
+
+def _put(best: Path | None, place: Path | None) -> Path | None:
+    """Return where the best model is, after copying it to ``place``, whole or not at all."""
+    from composir.files import replacing_folder
+
+    if best is None or place is None:
+        return best
+    with replacing_folder(place.resolve()) as folder:
+        shutil.copytree(best, folder, dirs_exist_ok=True)
+    return place
+
+
+def _require_replaceable(folder: Path | None) -> None:
+    """Raise ``ComposirError`` where ``--out`` names anything but a model, an empty folder or nothing yet."""
+    from composir.models.config import CONFIG
+
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file()):
+        raise ComposirError("is there and is no model", file=folder, fix="give --out a new folder, or that of a model")
 
 
 def _given(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
@@ -239,6 +298,10 @@ def ablate(
         raise ComposirError(
             "ablate has seeds and stopped trainings of its own",
             fix="leave --resume and --seed out; --seeds gives the seeds, and the same command again goes on",
+        )
+    if parameters["from_feedback"] is not None:
+        raise ComposirError(
+            "ablate compares on a data set", fix="composir data import, then --dataset own --data-root R"
         )
     if parameters["batch_size"] == AUTO:
         raise ComposirError("trainings are compared at one batch size", fix="give --batch-size a number")

@@ -34,6 +34,8 @@ READ_FIX = f"{FETCH_FIX} (composir data check finds every such file)"
 BOUNDS_FIX = "scale the picture down, or allow more by COMPOSIR_MAX_PIXELS and COMPOSIR_MAX_SIDE"
 NO_MEMORY = "needs more memory than there is left"
 MEMORY_FIX = "scale the picture down, or use fewer threads (--num-workers)"
+ID_LENGTH = 32
+"""Hex digits of an image's id: the first 128 bits of the SHA-256 of its file."""
 MAX_THREADS = 8
 """Threads that read image files at once, where there are as many cores."""
 
@@ -415,6 +417,11 @@ def read_bytes(path: Path) -> bytes:
         raise UnseenError(NO_MEMORY, file=path, fix=MEMORY_FIX) from error
     except (OSError, ValueError) as error:
         raise _cannot_be_opened(path, _reason(error)) from error
+
+
+def content_id(content: bytes) -> str:
+    """Return the id of the image that a file with this content holds: 32 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:ID_LENGTH]
 
 
 def _reason(error: OSError | ValueError) -> str:

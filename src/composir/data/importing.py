@@ -11,6 +11,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,13 +22,22 @@ from composir.data.annotations import (
     Entry,
     parse_json,
 )
-from composir.data.images import FETCH_FIX, PICTURE_SUFFIXES, find_pictures, inspect_files
+from composir.data.images import (
+    FETCH_FIX,
+    ID_LENGTH,
+    PICTURE_SUFFIXES,
+    content_id,
+    find_pictures,
+    inspect_files,
+    read_bytes,
+)
 from composir.data.own import (
     FORMAT,
     GALLERY,
     HOME,
     IMAGES,
     SPLITS,
+    Find,
     is_new,
     leaves_folder,
     read_query,
@@ -49,6 +59,7 @@ DELIMITER_LINE = re.compile(r'"?sep=(.)"?\1*(?:\r\n|\r|\n|$)', re.IGNORECASE)
 """A first line that names the delimiter, as spreadsheets write and read it."""
 JSON_SPACE = " \t\r"
 """What JSON has for white space within a line (RFC 8259); ``str.strip`` takes more."""
+IMAGE_ID = f"[0-9a-f]{{{ID_LENGTH}}}"
 NAME_SEPARATOR = "|"
 """Between the names in a cell of ``targets`` or ``subset``."""
 
@@ -78,7 +89,8 @@ def import_triplets(
 
     ``file`` is CSV (a header; ``,``, ``;`` or tab) or JSONL (an object a line) in UTF-8, with columns or keys called
     as in ``FIELDS``; ``columns`` gives other names, by field. Rows of empty cells, and empty cells beyond the header,
-    are passed over. A picture may be named by its path below ``images`` or by a whole one. Without a column ``split``
+    are passed over. A picture may be named by its path below ``images``, by a whole one, or by the id that an index has
+    for its content. Without a column ``split``
     all rows are in ``split`` (``val`` unless given). ``gallery`` is ``folder``, every picture below ``images``, or
     ``named``, those of the rows. The pictures stay where they are, and ``out`` refers to ``images`` by an absolute
     path, or by one relative to ``out`` where ``images`` is relative; with ``copy_images`` they are copied.
@@ -99,7 +111,7 @@ def import_triplets(
             expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
             fix="give the folder that the paths start from",
         )
-    rows = _read_rows(table, _Pictures(images, names), split or DEFAULT_SPLIT)
+    rows = _read_rows(table, _Pictures(images, names).find, split or DEFAULT_SPLIT)
     if gallery == "named":
         named = {name for queries in rows.values() for query in queries for name in _names(query)}
         names = [name for name in names if name in named]
@@ -114,6 +126,18 @@ def import_triplets(
     _write(out, images, names, rows, copy_images=copy_images)
     counts = {name: {"num_queries": len(queries), "num_gallery": len(names)} for name, queries in rows.items()}
     return Imported(counts, notes)
+
+
+def read_triplets(file: Path, find: Find, *, split: str) -> dict[str, list[Query]]:
+    """Return the queries of a file as ``import_triplets`` takes it, by split, with pictures called as ``find`` does.
+
+    Rows that say nothing of it are in ``split``. Raises ``ProblemsError`` with every bad row.
+    """
+    table = _read_table(file, _columns({}), None)
+    rows = _read_rows(table, find, split)
+    if table.problems:
+        raise ProblemsError(table.problems)
+    return rows
 
 
 def _columns(columns: Mapping[str, str]) -> dict[str, str]:
@@ -311,7 +335,7 @@ def _missing_columns(file: Path, table: _Table, *, is_csv: bool) -> list[Problem
     return problems
 
 
-def _read_rows(table: _Table, pictures: _Pictures, default: str) -> dict[str, list[Query]]:
+def _read_rows(table: _Table, find: Find, default: str) -> dict[str, list[Query]]:
     """Return the queries by split, in the order of ``SPLITS``; what is wrong is added to the table's problems."""
     queries_by_split: dict[str, list[Query]] = {name: [] for name in SPLITS}
     ids_by_split: dict[str, set[str]] = {name: set() for name in SPLITS}
@@ -322,7 +346,7 @@ def _read_rows(table: _Table, pictures: _Pictures, default: str) -> dict[str, li
         if "target" in row.fields:
             row.problem("both 'target' and 'targets' are given", "keep one of the two")
         split = _read_split(row) if table.has("split") else default
-        query = read_query(row, pictures.find)
+        query = read_query(row, find)
         if query is None:
             continue
         first = where_by_triplet.setdefault((query.reference, query.text, query.targets), row.where)
@@ -360,6 +384,8 @@ class _Pictures:
         plain = str(PurePosixPath(self._from_home(name)))  # ./a.jpg is a.jpg
         if plain in self.names:
             return plain
+        if re.fullmatch(IMAGE_ID, plain) and plain in self._names_by_id:
+            return self._names_by_id[plain]
         alike = self._names_by_form.get(_form(plain), [])
         if len(alike) == 1:
             return alike[0]
@@ -386,6 +412,15 @@ class _Pictures:
         except ValueError:  # NUL, or half a surrogate pair
             return name
         return whole.relative_to(self.home).as_posix() if whole.is_relative_to(self.home) else name
+
+    @cached_property
+    def _names_by_id(self) -> dict[str, str]:
+        """The first name of every content, of pictures that can be read; those that cannot are told elsewhere."""
+        names_by_id: dict[str, str] = {}
+        for name in self.names:
+            with suppress(ComposirError):
+                names_by_id.setdefault(content_id(read_bytes(self.images / name)), name)
+        return names_by_id
 
     @cached_property
     def _names_by_form(self) -> dict[str, list[str]]:
@@ -458,14 +493,15 @@ def _write(
             write_text(root / HOME, json.dumps({"format": FORMAT, "images": place}, ensure_ascii=False) + "\n")
             write_text(root / GALLERY, _lines(names))
             for split, queries in queries_by_split.items():
-                write_text(root / triplets_file(split), _lines([_to_json(query) for query in queries]))
+                write_text(root / triplets_file(split), _lines([as_row(query) for query in queries]))
     except OSError as error:
         raise ComposirError(
             f"cannot be written ({error.strerror})", file=out, fix="choose another folder with --out"
         ) from None
 
 
-def _to_json(query: Query) -> dict[str, Any]:
+def as_row(query: Query) -> dict[str, Any]:
+    """Return a query as a row of JSONL, and as an entry of ``triplets.{split}.json``."""
     fields = {"id": query.id, "reference": query.reference, "text": query.text, "targets": query.targets}
     return {**fields, "subset": query.subset} if query.subset else fields
 

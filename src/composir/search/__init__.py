@@ -1,6 +1,7 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
-from composir.search.embedding import Noted, Skipped, content_id
+from composir.data.images import content_id
+from composir.search.embedding import Noted, Skipped
 from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import NO_MEMORY, UnseenError, read_bytes, read_image
+from composir.data.images import NO_MEMORY, UnseenError, content_id, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors
-from composir.search.table import ID_LENGTH, FileRecord
+from composir.search.table import FileRecord
 from composir.token_cache import read_ahead
 
 
@@ -79,11 +78,6 @@ class _New:
 
 Read = FileRecord | _New | Skipped | Unseen
 Outcome = Embedded | Skipped | Unseen
-
-
-def content_id(content: bytes) -> str:
-    """Return the id of the image that a file with this content holds: 32 hex digits of its SHA-256."""
-    return hashlib.sha256(content).hexdigest()[:ID_LENGTH]
 
 
 class PictureEmbedder:

@@ -240,8 +240,15 @@ def open_encoder(model: Path | str, device: str) -> Encoder:
     """Return what ``open_model`` does, as search sees it."""
     opened = open_model(model, device)
     if isinstance(opened, OpenedHead):
-        return HeadEncoder(opened.saved, _encoder_of(opened.base), words_of(opened.base))
+        return with_head(_encoder_of(opened.base), opened.saved)
     return _encoder_of(opened)
+
+
+def with_head(encoder: Encoder, saved: SavedHead) -> HeadEncoder:
+    """Return a head on a model, or in the place of the one that is on it."""
+    base = encoder.base if isinstance(encoder, HeadEncoder) else encoder
+    assert isinstance(base, (ComposerEncoder, VectorEncoder))
+    return HeadEncoder(saved, base, words_of(base.model if isinstance(base, ComposerEncoder) else base.embedder))
 
 
 def _encoder_of(opened: Opened) -> Encoder:

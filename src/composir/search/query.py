@@ -16,10 +16,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.images import read_bytes, read_image
+from composir.data.images import content_id, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.models.photos.sentences import NOTHING
-from composir.search.embedding import content_id
 from composir.search.encoder import NO_PICTURE, Encoder, HeadEncoder
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from composir.data.images import ID_LENGTH
 from composir.errors import ComposirError
 from composir.search.embedding import Embedded, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import open_encoder
-from composir.search.table import ID_LENGTH, FileRecord
+from composir.search.table import FileRecord
 
 BATCHES_A_BLOCK = 8
 """Batches that Ray hands a worker at once."""

@@ -17,9 +17,11 @@ from torch import Tensor
 from composir.errors import ComposirError
 from composir.features import require_matching_head
 from composir.models.composer import Composer
+from composir.models.config import CONFIG, WEIGHTS
+from composir.models.heads.folder import read_head
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
-from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder
+from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder, with_head
 from composir.search.folder import usable_device
 from composir.search.index import Index, float32
 from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
@@ -102,6 +104,7 @@ class Retriever:
         self._device = usable_device(device)
         self._lock = RLock()
         self._left: Table | None = None
+        self._head_seen: tuple[tuple[int, int, int], ...] = ()
         manifest = read_manifest(self.folder)
         self._open(manifest, _load_encoder(self.folder, manifest, self._model_folder, self._device))
 
@@ -151,13 +154,40 @@ class Retriever:
             encoder = self.encoder
             if not same_model:
                 encoder = _load_encoder(self.folder, manifest, self._model_folder, self._device)
-            self.index.close()
-            # Another thread may be looking a file up in ``images`` now: that table is closed at the next change.
-            if self._left is not None:
-                self._left.close()
-            self._left = self._table
-            self._open(manifest, encoder)
+            self._reopen(manifest, encoder)
             return True
+
+    def take_head(self, folder: Path) -> bool:
+        """Return whether a folder holds a new head, by which is asked from here on; the base stays open.
+
+        Where nothing is there, nothing is changed. Raises ``ComposirError``, once, for a head that is damaged or on
+        another model than the index's; then goes on what was before.
+        """
+        with self._lock:
+            try:
+                stats = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+            except (FileNotFoundError, NotADirectoryError):
+                return False  # not there yet, or being replaced
+            seen = tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in stats)
+            if seen == self._head_seen:
+                return False
+            self._head_seen = seen
+            saved = read_head(folder)
+            if saved.config.base_hash != self.manifest.weights_hash:
+                raise _on_another_model(self.folder, self.manifest, folder, saved.config.base_hash)
+            if saved.weights_hash == self.encoder.identity:
+                return False
+            saved.head.to(self._device)
+            self._reopen(self.manifest, with_head(self.encoder, saved))
+            return True
+
+    def _reopen(self, manifest: Manifest, encoder: Encoder) -> None:
+        self.index.close()
+        # Another thread may be looking a file up in ``images`` now: that table is closed at the next change.
+        if self._left is not None:
+            self._left.close()
+        self._left = self._table
+        self._open(manifest, encoder)
 
     def search(
         self,
@@ -361,12 +391,7 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
     if isinstance(encoder, HeadEncoder):
         if encoder.base.identity == manifest.weights_hash:
             return encoder
-        raise ComposirError(
-            f"is the index of another model (weights {manifest.weights_hash}) than the one below the head {place} "
-            f"({encoder.base.identity})",
-            file=folder,
-            fix="give a head that was trained on the index's model, or leave out --model",
-        )
+        raise _on_another_model(folder, manifest, place, encoder.base.identity)
     if encoder.identity != manifest.weights_hash:
         raise ComposirError(
             f"is the index of another model (weights {manifest.weights_hash}, {place} has {encoder.identity})",
@@ -374,6 +399,15 @@ def _load_encoder(folder: Path, manifest: Manifest, given: Path | None, device: 
             fix=rebuild_command(folder, root=manifest.root.find(folder), model=place),
         )
     return encoder
+
+
+def _on_another_model(folder: Path, manifest: Manifest, head: Path, base_hash: str) -> ComposirError:
+    return ComposirError(
+        f"is the index of another model (weights {manifest.weights_hash}) than the one below the head {head} "
+        f"({base_hash})",
+        file=folder,
+        fix="give a head that was trained on the index's model, or leave out --model",
+    )
 
 
 def _excluded(query: SearchQuery, references: Sequence[str]) -> Sequence[str]:

@@ -19,12 +19,11 @@ from threading import Lock
 
 import numpy as np
 
+from composir.data.images import ID_LENGTH
 from composir.errors import ComposirError
 from composir.files import locked, require_locks
 
 DATABASE, WRITER_LOCK = "images.sqlite", "writer.lock"
-ID_LENGTH = 32
-"""Hex digits of an image's id: the first 128 bits of the SHA-256 of its file."""
 ROWS_AT_ONCE = 10_000
 COMPACT_ABOVE = 0.2
 """Share of removed rows above which the vector file is written anew without them."""

@@ -15,13 +15,13 @@ from composir.data import Split
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import Embedder
-from composir.features import open_base_embedder, require_same_base
+from composir.features import BaseEmbedder, open_base_embedder, require_same_base
 from composir.machine import to_device
 from composir.models.heads.embedder import HeadEmbedder
 from composir.models.heads.folder import HeadConfig, head_card, make_head, read_head, save_head
 from composir.models.heads.head import Head, head_hash, mean_vector
 from composir.token_cache import TokenPlace
-from composir.training.batches import Drawn, Triplet
+from composir.training.batches import Drawn
 from composir.training.log import NUM_PROBE_TRIPLETS, Log, entropy
 from composir.training.loop import Run
 from composir.training.recipe import Recipe
@@ -117,20 +117,24 @@ class HeadRun(Run):
         """Open the base, make a head of its widths, and the cache of its vectors."""
         recipe, device = self.recipe, self.accelerator.device
         self.base, identity = open_base_embedder(recipe.backbone, place)
-        self.vectors = Vectors(self.base, identity, place)
+        self.vectors = self.open_vectors(self.base, identity, place)
         triplets = [(split, query) for split in self.train_splits for query in split.queries]
-        _require_enough(triplets, self.train_splits[0].file)
+        require_enough([split.images[query.targets[0]] for split, query in triplets], self.train_splits[0].file)
         split, query = triplets[0]
         self.config = HeadConfig(
             head=recipe.head,
             base=str(Path(recipe.backbone).resolve()) if Path(recipe.backbone).is_dir() else recipe.backbone,
             base_hash=identity,
-            dim=self.base.embed_gallery([split.images[query.reference]]).shape[-1],
+            dim=self.vectors.dim(split.images[query.reference]),
             text_dim=self.base.embed_words([query.text]).shape[-1],
         )
         torch.manual_seed(recipe.seed)  # the base may have used up random numbers
         self.model = make_head(self.config).to(device)
         self.batches = HeadBatches(recipe, self.train_splits, self.vectors, device)
+
+    def open_vectors(self, base: BaseEmbedder, identity: str, place: TokenPlace) -> Vectors:
+        """Return what gives the base's vectors."""
+        return Vectors(base, identity, place)
 
     def fill(self, share: tuple[int, int] = (0, 1)) -> None:
         """Make the vectors of all pictures, pairs and sentences present, or of a share of the pictures."""
@@ -180,19 +184,18 @@ class HeadRun(Run):
         return self.model.change.alpha
 
 
-def _require_enough(triplets: Sequence[Triplet], file: Path | None) -> None:
-    """Raise ``ComposirError`` where the examples are too few, or all alike, to learn anything from."""
-    if len(triplets) < MIN_TRIPLETS:
+def require_enough(targets: Sequence[object], file: Path | None) -> None:
+    """Raise ``ComposirError`` where the examples of these targets are too few, or all alike, to learn anything from."""
+    if len(targets) < MIN_TRIPLETS:
         raise ComposirError(
-            f"holds {len(triplets)} example{'s' * (len(triplets) != 1)}",
+            f"holds {len(targets)} example{'s' * (len(targets) != 1)}",
             file=file,
             expected=f"{MIN_TRIPLETS} or more: each one's target is compared with the others'",
             fix="add examples; some fifty begin to help",
         )
-    targets = {split.images[query.targets[0]] for split, query in triplets}
-    if len(targets) == 1:
+    if len(set(targets)) == 1:
         raise ComposirError(
-            f"all {len(triplets)} examples have the same target",
+            f"all {len(targets)} examples have the same target",
             file=file,
             expected="examples with different targets",
             fix="add some whose target is another picture",

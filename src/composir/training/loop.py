@@ -118,15 +118,7 @@ def train(
     accelerator = make_accelerator(recipe)
     with deterministic(recipe.deterministic), one_line_for(resume or Path(recipe.output_dir)):
         with parallel.together(accelerator.device):
-            train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-            evaluated = DATASETS[find_dataset(recipe.dataset)].evaluated
-            val_splits = load_splits(recipe.dataset, recipe.data_root, evaluated)
-            left_by_key: dict[str, Left] = {}
-            if recipe.skip_missing_images:
-                splits, left_by_key = without_missing_images([*train_splits, *val_splits])
-                train_splits, val_splits = splits[: len(train_splits)], splits[len(train_splits) :]
-                observer.on_missing_images(left_by_key)
-            require_images([*train_splits, *val_splits])
+            train_splits, val_splits, left_by_key = make_run.read(recipe, resume, observer)
             if resume is None:
                 require_writable(Path(recipe.output_dir))
             require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
@@ -188,6 +180,21 @@ class Run:
         self.log: Log | None = None
         """Of the first process alone."""
 
+    @classmethod
+    def read(
+        cls, recipe: Recipe, resume: Path | None, observer: Observer
+    ) -> tuple[Sequence[Split], Sequence[Split], Mapping[str, Left]]:
+        """Return what is trained on, what it is validated on, and what is left of each, all images looked at."""
+        train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
+        val_splits = load_splits(recipe.dataset, recipe.data_root, DATASETS[find_dataset(recipe.dataset)].evaluated)
+        left_by_key: dict[str, Left] = {}
+        if recipe.skip_missing_images:
+            splits, left_by_key = without_missing_images([*train_splits, *val_splits])
+            train_splits, val_splits = splits[: len(train_splits)], splits[len(train_splits) :]
+            observer.on_missing_images(left_by_key)
+        require_images([*train_splits, *val_splits])
+        return train_splits, val_splits, left_by_key
+
     def make(self, place: TokenPlace) -> None:
         """Make the fresh model, and what reads its batches and measures them."""
         recipe = self.recipe
@@ -243,6 +250,16 @@ class Run:
         all_steps = self.steps_per_epoch * self.recipe.num_epochs
         return min(all_steps, self.recipe.max_steps) if self.recipe.max_steps else all_steps
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs or steps are done."""
+        return self.state.epoch >= self.recipe.num_epochs or self.state.step >= self.num_steps
+
+    @property
+    def keeps_epoch(self) -> bool:
+        """Whether ``last/`` is written at the end of this epoch."""
+        return True
+
     def fill(self, share: tuple[int, int] = (0, 1)) -> None:
         """Make the tokens of all images present, or of a share of them, for several processes at once."""
         tell = with_size(self.tokens, self.observer.on_features)
@@ -286,8 +303,7 @@ class Run:
                     self.run = resume or new_run(recipe)
                     held.enter_context(locked(self.run / LOCK, in_use(self.run), without_locks=NO_LOCKS_FIX))
                     if resume is None:
-                        write_text(self.run / RECIPE, recipe.to_toml())
-                        write_fingerprint(self.run, [*self.train_splits, *self.val_splits])
+                        self.keep_data()
             self.run = parallel.from_first(self.run if self.is_first else Path())
             with parallel.together(self.accelerator.device):
                 self.state = State() if resume is None else self._load()
@@ -299,13 +315,19 @@ class Run:
             if self.is_first:
                 self.log = held.enter_context(self.make_log())
             interrupted = held.enter_context(interrupts())
-            while self.state.epoch < recipe.num_epochs and self.state.step < self.num_steps:
+            while not self.is_done:
                 if self._train_epoch(interrupted):
                     self._save()
                     return self._result(interrupted=True)
                 self._end_epoch()
-                self._save()
+                if self.keeps_epoch:
+                    self._save()
         return self._result(interrupted=False)
+
+    def keep_data(self) -> None:
+        """Write down what the run begins with: its recipe, and what it trains on."""
+        write_text(self.run / RECIPE, self.recipe.to_toml())
+        write_fingerprint(self.run, [*self.train_splits, *self.val_splits])
 
     def _tell_start(self) -> None:
         given, size = self.recipe.batch_size, self.batches.size
@@ -420,7 +442,7 @@ class Run:
         self.numbers.flush()
         num_batches = state.batch
         state.epoch, state.batch = state.epoch + 1, 0
-        is_end = state.epoch == recipe.num_epochs or state.step >= self.num_steps
+        is_end = self.is_done
         with parallel.together(self.accelerator.device):
             if self.log is not None:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
@@ -428,7 +450,7 @@ class Run:
                 row = self.log.row(state, num_batches=num_batches, num_steps=num_steps, rate=rate)
                 is_validated = is_end or state.epoch % recipe.validation_frequency == 0
                 if is_validated:
-                    row |= self.log.validated(state, self._validate())
+                    row |= self.validate()
                 if recipe.mined_ratio and state.epoch % recipe.mining_frequency == 0 and not is_end:
                     self._mine()
                 state.rows.append(row)
@@ -437,8 +459,9 @@ class Run:
         if not is_end:
             self._read_mined()
 
-    def _validate(self) -> Result:
-        """Return the model's figures on the validation splits; where they are the best so far, ``best/`` is it."""
+    def validate(self) -> dict[str, str]:
+        """Return the log's columns of the model's figures; where they are the best so far, ``best/`` is the model."""
+        assert self.log is not None
         recipe, state = self.recipe, self.state
         self.model.eval()
         result = evaluate(self.embedder(), self.val_splits, weights_hash=self.weights_hash(), baselines=False)
@@ -458,7 +481,7 @@ class Run:
             for folder in folders:
                 self.save_model(folder, about(recipe, result, self.left_by_key), files)
         self.observer.on_validation(state.epoch, result, is_best)
-        return result
+        return self.log.validated(state, result)
 
     def _mine(self) -> None:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""

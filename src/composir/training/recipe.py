@@ -25,7 +25,7 @@ from composir.models.named import find_address
 from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 
 MODELS = (MODEL_NAME,)
-HEAD_RECIPE, LORA_RECIPE = "head.toml", "lora.toml"
+HEAD_RECIPE, FEEDBACK_RECIPE, LORA_RECIPE = "head.toml", "feedback.toml", "lora.toml"
 FUSION_SWITCH = "gated_fusion"
 """The published flag for what ``fusion`` says of the gate."""
 
@@ -45,7 +45,9 @@ class Recipe(BaseModel):
     dataset: str = "CIRR"
     """Key of ``DATASETS``."""
     data_root: str = "."
-    """Folder of the data set, or its parent."""
+    """Folder of the data set, or its parent; with an ``index`` the file of examples."""
+    index: str = ""
+    """An index that a head is trained for: its pictures are those of the examples, and their vectors are taken."""
     skip_missing_images: bool = False
     """Train and validate on the queries whose images are all there; off, a missing image is an error."""
     blip_model_name: str = MODEL_NAME
@@ -207,7 +209,7 @@ def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
     if is_model(str(backbone)):
-        file = LORA_RECIPE if settings.get("lora") else HEAD_RECIPE
+        file = LORA_RECIPE if settings.get("lora") else FEEDBACK_RECIPE if settings.get("index") else HEAD_RECIPE
     else:
         files = find_backbone(backbone, settings.get("weights", ""), file=where).recipes
         file = files.get(dataset, files[""])
@@ -246,6 +248,8 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
         wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
     if recipe is not None:
         wrong += _without_effect(recipe)
+    if recipe is not None and recipe.index and recipe.dataset != "own":
+        wrong.append(f"index = {short(recipe.index)} is for examples of one's own, dataset = 'own'")
     if recipe is not None and recipe.select_by and recipe.select_by not in (figures := _figures(recipe.dataset)):
         wrong.append(f"select_by = {short(recipe.select_by)}: expected one of {', '.join(figures)}")
     if wrong or recipe is None:
@@ -265,6 +269,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
     """Return, for each setting that was changed and would change nothing, whose it is."""
     whose_by_name: dict[str, str] = {
         "head": "of a head on a model that stays as it is",
+        "index": "of a head on a model that stays as it is",
         "lora": "of a CLIP-like model, not a backbone",
     }
     if recipe.backbone not in BACKBONES:

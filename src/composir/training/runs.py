@@ -7,6 +7,7 @@ from pathlib import Path
 from composir.models.backbones import BACKBONES
 from composir.token_cache import ON_DISK, TokenPlace
 from composir.training import loop
+from composir.training.feedback import FeedbackRun
 from composir.training.heads import HeadRun
 from composir.training.loop import Observer, Run, TrainResult
 from composir.training.lora import LoraRun
@@ -21,8 +22,11 @@ def train(
     place: TokenPlace = ON_DISK,
     largest_batch: bool = False,
 ) -> TrainResult:
-    """Return what ``loop.train`` does: of a backbone a whole model, of any other a head on its vectors or adapters."""
-    of_other: type[Run] = LoraRun if recipe.lora else HeadRun
+    """Return what ``loop.train`` does: of a backbone a whole model, of any other a head on its vectors or adapters.
+
+    With an ``index`` the pictures' vectors are those of that.
+    """
+    of_other: type[Run] = LoraRun if recipe.lora else FeedbackRun if recipe.index else HeadRun
     return loop.train(
         recipe,
         resume=resume,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -60,16 +60,10 @@ class Vectors:
                 for text in dict.fromkeys((query.text, *query.texts))
             )
         )
-        image_by_source = self._images(sources)
+        image_by_source = self.images_of(sources)
         first, step = share
         sources, pairs = sources[first::step], pairs[first::step]
-        self._fill(
-            "pictures",
-            self._pictures,
-            {source: image_by_source[source] for source in sources},
-            self.base.embed_gallery,
-            progress,
-        )
+        self.fill_pictures({source: image_by_source[source] for source in sources}, progress)
         if step == 1:  # the pairs of a share may need pictures of another one
             self._fill(
                 "pairs",
@@ -96,7 +90,15 @@ class Vectors:
         """Return the vector of every sentence."""
         return torch.stack([self._words[text] for text in texts])
 
-    def _images(self, sources: Sequence[ImageSource]) -> dict[ImageSource, str]:
+    def dim(self, example: ImageSource) -> int:
+        """Return the width of a vector, told by that of an example."""
+        return self.base.embed_gallery([example]).shape[-1]
+
+    def fill_pictures(self, image_by_source: Mapping[ImageSource, str], progress: Counted | None) -> None:
+        """Have the vectors of pictures, each under what identifies it."""
+        self._fill("pictures", self._pictures, image_by_source, self.base.embed_gallery, progress)
+
+    def images_of(self, sources: Sequence[ImageSource]) -> dict[ImageSource, str]:
         """Return what identifies the content of every picture, where it is needed."""
         if self.place.kind != DISK:
             return dict.fromkeys(sources, "")
@@ -115,7 +117,7 @@ class Vectors:
         self,
         kind: str,
         found: dict[Key, Tensor],
-        name_by_key: dict[Key, str],
+        name_by_key: Mapping[Key, str],
         compute: Callable[[Sequence[Key]], Tensor],
         progress: Counted | None = None,
     ) -> None:

@@ -28,12 +28,16 @@ def open_server(
     model: Path | None = None,
     device: str | None = None,
     root_path: str = "",
+    record: Path | None = None,
 ) -> Server:
     """Return a server that is bound to its address, with model and index open; ``run`` answers till it is stopped.
 
-    ``root_path`` is the prefix (``/pictures``) that a proxy puts before all paths. Raises ``ComposirError`` where the
+    ``root_path`` is the prefix (``/pictures``) that a proxy puts before all paths, ``record`` the JSONL file that what
+    people meant is added to. A head that ``model`` names is taken up anew whenever its folder holds another; with
+    ``record`` it need not be there yet. Raises ``ComposirError`` where the
     extra ``web`` is not installed, for an address that is not this machine alone without a key, a key that is too
-    short, an address that is taken or not this machine's, a prefix that is none, and whatever ``Retriever`` raises.
+    short, an address that is taken or not this machine's, a prefix that is none, a file
+    to record in that cannot be written or holds something else, and whatever ``Retriever`` raises.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -51,4 +55,5 @@ def open_server(
         model=model,
         device=device,
         root_path=root_path,
+        record=record,
     )

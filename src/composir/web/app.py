@@ -6,10 +6,13 @@ import asyncio
 import base64
 import hashlib
 import importlib.resources
+import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
+import anyio
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.security import HTTPBearer
@@ -22,14 +25,16 @@ from composir.models.photos.sentences import NOTHING
 from composir.search import Retriever, SearchQuery, Sentence
 from composir.version import own_version
 from composir.web import problems
-from composir.web.asked import Asked, HeatFields, SearchFields, described, no_parameters_but, reader
+from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
+from composir.web.feedback import Feedback
 from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
 from composir.web.pictures import SIDE_BY_SIZE, Size, draw_heat, encode, heat_limits
 from composir.web.problems import HttpProblem, responses
-from composir.web.schemas import Found, Health, Heat, Listed, Listing, Result
+from composir.web.schemas import Found, Health, Heat, Listed, Listing, Recorded, Result
 from composir.web.service import Service
 
+logger = logging.getLogger(__name__)
 PICTURE_AGE = "private, max-age=31536000, immutable"
 """An id is the hash of a content, so what it shows never changes."""
 
@@ -44,14 +49,18 @@ def create_app(
     limits: Limits | None = None,
     host: str = "localhost",
     root_path: str = "",
+    feedback: Feedback | None = None,
+    head: FilePath | None = None,
 ) -> ASGIApp:
     """Return the application over an open retriever, which stays the caller's to close.
 
-    ``host`` is the name that it listens under, ``root_path`` the prefix (``/pictures``) that a proxy puts before it.
+    ``host`` is the name that it listens under, ``root_path`` the prefix (``/pictures``) that a proxy puts before it,
+    ``feedback`` the file for what people meant; without one nothing is kept. ``head`` is the folder of a head, or where
+    one will be: what it holds at a request is what is asked.
     """
     limits = limits or Limits()
     registry = CollectorRegistry()
-    service = Service(retriever, limits, registry)
+    service = Service(retriever, limits, registry, head=head)
     app = FastAPI(
         title="composir",
         version=own_version(),
@@ -67,6 +76,8 @@ def create_app(
     )
     problems.install(app)
     _add_search(app, service)
+    if feedback is not None:
+        _add_meant(app, service, feedback)
     _add_images(app, service)
     _add_session(app, api_key, root_path)
     _add_pages(app)
@@ -79,6 +90,7 @@ def create_app(
             num_images=len(retriever),
             model=retriever.model_line,
             heat=retriever.shows_where_it_looks,
+            records=feedback is not None,
         )
 
     @app.get("/metrics", tags=["server"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -153,6 +165,8 @@ def _add_search(app: FastAPI, service: Service) -> None:
             reference = await service.reference(asked.image, asked.fields.image_id)
             if reference is None:
                 raise HttpProblem(422, "nothing-asked", "give a picture")
+            if not service.retriever.shows_where_it_looks:
+                raise HttpProblem(422, "no-heat", "this model does not show where it looks")
             name, values = await service.read(reference.prepared, asked.fields.text)
             span = heat_limits(name, values)
             drawn = await service.decode(lambda: draw_heat(reference.small, values, reference.box, span))
@@ -164,6 +178,27 @@ def _add_search(app: FastAPI, service: Service) -> None:
             box=reference.box,
             picture=f"data:image/jpeg;base64,{base64.b64encode(drawn).decode()}",
         )
+
+
+def _add_meant(app: FastAPI, service: Service, feedback: Feedback) -> None:
+    refusals = responses(403, 404, 413, 503)
+
+    @app.post("/api/meant", tags=["search"], responses=refusals, dependencies=[no_parameters_but()])
+    async def meant(choice: MeantFields) -> Recorded:
+        """Keep which answer a search meant: the ids of the pictures and the sentence, and nothing else."""
+        images = service.retriever.images
+        if choice.image_id == choice.target:
+            raise HttpProblem(422, "same-picture", "the picture meant is the reference itself")
+        if not all(one in images for one in (choice.image_id, choice.target, *choice.shown)):
+            detail = "a picture is not in the index; what is uploaded is not kept"
+            raise HttpProblem(404, "no-such-image", detail)
+        with service.admitted():
+            try:
+                given = choice.image_id, choice.text, choice.target, choice.shown
+                return Recorded(new=await anyio.to_thread.run_sync(feedback.add, *given))
+            except OSError as error:
+                logger.warning("%s cannot be written: %s", feedback.file, error)
+                raise HttpProblem(503, "not-recorded", "the choice could not be written down") from None
 
 
 def _check(retriever: Retriever, query: SearchQuery) -> None:

@@ -13,7 +13,15 @@ from starlette.datastructures import FormData, UploadFile
 
 from composir.errors import ComposirError, nearest
 from composir.search import Sentence
-from composir.web.limits import MAX_MARKS, MAX_PATTERN, MAX_SENTENCE, MAX_SENTENCES, MAX_TEXT, MAX_TOP_K
+from composir.web.limits import (
+    MAX_MARKS,
+    MAX_PATTERN,
+    MAX_SENTENCE,
+    MAX_SENTENCES,
+    MAX_SHOWN,
+    MAX_TEXT,
+    MAX_TOP_K,
+)
 from composir.web.problems import HttpProblem
 
 FORM, SHORT_FORM, JSON = "multipart/form-data", "application/x-www-form-urlencoded", "application/json"
@@ -37,6 +45,12 @@ def _check_weight(written: str) -> str:
     except ComposirError as error:
         raise ValueError(str(error)) from None
     return written
+
+
+def _check_not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank")
+    return text
 
 
 Id = Annotated[str, Field(pattern=ID)]
@@ -83,6 +97,23 @@ class SearchFields(HeatFields):
     min_score: Annotated[float | None, Field(allow_inf_nan=False, description="What scores less is left out.")] = None
     more: Annotated[list[Id], Field(max_length=MAX_MARKS, description="Images of the index to be more like.")] = []
     less: Annotated[list[Id], Field(max_length=MAX_MARKS, description="Images of the index to be less like.")] = []
+
+
+class MeantFields(BaseModel):
+    """The JSON of ``/api/meant``: a search by a picture of the index and a sentence, and which answer was meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_id: Annotated[str, Field(pattern=ID, description="The reference, an image of the index.")]
+    text: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_TEXT, description="The sentence of the search."),
+        AfterValidator(_check_not_blank),
+    ]
+    target: Annotated[str, Field(pattern=ID, description="What was meant, an image of the index.")]
+    shown: Annotated[
+        list[Id], Field(max_length=MAX_SHOWN, description="All that the search has shown, and that was not meant.")
+    ] = []
 
 
 Fields = TypeVar("Fields", bound=HeatFields)

@@ -33,6 +33,8 @@ MAX_SENTENCES = 8
 """Of a list, and as many further references."""
 MAX_MARKS = 50
 """Pictures to be more like, and as many to be less like."""
+MAX_SHOWN = 100
+"""Pictures of one search that a choice names."""
 MAX_PATTERN = 200
 """Characters of a path pattern."""
 MAX_TOP_K = 200

@@ -63,6 +63,13 @@ class Heat(BaseModel):
     """The values drawn over the picture, a JPEG as a data URI."""
 
 
+class Recorded(BaseModel):
+    """That a choice is in the file."""
+
+    new: bool
+    """False where it was there already: it is kept once."""
+
+
 class Health(BaseModel):
     """That the server answers."""
 
@@ -72,3 +79,5 @@ class Health(BaseModel):
     """The model's name, and what it was trained for."""
     heat: bool
     """Whether the model shows where it looks."""
+    records: bool
+    """Whether ``/api/meant`` is there: what people meant is kept in a file of the server."""

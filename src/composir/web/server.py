@@ -12,8 +12,11 @@ from typing import Any
 import uvicorn
 
 from composir.errors import ComposirError
+from composir.models.heads.folder import is_head
+from composir.models.named import find_address
 from composir.search import Retriever
 from composir.web.app import create_app
+from composir.web.feedback import Feedback
 from composir.web.guard import is_loopback
 from composir.web.limits import MIN_KEY, Limits
 
@@ -40,16 +43,27 @@ class Server:
         model: Path | None,
         device: str | None,
         root_path: str,
+        record: Path | None,
     ) -> None:
         root_path = _checked_prefix(root_path)
+        feedback = None if record is None else Feedback(record)
         self._socket = _bind(host, port, api_key)
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}{root_path}"
         try:
-            self.retriever = Retriever(index, model=model, device=device)
+            self.awaits_head = record is not None and model is not None and _is_free(model)
+            self.retriever = Retriever(index, model=None if self.awaits_head else model, device=device)
         except BaseException:
             self._socket.close()
             raise
-        app = create_app(self.retriever, api_key=api_key, limits=limits, host=host, root_path=root_path)
+        app = create_app(
+            self.retriever,
+            api_key=api_key,
+            limits=limits,
+            host=host,
+            root_path=root_path,
+            feedback=feedback,
+            head=model if model is not None and (self.awaits_head or is_head(model)) else None,
+        )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -74,6 +88,11 @@ class Server:
     def stop(self) -> None:
         """Let ``run``, in another thread, come to its end."""
         self._server.should_exit = True
+
+
+def _is_free(model: Path) -> bool:
+    """Return whether a head may come there: no file, no folder and no model by name."""
+    return not model.exists() and find_address(str(model)) is None
 
 
 def _checked_prefix(root_path: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -49,8 +50,11 @@ class Reference:
 class Service:
     """What the operations share: the retriever, who waits for it, and the pictures made lately."""
 
-    def __init__(self, retriever: Retriever, limits: Limits, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, retriever: Retriever, limits: Limits, registry: CollectorRegistry, *, head: Path | None = None
+    ) -> None:
         self.retriever = retriever
+        self.head = head
         self.limits = limits
         self.cache = Cache(limits.cached_bytes)
         self._num_waiting = 0
@@ -68,9 +72,7 @@ class Service:
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start what runs beside the requests; at the end answer who still waits, then stop it."""
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="decoder")
-        self._searches = Batcher(
-            self.retriever.search_many, max_batch=self.limits.max_batch, on_batch=self._batches.observe
-        )
+        self._searches = Batcher(self._search_many, max_batch=self.limits.max_batch, on_batch=self._batches.observe)
         self._readings = Batcher(self._read, max_batch=self.limits.max_batch)
         stop = Event()
         watcher = Thread(target=self._watch, args=(stop,), name="reload", daemon=True)
@@ -94,6 +96,15 @@ class Service:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the index cannot be read again: %s", error)
+
+    def _search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
+        """Answer by the head that is in its folder now; what is wrong with it is said once, and the old one answers."""
+        try:
+            if self.head is not None and self.retriever.take_head(self.head):
+                logger.info("a new head answers: %s", self.head)
+        except (ComposirError, OSError) as error:
+            logger.warning("the new head cannot be taken: %s", error)
+        return self.retriever.search_many(queries)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

@@ -25,6 +25,9 @@ const WORDS = {
     weighed: (w) => w === 0.5 ? "as the model composes them" : w > 0.5 ? `${Math.round(200 * w - 100)} % towards the picture alone` : `${Math.round(100 - 200 * w)} % towards the sentence alone`,
     markMore: (path) => `More like ${path}`, markLess: (path) => `Less like ${path}`,
     marked: (more, less) => [more && `+${more}`, less && `−${less}`].filter(Boolean).join(" "),
+    markMeant: (path) => `This is what I meant: ${path}`, kept: "Kept. What was meant teaches the model at its next training.",
+    records: "What you mark ✓ as meant is kept in a file of this server: the sentence, and which pictures of the index. No upload, no network address, and nothing goes elsewhere.",
+    "not-recorded": "The server cannot write down what was meant.",
     below: (least) => `No picture scores ${least} or more. Lower the least score, or leave it out.`,
     "cannot-be-asked": "This cannot be searched for as it stands.",
     gate: (low, high) => `The gate, from ${low} (dark, left as it is) to ${high} (light, changed by the sentence)`,
@@ -62,6 +65,9 @@ const WORDS = {
     weighed: (w) => w === 0.5 ? "按模型自己的组合" : w > 0.5 ? `向仅图片移动 ${Math.round(200 * w - 100)}%` : `向仅句子移动 ${Math.round(100 - 200 * w)}%`,
     markMore: (path) => `更像 ${path}`, markLess: (path) => `不要像 ${path}`,
     marked: (more, less) => [more && `+${more}`, less && `−${less}`].filter(Boolean).join(" "),
+    markMeant: (path) => `我要的就是这张：${path}`, kept: "已记下。下次训练时，模型会从中学习。",
+    records: "用 ✓ 标出的选择会写入此服务器上的一个文件：句子，以及是索引中的哪些图片。不记录上传的图片和网络地址，也不发往别处。",
+    "not-recorded": "服务器无法写下这个选择。",
     below: (least) => `没有图片的得分达到 ${least}。请降低最低得分，或不填。`,
     "cannot-be-asked": "这样无法搜索。",
     gate: (low, high) => `门控：从 ${low}（暗，保持原样）到 ${high}（亮，随句子改变）`,
@@ -240,7 +246,7 @@ async function formOf(step, more = {}) {
 
 // -- what is shown ----------------------------------------------------------------------------------------------------
 
-let total = 0, canLook = false, running = null, listed = 0;
+let total = 0, canLook = false, records = false, running = null, listed = 0;
 
 async function show() {
   state = readAddress();
@@ -308,16 +314,17 @@ async function showFound(step, signal) {
     const next = stepOf({ image: hit.id, where: step.where });
     const score = hit.score.toFixed(3);
     const link = card(hit, addressOf([...before, next]), say("rank", hit.rank, hit.path, score), hit.rank === 1 ? "preview" : "thumbnail", score);
-    return make("div", { class: "cell" }, link, marksOf(hit, step));
+    return make("div", { class: "cell" }, link, marksOf(hit, step, found.results));
   }));
   if (!found.results.length) results.append(make("p", {}, step.least ? say("below", step.least) : say("nothing")));
+  describe().catch(() => {});
   if (marked) (results.querySelector(marked) ?? results).focus();
   marked = "";
 }
 
 let marked = ""; // the button that was pressed last, which keeps the focus
 
-function marksOf(hit, step) {
+function marksOf(hit, step, shown) {
   const buttons = ["more", "less"].map((kind) => {
     const label = say(kind === "more" ? "markMore" : "markLess", hit.path);
     const isSet = idsOf(step[kind]).includes(hit.id);
@@ -325,8 +332,31 @@ function marksOf(hit, step) {
     button.addEventListener("click", () => mark(kind, hit.id));
     return button;
   });
-  const isMarked = [...idsOf(step.more), ...idsOf(step.less)].includes(hit.id);
+  if (records && /^[0-9a-f]{32}$/.test(step.image) && step.text && !step.without) buttons.push(meantButton(hit, step, shown));
+  const isMarked = [...idsOf(step.more), ...idsOf(step.less)].includes(hit.id) || meant.has(choiceOf(hit, step));
   return make("div", { class: isMarked ? "marks set" : "marks" }, ...buttons);
+}
+
+const meant = new Set(); // the choices of this page's visit
+const choiceOf = (hit, step) => [step.image, step.text, hit.id].join("~");
+
+function meantButton(hit, step, shown) {
+  const label = say("markMeant", hit.path);
+  const button = make("button", { type: "button", "aria-pressed": meant.has(choiceOf(hit, step)), "aria-label": label, title: label }, icon("meant"));
+  button.addEventListener("click", async () => {
+    const choice = { image_id: step.image, text: step.text, target: hit.id, shown: shown.map((one) => one.id) };
+    try {
+      await ask("api/meant", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(choice) });
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      return notify(error.message, false);
+    }
+    meant.add(choiceOf(hit, step));
+    button.setAttribute("aria-pressed", "true");
+    button.parentElement.classList.add("set");
+    $("status").textContent = say("kept");
+  });
+  return button;
 }
 
 function mark(kind, id) {
@@ -415,6 +445,7 @@ function showWords() {
   weigh();
   $("language").textContent = say("language");
   $("size").textContent = total ? say("size", total) : "";
+  $("records").hidden = !records;
 }
 
 $("picture").addEventListener("error", () => { $("picture").hidden = true; }); // HEIC, which not every browser shows
@@ -577,10 +608,15 @@ $("theme").addEventListener("click", () => {
 });
 if (stored("theme")) setTheme(stored("theme"));
 
-addEventListener("hashchange", show);
-ask("api/health").then((health) => {
+async function describe() { // the index may have grown, and another head may answer
+  const health = await ask("api/health");
   total = health.num_images;
   canLook = health.heat;
+  records = health.records;
   $("about").textContent = health.model;
+  $("look").hidden ||= !canLook;
   showWords();
-}).catch(() => {}).finally(show);
+}
+
+addEventListener("hashchange", show);
+describe().catch(() => {}).finally(show);
