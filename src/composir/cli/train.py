@@ -56,6 +56,13 @@ def train(
     head: Annotated[
         str | None, typer.Option(help=f"On a model that stays as it is: {one_of(HEADS)} \\[joint].")
     ] = None,
+    target_map: Annotated[
+        bool | None,
+        typer.Option(
+            "--target-map/--no-target-map",
+            help="The head also maps the targets: an index gets a second set of vectors.",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file)."),

@@ -127,6 +127,7 @@ class HeadRun(Run):
             base_hash=identity,
             dim=self.base.embed_gallery([split.images[query.reference]]).shape[-1],
             text_dim=self.base.embed_words([query.text]).shape[-1],
+            target_map=recipe.target_map,
         )
         torch.manual_seed(recipe.seed)  # the base may have used up random numbers
         self.model = make_head(self.config).to(device)

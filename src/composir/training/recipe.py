@@ -53,6 +53,8 @@ class Recipe(BaseModel):
     """Key of ``BACKBONES``, or a model that stays as it is and gets a head: ``photos``, ``st:NAME``, a folder."""
     head: str = "joint"
     """Key of ``HEADS``: what is trained on the vectors of a model that is no backbone."""
+    target_map: bool = False
+    """A head also learns one linear map of the targets' vectors; an index then gets a second set of vectors by it."""
     weights: str = ""
     """Folder or file of the backbone's pretrained weights, where they are not in a package."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
@@ -261,7 +263,7 @@ OF_A_BACKBONE = (
 
 def _without_effect(recipe: Recipe) -> list[str]:
     """Return, for each setting that was changed and would change nothing, whose it is."""
-    names, whose = ("head",), "of a head on a model that stays as it is"
+    names, whose = ("head", "target_map"), "of a head on a model that stays as it is"
     if recipe.backbone not in BACKBONES:
         names, whose = OF_A_BACKBONE, "of a backbone, and a head has none"
     defaults = {name: Recipe.model_fields[name].default for name in names}
