@@ -124,9 +124,16 @@ def open_embedder(
     opened = open_model(model, default_device())
     if isinstance(opened, OpenedHead):
         _require_plain(opened.kind, rerank=rerank, scoring=scoring)
-        base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
-        return HeadEmbedder(opened.saved.head, base), opened.saved.weights_hash
+        return embedder_of_head(opened, splits, place=place, progress=progress), opened.saved.weights_hash
     return _embedder_of(opened, splits, rerank=rerank, scoring=scoring, place=place, progress=progress)
+
+
+def embedder_of_head(
+    opened: OpenedHead, splits: Sequence[Split], *, place: TokenPlace = ON_DISK, progress: Counted | None = None
+) -> HeadEmbedder:
+    """Return the embedder of an open head, every token of ``splits`` present that its base needs."""
+    base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
+    return HeadEmbedder(opened.saved.head, base)
 
 
 def _embedder_of(
