@@ -20,6 +20,7 @@ from composir.machine import to_device
 from composir.models.heads.embedder import HeadEmbedder
 from composir.models.heads.folder import HeadConfig, head_card, make_head, read_head, save_head
 from composir.models.heads.head import Head, head_hash, mean_vector
+from composir.models.named import lasting_name
 from composir.token_cache import TokenPlace
 from composir.training.batches import Drawn, Triplet
 from composir.training.log import NUM_PROBE_TRIPLETS, Log, entropy
@@ -123,7 +124,7 @@ class HeadRun(Run):
         split, query = triplets[0]
         self.config = HeadConfig(
             head=recipe.head,
-            base=str(Path(recipe.backbone).resolve()) if Path(recipe.backbone).is_dir() else recipe.backbone,
+            base=lasting_name(recipe.backbone),
             base_hash=identity,
             dim=self.base.embed_gallery([split.images[query.reference]]).shape[-1],
             text_dim=self.base.embed_words([query.text]).shape[-1],

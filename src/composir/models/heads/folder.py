@@ -11,15 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composir.errors import ComposirError, nearest
 from composir.files import replacing_folder
 from composir.models.checkpoint import load_weights
-from composir.models.config import CARD, CONFIG, FORMAT, WEIGHTS
+from composir.models.config import CARD, CONFIG, FORMAT, HEAD, WEIGHTS
 from composir.models.heads import HEADS
 from composir.models.heads.head import Head, head_hash
 from composir.models.weights.sources import read_json
 from composir.models.weights.tensors import write_safetensors
 from composir.version import own_version
-
-HEAD = "head"
-"""What config.json of a head says under ``model``."""
 
 
 class HeadConfig(BaseModel):
@@ -33,7 +30,7 @@ class HeadConfig(BaseModel):
     head: str
     """Key of ``HEADS``."""
     base: str
-    """The model below it, as ``--model`` names it; of a folder its absolute path."""
+    """The model below it, as ``--model`` names it anywhere on this machine (``lasting_name``)."""
     base_hash: str
     dim: int = Field(gt=0)
     """Of the base's vectors."""
