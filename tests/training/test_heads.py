@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from composir.cli.console import TrainBars
 from composir.data import load_splits
 from composir.errors import ComposirError
 from composir.evaluation import evaluate
@@ -21,6 +24,7 @@ from composir.models.checkpoint import save_pretrained
 from composir.models.heads import HEADS
 from composir.models.heads.folder import HeadConfig, make_head, read_head, save_head
 from composir.search import Retriever, index_folder
+from composir.search.encoder import NO_PICTURE, open_encoder
 from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, train
 from composir.training.heads import HeadInputs, HeadRun
@@ -159,6 +163,13 @@ def test_a_run_leaves_a_head_that_evaluates_as_its_best_validation(make_recipe, 
     assert figures(result.best, split).metrics == result.metrics
 
 
+def test_progress_is_told_of_vectors_and_steps(make_recipe):
+    told = []
+    bars = SimpleNamespace(tell=lambda name, *_: told.append(name))
+    train(make_recipe(num_epochs=1), observer=TrainBars(bars), place=IN_MEMORY)
+    assert set(told) == {"vectors", "training"}
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_learns_what_sentences_do_to_pictures(name):
     torch.manual_seed(0)
@@ -280,6 +291,30 @@ def test_an_index_is_searched_by_a_head_on_its_model_without_a_new_vector(traine
     assert code == 0
     assert str(hit.path) in out.splitlines()[0]
     assert "model: a head (joint) on " in out
+
+
+def test_a_head_looks_at_a_picture_once_and_asks_as_its_base_does(trained, shapes_root, monkeypatch):
+    encoder = open_encoder(trained / "best", "cpu")
+    pictures = [Image.open(file) for file in sorted((shapes_root / "dev").glob("*.png"))[:2]]
+    asked = [(1, "red"), (NO_PICTURE, "a circle"), (0, ""), (1, "blue"), (0, "red")]
+    with torch.inference_mode():
+        own, seen = encoder.base.embed_asked_and_pictures(pictures, asked)
+        assert torch.equal(own, encoder.base.embed_asked(pictures, asked))
+        torch.testing.assert_close(
+            seen, encoder.base.embed_pictures([encoder.base.prepare(picture) for picture in pictures])
+        )
+        looked = []
+        tokens = encoder.base.model.tokens
+        monkeypatch.setattr(encoder.base.model, "tokens", lambda some: looked.extend(some) or tokens(some))
+        queries = encoder.embed_asked(pictures, asked)
+    assert looked == pictures
+    assert torch.equal(queries[[1, 2]], own[[1, 2]])
+    changed = encoder.head(
+        own[[0, 3, 4]],
+        seen[[1, 1, 0]],
+        encoder.base.model.encode_prompt(*encoder.base.model.tokenize(["red", "blue", "red"])),
+    )
+    torch.testing.assert_close(queries[[0, 3, 4]], changed)
 
 
 def test_an_index_of_another_model_is_one_line(trained, shapes_index):

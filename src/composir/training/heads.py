@@ -139,7 +139,7 @@ class HeadRun(Run):
         num_bytes = 4 * self.config.dim
 
         def tell(done: int, total: int) -> None:
-            self.observer.on_features(done, total, total * num_bytes)
+            self.observer.on_vectors(done, total, total * num_bytes)
 
         self.vectors.fill([*self.train_splits, *self.val_splits], tell, share=share)
 
