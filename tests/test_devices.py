@@ -76,7 +76,7 @@ WAITS_OF_AN_INDEX = {
 }
 WAITS_OF_A_SEARCH = {
     Sync("upload", "models/vision.py:forward"): "pixels",
-    Sync("index from the CPU", "search/encoder.py:embed_asked"): "which query has which picture",
+    Sync("index from the CPU", "search/encoder.py:_embed"): "which query has which picture",
     Sync("cpu", "search/query.py:embed_queries"): "the queries' vectors: the index is searched by the CPU",
 }
 

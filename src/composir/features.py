@@ -22,9 +22,10 @@ from composir.models.config import CONFIG
 from composir.models.embedder import VectorEmbedder
 from composir.models.heads.embedder import HeadEmbedder
 from composir.models.heads.folder import SavedHead, is_head, read_head
-from composir.models.named import open_named
+from composir.models.named import find_address, open_named
 from composir.models.sprc import GLOBAL, SCORINGS
 from composir.models.tuned import is_tuned, open_tuned
+from composir.models.weights.sources import FORMS, OWN, locate
 from composir.progress import Counted
 from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
@@ -50,29 +51,49 @@ def open_model(model: Path | str, device: str | torch.device) -> Opened | Opened
 
     Raises ``ComposirError`` where it cannot be loaded, or cannot embed pictures and sentences.
     """
-    if is_head(model):
-        saved = read_head(model)
-        saved.head.to(device)
-        base = open_base(saved.config.base, device, file=Path(model) / CONFIG)
-        require_same_base(saved, identity_of(base), model)
-        return OpenedHead(saved, base)
-    return open_base(model, device)
+    folder = find_head(model)
+    if folder is None:
+        return _open(model, device)
+    saved = read_head(folder)
+    saved.head.to(device)
+    base = open_base(saved.config.base, device, file=folder / CONFIG)
+    require_same_base(saved, identity_of(base), model)
+    return OpenedHead(saved, base)
+
+
+def find_head(model: Path | str) -> Path | None:
+    """Return the folder of a head that is given by its path or hub id, downloaded if need be; None for other models.
+
+    Raises ``ComposirError`` where nothing of that name is here or on the hub.
+    """
+    if find_address(str(model)) is not None:
+        return None
+    folder, _ = locate(str(model), FORMS[OWN])
+    return folder if is_head(folder) else None
 
 
 def open_base(model: Path | str, device: str | torch.device, *, file: Path | None = None) -> Opened:
     """Return what ``open_model`` does, of all but a head; ``file`` is the head's config.json that names it."""
-    if file is not None and Path(model).is_absolute() and not Path(model).exists():
+    address = find_address(str(model))
+    place = Path(address.place if address else model)
+    if file is not None and place.is_absolute() and not place.exists():
         raise ComposirError(
             f"names the model below it, {model}, which is not there",
             file=file,
             fix="put it back, or write where it is now under base",
         )
-    if is_head(model):
+    head = find_head(model)
+    if head is not None:
         raise ComposirError(
             "is a head, and a head goes on a model",
             file=model,
-            fix=f"give its own base, {read_head(model).config.base}",
+            fix=f"give its own base, {read_head(head).config.base}",
         )
+    return _open(model, device)
+
+
+def _open(model: Path | str, device: str | torch.device) -> Opened:
+    """Return a model that is no head."""
     named = open_named(str(model), device)
     if named is not None:
         return named
@@ -127,9 +148,16 @@ def open_embedder(
     opened = open_model(model, default_device())
     if isinstance(opened, OpenedHead):
         _require_plain(opened.kind, rerank=rerank, scoring=scoring)
-        base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
-        return HeadEmbedder(opened.saved.head, base), opened.saved.weights_hash
+        return embedder_of_head(opened, splits, place=place, progress=progress), opened.saved.weights_hash
     return _embedder_of(opened, splits, rerank=rerank, scoring=scoring, place=place, progress=progress)
+
+
+def embedder_of_head(
+    opened: OpenedHead, splits: Sequence[Split], *, place: TokenPlace = ON_DISK, progress: Counted | None = None
+) -> HeadEmbedder:
+    """Return the embedder of an open head, every token of ``splits`` present that its base needs."""
+    base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
+    return HeadEmbedder(opened.saved.head, base)
 
 
 def _embedder_of(

@@ -169,14 +169,14 @@ def require_locks(folder: Path, fix: str) -> None:
 
 
 @contextmanager
-def locked(file: Path, refusal: ComposirError, *, without_locks: str) -> Iterator[None]:
+def locked(file: Path, refusal: ComposirError, *, without_locks: str, seconds: float = 0) -> Iterator[None]:
     """Hold a lock till the end or a kill; raise ``refusal`` where another process holds it. The file stays, empty.
 
-    ``without_locks`` is the fix where the disk has none.
+    It is waited for so many ``seconds``. ``without_locks`` is the fix where the disk has none.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     require_locks(file.parent, without_locks)
-    lock = sqlite3.connect(file, timeout=0)
+    lock = sqlite3.connect(file, timeout=seconds)
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:

@@ -113,6 +113,9 @@ def test_bge_vl_adds_features_that_are_not_normalised(clip, files):
     torch.testing.assert_close(embedder.embed_gallery(files)[:, 0], alone, atol=1e-5, rtol=0)
     sentences = texts / texts.norm(dim=1, keepdim=True)
     torch.testing.assert_close(embedder.embed_text_only(["ab", "c"], files), sentences, atol=1e-5, rtol=0)
+    pairs, seen = embedder.embed_pairs_and_pictures(pictures, [(0, "ab"), (1, ""), (2, "c")])
+    torch.testing.assert_close(pairs, together)
+    torch.testing.assert_close(seen, alone, atol=1e-5, rtol=0)
     # features of other lengths than 1, or the two compositions would be one
     assert not torch.allclose(WEIGHTED_SUM(images[:1], texts[:1]), together[:1], atol=1e-3)
     assert embedder.network.dtype == torch.float32  # on a CPU, though the file holds fp16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,9 +16,14 @@ from huggingface_hub import constants
 
 import composir
 from composir.errors import ComposirError
+from composir.features import open_base, open_embedder, open_model
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
+from composir.models.heads.folder import HeadConfig, make_head, save_head
+from composir.models.heads.head import head_hash
 from composir.models.weights.sources import locate
+from composir.search import Retriever, index_folder
+from composir.token_cache import TokenPlace
 
 COMMIT = "a" * 40
 
@@ -129,6 +135,64 @@ def test_what_the_hub_refuses_is_one_clear_error(hub, folder):
         composir.push_to_hub(folder, "me/model", token="hf_of_a_test")
     with pytest.raises(ComposirError, match="cannot be put on the hub as no such name!"):
         composir.push_to_hub(folder, "no such name!", token="hf_of_a_test")
+
+
+@pytest.fixture
+def head(hub, folder, tmp_path):
+    """Return a head on the checkpoint ``folder`` that lies on the hub as me/model, and whose folder is gone."""
+    base, identity = open_embedder(folder, (), place=TokenPlace("memory"))
+    dim, text_dim = base.model.config.embed_dim, base.embed_words(["red"]).shape[-1]
+    config = HeadConfig(head="sum", base=str(folder), base_hash=identity, dim=dim, text_dim=text_dim)
+    head = make_head(config)
+    torch.nn.init.normal_(head.change.text_proj.weight)
+    save_head(head, config, tmp_path / "head")
+    hub.files.update({file.name: file.read_bytes() for file in (tmp_path / "head").iterdir()})
+    shutil.rmtree(tmp_path / "head")
+    return head_hash(head, identity)
+
+
+def test_a_head_is_found_by_its_hub_id_and_in_the_cache(head, folder, shapes_root, run, monkeypatch):
+    index = folder.parent / "index"
+    assert open_model("me/model", "cpu").saved.weights_hash == head
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what was downloaded once stays
+    index_folder(shapes_root / "dev", index, model=folder)
+    asked = shapes_root / "dev/val-red-ellipse.png"
+    with Retriever(index) as plain, Retriever(index, model="me/model") as taught:
+        assert taught.encoder.identity == head
+        assert taught.search(asked, "red") != plain.search(asked, "red")
+    with pytest.raises(
+        ComposirError, match=r"me/model: is a head, and a head goes on a model; fix: give its own base, /"
+    ):
+        open_base("me/model", "cpu")
+    code, out, _ = run("models", "get", "me/model", "--json")
+    assert code == 0
+    assert json.loads(out)["revision"] == COMMIT
+    code, out, _ = run("models", "get", "me/model")
+    assert out.splitlines()[1] == "next: composir search INDEX --model me/model --image PICTURE --text SENTENCE"
+    shutil.rmtree(folder)
+    with pytest.raises(
+        ComposirError, match=r"config.json: names the model below it, .*best, which is not there; fix: put"
+    ):
+        open_model("me/model", "cpu")
+
+
+def test_only_what_is_of_composir_is_downloaded_by_a_hub_id(hub, run, tmp_path):
+    hub.files.update({"config.json": b'{"model_type": "clip"}', "model.safetensors": b"large"})
+    code, _, err = run("models", "get", "me/model")
+    assert code == 2
+    assert "me/model: is neither a checkpoint nor a head of composir's" in err
+    assert "--model st:me/model" in " ".join(err.split())
+    assert not list((tmp_path / "hub-cache").rglob("model.safetensors"))
+    code, _, err = run("models", "get", "them/none")
+    assert code == 2
+    assert "them/none: the hub answers 404" in err
+
+
+def test_a_checkpoint_is_downloaded_by_its_hub_id(hub, folder, run):
+    hub.files.update({file.name: file.read_bytes() for file in folder.iterdir()})
+    code, out, err = run("models", "get", "me/model")
+    assert code == 0, err
+    assert out.splitlines()[1] == "next: composir index PICTURES --model me/model --out PICTURES.index"
 
 
 def test_a_tower_of_this_machine_alone_is_not_pushed(hub, folder, tmp_path):

@@ -248,3 +248,10 @@ def test_open_embedder_opens_it():
     embedder, name = open_embedder("photos", [])
     assert isinstance(embedder, PhotosEmbedder)
     assert name == embedder.weights_hash()
+
+
+def test_pairs_and_pictures_at_once_are_those_of_either(model, folder):
+    pictures = [Image.open(folder / f"{name}.png") for name in ("red", "noise")]
+    pairs, seen = model.embed_pairs_and_pictures(pictures, [(1, "a dog"), (0, ""), (1, "but blue")])
+    assert torch.equal(pairs, model.embed_pairs([pictures[1], pictures[0], pictures[1]], ["a dog", "", "but blue"]))
+    assert torch.equal(seen, model.embed_documents(pictures)[:, 0])

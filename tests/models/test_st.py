@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 import sys
 from pathlib import Path
@@ -26,7 +27,11 @@ from composir import Retriever
 from composir.errors import ComposirError
 from composir.features import open_model
 from composir.models.address import Options
+from composir.models.heads.folder import read_head
 from composir.models.st import SentenceEmbedder, load_sentence_embedder
+from composir.search import index_folder
+from composir.token_cache import TokenPlace
+from composir.training import load_recipe, train
 
 from ..small_duals import save_clip
 
@@ -241,3 +246,40 @@ def test_a_photograph_of_12_megapixels_is_made_smaller(clip_folder):
     small = embedder.prepare(Image.new("RGB", (4000, 3000)))
     assert small.size == (1567, 1175)  # sqrt(1800 * 32 * 32 / 12,000,000) of either side
     assert embedder.prepare(small) is small
+
+
+def test_a_head_is_trained_on_such_a_model_and_names_it_from_any_folder(
+    clip_folder, shapes_root, tmp_path, run, monkeypatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(clip_folder.parent)
+    recipe = load_recipe(
+        {
+            "backbone": f"st:{clip_folder.name}", "data_root": str(shapes_root), "output_dir": str(tmp_path / "models"),
+            "num_epochs": 3, "validation_frequency": 3, "batch_size": 8, "learning_rate": 0.01, "target_map": True,
+        }
+    )  # fmt: skip
+    best = train(recipe, place=TokenPlace("memory")).best
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert read_head(best).config.base == f"st:{clip_folder}"
+    index_folder(shapes_root / "dev", tmp_path / "index", model=f"st:{clip_folder}")
+    asked = shapes_root / "dev/val-red-ellipse.png"
+    with Retriever(tmp_path / "index") as plain, Retriever(tmp_path / "index", model=best) as taught:
+        assert taught.search(asked, "make it blue") != plain.search(asked, "make it blue")
+        assert taught.search(asked) == plain.search(asked)
+    config = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps({**config, "base": f"st:{tmp_path}/gone"}))
+    code, _, err = run("search", tmp_path / "index", "--model", best, "--text", "red")
+    assert code == 2
+    assert re.search(
+        r"names the model below it, st:\S+gone, which is not there; fix: put it back", " ".join(err.split())
+    )
+
+
+def test_pairs_and_pictures_at_once_are_those_of_either(clip_folder, files):
+    embedder = load_sentence_embedder(str(clip_folder))
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    pairs, seen = embedder.embed_pairs_and_pictures(pictures, [(2, "red"), (0, ""), (2, "blue")])
+    asked = [pictures[2], pictures[0], pictures[2]]
+    torch.testing.assert_close(pairs, embedder.embed_pairs(asked, ["red", "", "blue"]))
+    torch.testing.assert_close(seen, embedder.embed_gallery(files)[:, 0])

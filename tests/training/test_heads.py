@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from composir.cli.console import TrainBars
 from composir.data import load_splits
 from composir.errors import ComposirError
 from composir.evaluation import evaluate
@@ -21,6 +24,7 @@ from composir.models.checkpoint import save_pretrained
 from composir.models.heads import HEADS
 from composir.models.heads.folder import HeadConfig, make_head, read_head, save_head
 from composir.search import Retriever, index_folder
+from composir.search.encoder import NO_PICTURE, open_encoder
 from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, train
 from composir.training.heads import HeadInputs, HeadRun
@@ -92,6 +96,30 @@ def test_a_head_starts_as_its_base_bit_for_bit_and_every_weight_can_move(name, v
     torch.testing.assert_close(changed.norm(dim=-1), torch.ones(5))
 
 
+def test_a_map_of_targets_starts_as_the_identity_bit_for_bit_and_moves_candidates_alone():
+    torch.manual_seed(0)
+    plain, mapped = (
+        make_head(HeadConfig(head="sum", base="photos", base_hash="x", dim=6, text_dim=4, target_map=one))
+        for one in (False, True)
+    )
+    query, reference, target = (torch.nn.functional.normalize(torch.randn(5, 3, 6), dim=-1) for _ in range(3))
+    asked = query[:, 0], reference, torch.randn(5, 4)
+    mapped.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(mapped.map_targets(target), target)
+    first, second = (head.eval().training_losses(*asked, target)["loss_itc"] for head in (plain, mapped))
+    assert torch.equal(first, second)
+    second.backward()
+    assert mapped.target_map.weight.grad.any()
+    with torch.no_grad():
+        mapped.target_map.weight.copy_(torch.eye(6).roll(1, dims=0))
+    assert torch.equal(mapped(*asked), plain(*asked))  # the reference is read as it was
+    torch.testing.assert_close(mapped.map_targets(target).norm(dim=-1), torch.ones(5, 3))
+    one = mapped.map_targets(torch.tensor([0.6, 0.0, 0.0, 0.8, 0.0, 0.0]))
+    # (0.6, 0, 0, 0.8, 0, 0) and the same moved by one, at length 1
+    torch.testing.assert_close(one, torch.tensor([0.6, 0.6, 0.0, 0.8, 0.8, 0.0]) / 2**0.5)
+    assert not mapped.map_targets(torch.zeros(2, 6)).any()
+
+
 def test_the_change_is_added_to_the_query_at_its_length():
     head = make_head(HeadConfig(head="sum", base="photos", base_hash="x", dim=2, text_dim=1))
     with torch.no_grad():
@@ -101,13 +129,15 @@ def test_the_change_is_added_to_the_query_at_its_length():
     torch.testing.assert_close(head(query, reference, torch.ones(1, 1)), expected)
 
 
-def test_an_untrained_head_has_the_figures_of_its_base(base, shapes_root, tmp_path):
+@pytest.mark.parametrize("target_map", [False, True])
+def test_an_untrained_head_has_the_figures_of_its_base(base, shapes_root, tmp_path, target_map):
     (split,) = load_splits("CIRR", shapes_root, "val")
     whole, base_hash = open_embedder(base, [split], place=IN_MEMORY)
     zero_shot = evaluate(whole, [split])
     dim = whole.embed_gallery(split.gallery_sources[:1]).shape[-1]
+    text_dim = whole.embed_words(["a"]).shape[-1]
     config = HeadConfig(
-        head="gate", base=str(base), base_hash=base_hash, dim=dim, text_dim=whole.embed_words(["a"]).shape[-1]
+        head="gate", base=str(base), base_hash=base_hash, dim=dim, text_dim=text_dim, target_map=target_map
     )
     save_head(make_head(config), config, tmp_path / "head")
     untrained = figures(tmp_path / "head", split)
@@ -116,7 +146,7 @@ def test_an_untrained_head_has_the_figures_of_its_base(base, shapes_root, tmp_pa
 
 
 def test_a_run_leaves_a_head_that_evaluates_as_its_best_validation(make_recipe, shapes_root):
-    recipe = make_recipe(head="gate-joint", num_epochs=2)
+    recipe = make_recipe(head="gate-joint", num_epochs=2, target_map=True)
     result = train(recipe)
     run = result.run
     names = {"recipe.toml", "training_log.csv", "curves.png", "last", "best", "data.json"}
@@ -124,12 +154,20 @@ def test_a_run_leaves_a_head_that_evaluates_as_its_best_validation(make_recipe, 
     header = (run / "training_log.csv").read_text().splitlines()[0].split(",")
     assert {"loss_itc", "alpha", "mean_gate", "gate_entropy", "relative_change", "grad_head", "R@5"} <= set(header)
     saved = read_head(result.best)
-    assert (saved.config.head, saved.config.base) == ("gate-joint", recipe.backbone)
+    assert (saved.config.head, saved.config.base, saved.config.target_map) == ("gate-joint", recipe.backbone, True)
+    assert saved.head.target_map.weight.any()
     card = (result.best / "README.md").read_text()
     assert "A head (gate-joint) on model" in card
     assert "| R@5 |" in card
     (split,) = load_splits("CIRR", shapes_root, "val")
     assert figures(result.best, split).metrics == result.metrics
+
+
+def test_progress_is_told_of_vectors_and_steps(make_recipe):
+    told = []
+    bars = SimpleNamespace(tell=lambda name, *_: told.append(name))
+    train(make_recipe(num_epochs=1), observer=TrainBars(bars), place=IN_MEMORY)
+    assert set(told) == {"vectors", "training"}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -161,7 +199,7 @@ def test_a_head_learns_what_sentences_do_to_pictures(name):
 
 
 def test_a_stopped_run_goes_on_as_if_unbroken(make_recipe, monkeypatch):
-    settings = {"mined_ratio": 0.5, "subset_negatives": 2, "head": "combiner"}  # dropout, mining
+    settings = {"mined_ratio": 0.5, "subset_negatives": 2, "head": "combiner", "target_map": True}  # dropout, mining
     unbroken = train(make_recipe(**settings)).run
     step, count = loop.Run._step, []
 
@@ -255,6 +293,30 @@ def test_an_index_is_searched_by_a_head_on_its_model_without_a_new_vector(traine
     assert "model: a head (joint) on " in out
 
 
+def test_a_head_looks_at_a_picture_once_and_asks_as_its_base_does(trained, shapes_root, monkeypatch):
+    encoder = open_encoder(trained / "best", "cpu")
+    pictures = [Image.open(file) for file in sorted((shapes_root / "dev").glob("*.png"))[:2]]
+    asked = [(1, "red"), (NO_PICTURE, "a circle"), (0, ""), (1, "blue"), (0, "red")]
+    with torch.inference_mode():
+        own, seen = encoder.base.embed_asked_and_pictures(pictures, asked)
+        assert torch.equal(own, encoder.base.embed_asked(pictures, asked))
+        torch.testing.assert_close(
+            seen, encoder.base.embed_pictures([encoder.base.prepare(picture) for picture in pictures])
+        )
+        looked = []
+        tokens = encoder.base.model.tokens
+        monkeypatch.setattr(encoder.base.model, "tokens", lambda some: looked.extend(some) or tokens(some))
+        queries = encoder.embed_asked(pictures, asked)
+    assert looked == pictures
+    assert torch.equal(queries[[1, 2]], own[[1, 2]])
+    changed = encoder.head(
+        own[[0, 3, 4]],
+        seen[[1, 1, 0]],
+        encoder.base.model.encode_prompt(*encoder.base.model.tokenize(["red", "blue", "red"])),
+    )
+    torch.testing.assert_close(queries[[0, 3, 4]], changed)
+
+
 def test_an_index_of_another_model_is_one_line(trained, shapes_index):
     with pytest.raises(ComposirError, match=r"is the index of another model .* than the one below the head") as error:
         Retriever(shapes_index, model=trained / "best")
@@ -331,6 +393,7 @@ def test_too_few_or_equal_examples_are_one_line(make_recipe, shapes_root, tmp_pa
     ("settings", "message"),
     [
         ({"head": "joints"}, "head = 'joints': value error, expected gate or joint or"),
+        ({"backbone": "tiny", "target_map": True}, "target_map = True is a setting of a head on"),
         ({"fusion": "late"}, "fusion = 'late' is a setting of a backbone, and a head has none"),
         ({"loss_local": 0.1}, "loss_local = 0.1 is a setting of a backbone"),
         ({"backbone": "tiny", "head": "gate"}, "head = 'gate' is a setting of a head on a model that stays as it is"),

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from composir.models.backbones import build
+from composir.models.checkpoint import save_pretrained
 from composir.training import load_recipe, resume_recipe, train
 
 # What runs in the process before the command: ``at_start`` is called when the first step comes next.
@@ -292,6 +294,20 @@ def test_two_processes_train_what_one_does_and_only_the_first_writes(settings, u
     for row, other in zip(rows, other_rows, strict=True):
         for name in ("loss_itc", "loss_rtc", "loss_align", "total"):
             assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
+
+
+def test_two_processes_train_the_head_that_one_does(settings, unbroken, launch, tmp_path):
+    """Of a head without dropout: what is dropped is drawn in each process for itself."""
+    save_pretrained(build("tiny").eval(), tmp_path / "base")
+    settings |= {"backbone": str(tmp_path / "base"), "head": "gate", "target_map": "true", "learning_rate": 0.01}
+    settings |= {"subset_negatives": 1, "eps": 1e-2}
+    first, second = launch(command(settings))
+    assert first.end()[0] == second.end()[0] == 0, first.end()[1] + second.end()[1]
+    settings["target_map"] = True
+    weights, others = (load_file(run / "last/model/model.safetensors") for run in (run_folder(settings), unbroken()))
+    assert others["target_map.weight"].abs().max() > 1e-3
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=1e-5)
 
 
 def test_an_error_in_one_process_stops_both_with_one_line(settings, launch):

@@ -49,7 +49,9 @@ def models(context: typer.Context, json_: Json = False) -> int:
 
 @models_app.command()
 def get(
-    name: Annotated[str, typer.Argument(help="A name that composir models lists.")],
+    name: Annotated[
+        str, typer.Argument(help="A name that composir models lists, or ORG/NAME of a checkpoint or head on the hub.")
+    ],
     json_: Json = False,
 ) -> int:
     """Download a model's files into the hub's cache; a download that breaks off goes on where it ended.
@@ -58,16 +60,26 @@ def get(
 
     Example: composir models get bge-vl-base
     """
-    from composir.models.catalogue import MODELS, convert_command
+    from composir.models.catalogue import MODELS, convert_command, get_own
     from composir.models.catalogue import get as download
+    from composir.models.heads.folder import is_head
+    from composir.models.weights.sources import is_hub_id
 
-    require_choice("the model", name, tuple(MODELS))
-    folder, model = download(name), MODELS[name]
+    next_ = f"composir index PICTURES --model {name} --out PICTURES.index"
+    if name not in MODELS and is_hub_id(name):
+        folder = get_own(name)
+        revision = folder.name
+        if is_head(folder):
+            next_ = f"composir search INDEX --model {name} --image PICTURE --text SENTENCE"
+    else:
+        require_choice("the model", name, tuple(MODELS))
+        folder, revision = download(name), MODELS[name].revision
+        if MODELS[name].load is None:
+            next_ = convert_command(name)
     if json_:
-        print_json({"name": name, "folder": str(folder), "revision": model.revision})
+        print_json({"name": name, "folder": str(folder), "revision": revision})
         return 0
     out.print(str(folder), soft_wrap=True)
-    next_ = f"composir index PICTURES --model {name} --out PICTURES.index" if model.load else convert_command(name)
     out.print(f"next: {next_}", soft_wrap=True)
     return 0
 

@@ -96,6 +96,10 @@ class TrainBars:
         """Show how many images have their tokens."""
         tell_features(self.bars, done, total, num_bytes)
 
+    def on_vectors(self, done: int, total: int, num_bytes: int) -> None:
+        """Show how many pictures have their vectors."""
+        tell_features(self.bars, done, total, num_bytes, name="vectors")
+
     def on_start(self, run: Path, recipe: Any, first_step: int, num_steps: int) -> None:
         """Tell the run folder."""
         self.num_steps, self.first_step = num_steps, first_step
@@ -124,8 +128,8 @@ class TrainBars:
         err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
 
 
-def tell_features(bars: Bars, done: int, total: int, num_bytes: int) -> None:
-    """Show how many images have their tokens, and the size of all."""
+def tell_features(bars: Bars, done: int, total: int, num_bytes: int, *, name: str = "image tokens") -> None:
+    """Show how many images have their tokens, or what is named instead, and the size of all."""
     from composir.files import size_text
 
-    bars.tell("image tokens", done, total, size_text(num_bytes))
+    bars.tell(name, done, total, size_text(num_bytes))

@@ -99,7 +99,7 @@ def convert(
 
 @app.command(rich_help_panel="Models")
 def visualize(
-    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best.")],
+    model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best, or that of a head.")],
     image: Annotated[Path, typer.Option(help="The reference picture.")],
     text: Annotated[list[str], typer.Option(help="What should differ; repeatable, a row of the picture each.")],
     out_: Annotated[Path, typer.Option("--out", help="The PNG to write.")],
@@ -119,11 +119,22 @@ def visualize(
 ) -> int:
     """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
 
+    Of a head: how far its gate is open, how it changes the query, and what is retrieved with it and without.
+
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
-    from composir.features import open_model
+    from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
-    from composir.visualize import answer, draw, gallery_of_folder, gallery_of_splits, write_page
+    from composir.visualize import (
+        answer,
+        answer_head,
+        draw,
+        draw_head,
+        gallery_of_folder,
+        gallery_of_splits,
+        write_head_page,
+        write_page,
+    )
 
     ranked = None
     if gallery is not None or data_root is not None:
@@ -134,26 +145,33 @@ def visualize(
             else gallery_of_folder(gallery or Path())
         )
     loaded = open_model(model, "cpu")
-    if not isinstance(loaded, Composer):
+    if not isinstance(loaded, (Composer, OpenedHead)):
         raise ComposirError(
             f"{loaded.kind} does not show what it looks at",
             file=model,
-            fix="give a checkpoint folder, such as models/RUN/best",
+            fix="give a checkpoint folder, such as models/RUN/best, or that of a head on it",
         )
+    if isinstance(loaded, OpenedHead) and target is not None:
+        raise ComposirError("a head reads no patches, by which a score could be explained", fix="leave out --target")
     with Bars() as bars:
-        answers = answer(
-            loaded,
-            image,
-            text,
-            gallery=ranked,
-            target=target,
-            progress=lambda done, total: bars.tell("image tokens", done, total),
-        )
-    draw(image, answers, out_)
-    files = [out_]
-    if html is not None:
-        write_page(image, answers, html)
-        files.append(html)
+        if isinstance(loaded, OpenedHead):
+            of_head = answer_head(loaded, image, text, gallery=ranked, progress=bars.tell)
+            draw_head(image, of_head, out_)
+            if html is not None:
+                write_head_page(image, of_head, html)
+        else:
+            answers = answer(
+                loaded,
+                image,
+                text,
+                gallery=ranked,
+                target=target,
+                progress=lambda done, total: bars.tell("image tokens", done, total),
+            )
+            draw(image, answers, out_)
+            if html is not None:
+                write_page(image, answers, html)
+    files = [out_] if html is None else [out_, html]
     if json_:
         print_json({"files": [str(file) for file in files]})
     else:

@@ -68,6 +68,13 @@ def train(
         int | None,
         typer.Option(min=1, help="Of a CLIP-like model: train adapters of this rank instead of a head."),
     ] = None,
+    target_map: Annotated[
+        bool | None,
+        typer.Option(
+            "--target-map/--no-target-map",
+            help="The head also maps the targets: an index gets a second set of vectors.",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file)."),

@@ -12,10 +12,12 @@ import torch
 from composir.errors import ComposirError, command
 from composir.files import require_space, size_text
 from composir.models.address import Options
+from composir.models.config import CONFIG, HEAD, MODEL_NAME
 from composir.models.dual import FEATURE_SUM, WEIGHTED_SUM, Composition, DualEncoder
 from composir.models.embedder import VectorEmbedder
 from composir.models.hub import cache_folder, download, repository_folder, snapshot_here
 from composir.models.qwen import QwenEmbedder
+from composir.models.weights.sources import HUB_FILES, read_json
 from composir.tables import Table
 
 NOT_STATED = "not stated"
@@ -93,6 +95,24 @@ def get(name: str) -> Path:
     if here is None:
         require_space(cache_folder(), model.num_bytes or 0, what="the weights", fix="make room, or set HF_HOME")
     return download(model.hub_id, model.revision, model.files, unreachable=copy_advice(name))
+
+
+def get_own(hub_id: str) -> Path:
+    """Return the folder of a checkpoint or head of composir's on the hub, downloaded where it is not in its cache.
+
+    Raises ``ComposirError`` for any other model, before its weights are downloaded, and where the hub cannot be
+    reached.
+    """
+    advice = f"without network, copy {repository_folder(hub_id).name} from a hub's cache to {cache_folder()}"
+    config = download(hub_id, MAIN, (CONFIG,), unreachable=advice) / CONFIG
+    if not config.is_file() or read_json(config).get("model") not in {MODEL_NAME, HEAD}:
+        raise ComposirError(
+            "is neither a checkpoint nor a head of composir's",
+            file=hub_id,
+            expected=f"a name of composir models, or a repository whose {CONFIG} says model = {MODEL_NAME} or {HEAD}",
+            fix=f"a model of sentence-transformers needs no such step: --model st:{hub_id}",
+        )
+    return download(hub_id, MAIN, HUB_FILES, unreachable=advice)
 
 
 def _usable(name: str) -> NamedModel:

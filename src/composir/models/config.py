@@ -22,6 +22,8 @@ CONFIG, WEIGHTS, TOKENIZER, TOWER, CARD = (
     "README.md",
 )
 MODEL_NAME = "blip2_cir_align_prompt"
+HEAD = "head"
+"""What config.json of a head says under ``model``."""
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
 SAVED_WITH = "use the config.json the checkpoint was saved with"

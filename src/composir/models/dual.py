@@ -176,8 +176,15 @@ class DualEncoder(VectorEmbedder):
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return what ``composition`` makes of both; without a sentence the picture's own."""
         different, places = distinct(pictures)
-        features = self.image_features([self.prepare(picture) for picture in different])
-        return self._compose(features[places], texts)
+        return self.embed_pairs_and_pictures(different, list(zip(places, texts, strict=True)))[0]
+
+    def embed_pairs_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
+        """Return what ``composition`` makes of both, and the pictures' own."""
+        features = self.image_features([self.prepare(picture) for picture in pictures])
+        queries = self._compose(features[[place for place, _ in asked]], [text for _, text in asked])
+        return queries, nn.functional.normalize(features, dim=-1)
 
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
         """Return the embedding of every image as a candidate."""

@@ -62,6 +62,16 @@ class VectorEmbedder(ABC):
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query embedding of every picture with its sentence; "" is the picture alone."""
 
+    def embed_pairs_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
+        """Return the query of every (place in ``pictures``, sentence), and the embedding of every picture.
+
+        A model whose queries are made of the latter looks at each picture once.
+        """
+        pairs = self.embed_pairs([pictures[place] for place, _ in asked], [text for _, text in asked])
+        return pairs, self.embed_prepared([self.prepare(picture) for picture in pictures])
+
     @abstractmethod
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query embedding of every sentence without a picture."""

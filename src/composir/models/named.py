@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from composir.errors import ComposirError
@@ -18,6 +20,13 @@ def find_address(model: str) -> Address | None:
     Raises ``ComposirError`` for options that are none.
     """
     return Address.read(model, lambda name: name in (PHOTOS, ST) or name in MODELS)
+
+
+def lasting_name(model: str) -> str:
+    """Return what names a model also from another folder: of a folder, behind a name as well, the absolute path."""
+    if address := find_address(model):
+        return str(address.resolved())
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:

@@ -73,6 +73,19 @@ class Encoder(Protocol):
         ...
 
 
+class BaseEncoder(Encoder, Protocol):
+    """A model that a head can be on."""
+
+    def embed_asked_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures vectors dim"]]:
+        """Return what ``embed_asked`` does, and the L2-normalised vectors of every picture, of which there are some.
+
+        A picture is looked at once for both where the model's queries are made of what its vectors are.
+        """
+        ...
+
+
 class ComposerEncoder:
     """A checkpoint of composir's."""
 
@@ -104,11 +117,25 @@ class ComposerEncoder:
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> Float[Tensor, "asked dim"]:
         """Return query embeddings, of a sentence alone those of the pass over prompt tokens and text."""
+        return self._embed(self._tokens(pictures), asked)
+
+    def embed_asked_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures vectors dim"]]:
+        """Return query embeddings, and the target embeddings of the same image tokens."""
+        tokens = self._tokens(pictures)
+        return self._embed(tokens, asked), self.model.encode_target(tokens)
+
+    def _tokens(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures tokens width"]:
         batches = [pictures[start : start + TOWER_BATCH] for start in range(0, len(pictures), TOWER_BATCH)]
+        return torch.cat([self.model.tokens(batch) for batch in batches]) if batches else torch.empty(0)
+
+    def _embed(
+        self, tokens: Float[Tensor, "pictures tokens width"], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
         with_picture, alone = _apart(asked)
         vectors = torch.empty(len(asked), self.dim, device=self.model.device)
         if with_picture:
-            tokens = torch.cat([self.model.tokens(batch) for batch in batches])
             places, texts = zip(*(asked[row] for row in with_picture), strict=True)
             vectors[with_picture] = self.model.encode_query(tokens[list(places)], *self.model.tokenize(texts))
         if alone:
@@ -159,14 +186,30 @@ class VectorEncoder:
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> Float[Tensor, "asked dim"]:
         """Return them as queries: pairs, pictures or sentences."""
+        with_picture, _ = _apart(asked)
+        if not with_picture:
+            return self.embedder.embed_sentences([text for _, text in asked])
+        places, texts = zip(*(asked[row] for row in with_picture), strict=True)
+        pairs = self.embedder.embed_pairs([pictures[place] for place in places], texts)
+        return self._with_sentences(pairs, asked)
+
+    def embed_asked_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures 1 dim"]]:
+        """Return them as queries, and each picture as a candidate."""
+        with_picture, _ = _apart(asked)
+        pairs, seen = self.embedder.embed_pairs_and_pictures(pictures, [asked[row] for row in with_picture])
+        return self._with_sentences(pairs, asked), seen.unsqueeze(1)
+
+    def _with_sentences(
+        self, pairs: Float[Tensor, "pairs dim"], asked: Sequence[tuple[int, str]]
+    ) -> Float[Tensor, "asked dim"]:
+        """Return the queries with a picture, in their places among those of a sentence alone."""
         with_picture, alone = _apart(asked)
-        parts = []
-        if with_picture:
-            places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-            parts.append(self.embedder.embed_pairs([pictures[place] for place in places], texts))
-        if alone:
-            parts.append(self.embedder.embed_sentences([asked[row][1] for row in alone]))
-        return torch.cat(parts)[torch.tensor([*with_picture, *alone]).argsort().to(parts[0].device)]
+        if not alone:
+            return pairs
+        both = torch.cat([pairs, self.embedder.embed_sentences([asked[row][1] for row in alone])])
+        return both[torch.tensor([*with_picture, *alone]).argsort().to(both.device)]
 
     def square(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the model sees it."""
@@ -188,7 +231,7 @@ class VectorEncoder:
 class HeadEncoder:
     """A head on another model: it searches that model's indexes, and is no model to index by."""
 
-    def __init__(self, saved: SavedHead, base: Encoder, words: Callable[[Sequence[str]], Tensor]) -> None:
+    def __init__(self, saved: SavedHead, base: BaseEncoder, words: Callable[[Sequence[str]], Tensor]) -> None:
         self.head, self.base, self._words = saved.head, base, words
         self.identity, self.name, self.base_name = saved.weights_hash, saved.config.head, saved.config.base
         self.about, self.backbone, self.tower = base.about, base.backbone, base.tower
@@ -206,17 +249,14 @@ class HeadEncoder:
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> Float[Tensor, "asked dim"]:
         """Return the base's queries, those of a picture with a sentence as the head changes them."""
-        queries = self.base.embed_asked(pictures, asked)
         both = [row for row, (place, text) in enumerate(asked) if place != NO_PICTURE and text]
-        if both:
-            places = list(dict.fromkeys(asked[row][0] for row in both))
-            prepared = [self.base.prepare(pictures[place]) for place in places]
-            batches = [prepared[at : at + self.batch_size] for at in range(0, len(prepared), self.batch_size)]
-            vectors = torch.cat([self.base.embed_pictures(batch) for batch in batches])
-            references = vectors[[places.index(asked[row][0]) for row in both]]
-            device, sentences = self.head.device, self._words([asked[row][1] for row in both])
-            changed = self.head(queries[both].to(device), references.to(device), sentences.to(device))
-            queries[both] = changed.to(queries.device)
+        if not both:
+            return self.base.embed_asked(pictures, asked)
+        queries, seen = self.base.embed_asked_and_pictures(pictures, asked)
+        references, sentences = seen[[asked[row][0] for row in both]], self._words([asked[row][1] for row in both])
+        device = self.head.device
+        changed = self.head(queries[both].to(device), references.to(device), sentences.to(device))
+        queries[both] = changed.to(queries.device)
         return queries
 
     def square(self, picture: Image.Image) -> Image.Image:
@@ -251,7 +291,7 @@ def with_head(encoder: Encoder, saved: SavedHead) -> HeadEncoder:
     return HeadEncoder(saved, base, words_of(base.model if isinstance(base, ComposerEncoder) else base.embedder))
 
 
-def _encoder_of(opened: Opened) -> Encoder:
+def _encoder_of(opened: Opened) -> BaseEncoder:
     return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
 
 

@@ -24,7 +24,17 @@ from composir.progress import Progress
 from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import Encoder, HeadEncoder, open_encoder
 from composir.search.index import Index
-from composir.search.manifest import INDEXES, MANIFEST, Manifest, Place, check_backend, read_manifest, rebuild_command
+from composir.search.manifest import (
+    EXACT,
+    INDEXES,
+    MANIFEST,
+    Manifest,
+    Place,
+    check_backend,
+    read_manifest,
+    rebuild_command,
+)
+from composir.search.mapped import clear_mapped
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
 from composir.token_cache import NUM_WORKERS
@@ -239,6 +249,7 @@ def _clear(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
     for file in out.glob("vectors-*.f16"):
         file.unlink()
+    clear_mapped(out)
     for index in INDEXES.values():
         index.clear(out)
 
@@ -257,7 +268,7 @@ def _agree(
     device: str | None,
 ) -> tuple[Encoder, Manifest]:
     """Return the model and the manifest of a run: what is asked for, where it fits what is there."""
-    check_backend(backend or "exact")
+    check_backend(backend or EXACT)
     folder = model or (old.model.find(out) if old else Path(PHOTOS))
     encoder = open_encoder(folder, usable_device(device))
     if isinstance(encoder, HeadEncoder):
@@ -283,7 +294,7 @@ def _agree(
         )
     if old and not rebuild and old.vectors_per_image != wanted:
         raise ComposirError(f"holds {old.vectors_per_image} vectors an image, not {wanted}", file=out, fix=command)
-    backend = backend or (old.backend if old else "exact")
+    backend = backend or (old.backend if old else EXACT)
     kept = old.options if old else {}
     kept_out = old.exclude if old else ()
     return encoder, Manifest(

@@ -24,8 +24,10 @@ MANIFEST = "index.json"
 FORMAT = 1
 """Version of the folder's layout and of what the vectors mean; a reader refuses any other."""
 
+EXACT = "exact"
+"""The engine of an index that was not given another."""
 INDEXES: NamedTable[type[Index]] = NamedTable(
-    "indexes", {"exact": ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
+    "indexes", {EXACT: ExactIndex, "faiss": FaissIndex, "qdrant": QdrantIndex}
 )
 
 

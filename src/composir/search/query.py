@@ -87,6 +87,11 @@ class SearchQuery:
         return _said((Sentence(self.negative_text), *self.without))
 
     @property
+    def is_composed(self) -> bool:
+        """Whether it is asked by pictures and sentences both: one of them alone some models ask in another way."""
+        return bool(self.images and _said((*self.sentences, *self.left_out))) and 0 < self.image_weight < 1
+
+    @property
     def pairs(self) -> list[tuple[int, tuple[Sentence, ...]]]:
         """The place of every picture in ``images``, ``NO_PICTURE`` where there is none, and what is said of it."""
         if self._is_paired:

@@ -10,11 +10,9 @@ from pathlib import Path
 from threading import RLock
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, command
 from composir.features import require_matching_head
 from composir.models.composer import Composer
 from composir.models.config import CONFIG, WEIGHTS
@@ -24,7 +22,8 @@ from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder, with_head
 from composir.search.folder import usable_device
 from composir.search.index import Index, float32
-from composir.search.manifest import MANIFEST, Manifest, read_manifest, rebuild_command
+from composir.search.manifest import EXACT, MANIFEST, Manifest, read_manifest, rebuild_command
+from composir.search.mapped import MappedIndex
 from composir.search.query import (
     COMPOSED,
     Picture,
@@ -93,9 +92,10 @@ class Retriever:
     """A model and an index, opened once and asked often, also from several threads.
 
     ``index`` is the folder that ``composir index`` made; ``model`` is a head on the index's model, which changes its
-    queries and needs no other vectors, or where that model has moved to. ``device`` is that of the model: a GPU where
-    there is one, unless given. Raises ``ComposirError`` where the folder is no index, or was made by another model or
-    format; then with the command that rebuilds it.
+    queries, or where that model has moved to. For a head with a map of targets a second set of vectors is made beside
+    the index's own (``MappedIndex``), in which pictures with sentences are searched. ``device`` is that of the model: a
+    GPU where there is one, unless given. Raises ``ComposirError`` where the folder is no index, or was made by another
+    model or format; then with the command that rebuilds it.
     """
 
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
@@ -108,12 +108,15 @@ class Retriever:
         manifest = read_manifest(self.folder)
         self._open(manifest, _load_encoder(self.folder, manifest, self._model_folder, self._device))
 
-    def _open(self, manifest: Manifest, encoder: Encoder) -> None:
-        self.manifest, self.encoder = manifest, encoder
-        self._table = self.manifest.open_table(self.folder)
-        self._identity = self._read_state()[0]
-        self.index: Index = self.manifest.open_index(self._table)
-        self.images = Images(self._table, self.manifest.root.find(self.folder))
+    def _open(self, manifest: Manifest, encoder: Encoder, *, instead: Index | None = None) -> None:
+        identity = self._read_state(manifest)[0]
+        table = manifest.open_table(self.folder)
+        self._mapped = _open_mapped(manifest, table, encoder)  # where it fails, all else is as before
+        if instead is not None:
+            instead.close()
+        self.manifest, self.encoder, self._table, self._identity = manifest, encoder, table, identity
+        self.index: Index = manifest.open_index(table)
+        self.images = Images(table, manifest.root.find(self.folder))
 
     def __len__(self) -> int:
         """Return how many images can be found."""
@@ -146,7 +149,7 @@ class Retriever:
         with self._lock:
             if not (self.folder / MANIFEST).is_file():
                 return False  # moved away, or being made anew
-            identity, complete = self._read_state()
+            identity, complete = self._read_state(self.manifest)
             if identity == self._identity or not complete:
                 return False
             manifest = read_manifest(self.folder)
@@ -182,12 +185,12 @@ class Retriever:
             return True
 
     def _reopen(self, manifest: Manifest, encoder: Encoder) -> None:
-        self.index.close()
+        table = self._table
+        self._open(manifest, encoder, instead=self.index)
         # Another thread may be looking a file up in ``images`` now: that table is closed at the next change.
         if self._left is not None:
             self._left.close()
-        self._left = self._table
-        self._open(manifest, encoder)
+        self._left = table
 
     def search(
         self,
@@ -296,24 +299,29 @@ class Retriever:
             embeddings = embed_queries(self.encoder, queries, pictures)
             for place, query in enumerate(queries):
                 if query.more or query.less:
-                    marked = (self._vectors(query.more), self._vectors(query.less))
+                    snapshot = self._index_of(query).snapshot
+                    marked = (float32(snapshot.vectors[snapshot.rows_of(ids)]) for ids in (query.more, query.less))
                     embeddings[place] = move_by_marks(embeddings[place], *marked)
             answers: list[list[Hit]] = [[] for _ in queries]
             # All queries with one filter are one search; what is left out is asked for as well, then left out.
-            for where in dict.fromkeys(query.where for query in queries):
-                places = [place for place, query in enumerate(queries) if query.where == where]
+            for index, where in dict.fromkeys((self._index_of(query), query.where) for query in queries):
+                places = [
+                    place
+                    for place, query in enumerate(queries)
+                    if query.where == where and self._index_of(query) is index
+                ]
                 left_out = {place: set(_excluded(queries[place], references[place])) for place in places}
                 top_k = max(queries[place].top_k + len(left_out[place]) for place in places)
-                found = self.index.search(embeddings[places], top_k, where=where)
+                found = index.search(embeddings[places], top_k, where=where)
                 for place, candidates in zip(places, found, strict=True):
                     least = queries[place].min_score
                     wanted = [one for one in candidates if one[0] not in left_out[place] and _reaches(one[1], least)]
                     answers[place] = self._hits(wanted, queries[place].top_k, where)
             return answers
 
-    def _vectors(self, ids: Sequence[str]) -> Float[Tensor, "ids vectors dim"]:
-        snapshot = self.index.snapshot
-        return float32(snapshot.vectors[snapshot.rows_of(ids)])
+    def _index_of(self, query: SearchQuery) -> Index:
+        """Return what a query is searched in: the mapped vectors where the head changes it."""
+        return self._mapped if self._mapped is not None and query.is_composed else self.index
 
     def prepare(self, picture: Image.Image) -> Image.Image:
         """Return the picture as the model sees it, a small square: a search by it is a search by the picture."""
@@ -375,8 +383,8 @@ class Retriever:
                 hits.append(Hit(len(hits) + 1, image_id, path, score))
         return hits
 
-    def _read_state(self) -> tuple[tuple[bytes, int], bool]:
-        with closing(self.manifest.open_table(self.folder)) as table:
+    def _read_state(self, manifest: Manifest) -> tuple[tuple[bytes, int], bool]:
+        with closing(manifest.open_table(self.folder)) as table:
             return ((self.folder / MANIFEST).read_bytes(), table.version), table.complete
 
 
@@ -408,6 +416,20 @@ def _on_another_model(folder: Path, manifest: Manifest, head: Path, base_hash: s
         file=folder,
         fix="give a head that was trained on the index's model, or leave out --model",
     )
+
+
+def _open_mapped(manifest: Manifest, table: Table, encoder: Encoder) -> MappedIndex | None:
+    """Return the index by a head's map of targets; None where there is no such map."""
+    if not isinstance(encoder, HeadEncoder) or encoder.head.target_map is None:
+        return None
+    if manifest.backend != EXACT:
+        raise ComposirError(
+            f"is searched by {manifest.backend}, and vectors that a head maps are all compared ({EXACT})",
+            file=table.folder,
+            fix=f"{command('index', manifest.root.find(table.folder), '--out', table.folder, '--backend', EXACT)} "
+            "(it embeds nothing again), or a head without --target-map",
+        )
+    return MappedIndex(table, encoder.head, encoder.identity)
 
 
 def _excluded(query: SearchQuery, references: Sequence[str]) -> Sequence[str]:

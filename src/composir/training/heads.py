@@ -20,6 +20,7 @@ from composir.machine import to_device
 from composir.models.heads.embedder import HeadEmbedder
 from composir.models.heads.folder import HeadConfig, head_card, make_head, read_head, save_head
 from composir.models.heads.head import Head, head_hash, mean_vector
+from composir.models.named import lasting_name
 from composir.token_cache import TokenPlace
 from composir.training.batches import Drawn
 from composir.training.log import NUM_PROBE_TRIPLETS, Log, entropy
@@ -123,10 +124,11 @@ class HeadRun(Run):
         split, query = triplets[0]
         self.config = HeadConfig(
             head=recipe.head,
-            base=str(Path(recipe.backbone).resolve()) if Path(recipe.backbone).is_dir() else recipe.backbone,
+            base=lasting_name(recipe.backbone),
             base_hash=identity,
             dim=self.vectors.dim(split.images[query.reference]),
             text_dim=self.base.embed_words([query.text]).shape[-1],
+            target_map=recipe.target_map,
         )
         torch.manual_seed(recipe.seed)  # the base may have used up random numbers
         self.model = make_head(self.config).to(device)
@@ -141,7 +143,7 @@ class HeadRun(Run):
         num_bytes = 4 * self.config.dim
 
         def tell(done: int, total: int) -> None:
-            self.observer.on_features(done, total, total * num_bytes)
+            self.observer.on_vectors(done, total, total * num_bytes)
 
         self.vectors.fill([*self.train_splits, *self.val_splits], tell, share=share)
 

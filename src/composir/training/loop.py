@@ -62,6 +62,9 @@ class Observer(Protocol):
     def on_features(self, done: int, total: int, num_bytes: int) -> None:
         """So many images have their tokens; those of all ``total`` take ``num_bytes``."""
 
+    def on_vectors(self, done: int, total: int, num_bytes: int) -> None:
+        """So many pictures have the vectors that a head is trained on; those of all ``total`` take ``num_bytes``."""
+
     def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
         """The first step comes next."""
 

@@ -57,6 +57,8 @@ class Recipe(BaseModel):
     """Key of ``HEADS``: what is trained on the vectors of a model that is no backbone."""
     lora: int = Field(default=0, ge=0, le=1024)
     """Rank of the adapters that a CLIP-like model is trained by, instead of a head; 0 is a head."""
+    target_map: bool = False
+    """A head also learns one linear map of the targets' vectors; an index then gets a second set of vectors by it."""
     weights: str = ""
     """Folder or file of the backbone's pretrained weights, where they are not in a package."""
     transform: Literal["targetpad", "squarepad"] = "targetpad"
@@ -270,13 +272,14 @@ def _without_effect(recipe: Recipe) -> list[str]:
     whose_by_name: dict[str, str] = {
         "head": "of a head on a model that stays as it is",
         "index": "of a head on a model that stays as it is",
+        "target_map": "of a head on a model that stays as it is",
         "lora": "of a CLIP-like model, not a backbone",
     }
     if recipe.backbone not in BACKBONES:
         other = "a CLIP-like model" if recipe.lora else "a head"
         whose_by_name = dict.fromkeys(OF_A_BACKBONE, f"of a backbone, and {other} has none")
         if recipe.lora:
-            whose_by_name["head"] = "of a head, and with lora there is none"
+            whose_by_name |= dict.fromkeys(("head", "target_map"), "of a head, and with lora there is none")
     return [
         f"{name} = {short(getattr(recipe, name))} is a setting {whose}"
         for name, whose in whose_by_name.items()

@@ -15,7 +15,7 @@ from composir.data import Query, Split
 from composir.data.check import require_images
 from composir.data.images import ImageSource, file_of, find_pictures, read_image
 from composir.errors import ComposirError
-from composir.evaluation import PADDING, rank_embeddings
+from composir.evaluation import PADDING, Ranking, rank_embeddings
 from composir.features import CachedEmbedder
 from composir.models.composer import Composer
 from composir.models.trace import Trace, without_fusions
@@ -91,7 +91,7 @@ def answer(
     rankings: list[dict[str, tuple[Hit, ...]]] = [{} for _ in texts]
     known: list[tuple[str, ...]] = [() for _ in texts]
     if gallery is not None:
-        split = _with_questions(gallery, image, texts)
+        split = with_questions(gallery, image, texts)
         known = [query.targets for query in split.queries]
         rankings = _rank(model, image, split, place, num_shown=num_shown, progress=progress)
     answers = []
@@ -110,7 +110,8 @@ def _name_in(split: Split, image: Path) -> str:
     return next((name for name, source in split.images.items() if file_of(source).resolve() == path), "")
 
 
-def _with_questions(gallery: Split, image: Path, texts: Sequence[str]) -> Split:
+def with_questions(gallery: Split, image: Path, texts: Sequence[str]) -> Split:
+    """Return the gallery's split with a query for each sentence, its targets those of the very same question there."""
     name = _name_in(gallery, image)
     targets = {query.text: query.targets for query in gallery.queries if query.reference == name}
     questions = tuple(
@@ -140,11 +141,16 @@ def _rank(
     for way, entering in ways.items():
         with entering(model), torch.inference_mode():
             queries: Tensor = model.embed_query([image] * len(texts), texts)
-        ranking = rank_embeddings(queries, targets, split)
-        for row, query in enumerate(split.queries):
-            best = zip(ranking.top[row, :num_shown], ranking.scores[row, :num_shown], strict=True)
-            rankings[row][way] = tuple(
-                Hit(name, split.images[name], float(score), name in query.targets)
-                for name, score in ((split.gallery[place], score) for place, score in best if place != PADDING)
-            )
+        for row, hits in zip(rankings, best_hits(rank_embeddings(queries, targets, split), num_shown), strict=True):
+            row[way] = hits
     return rankings
+
+
+def best_hits(ranking: Ranking, num_shown: int) -> list[tuple[Hit, ...]]:
+    """Return the best pictures of every query of a ranking."""
+    split, found = ranking.split, []
+    for query, top, scores in zip(split.queries, ranking.top, ranking.scores, strict=True):
+        best = zip(top[:num_shown], scores[:num_shown], strict=True)
+        named = [(split.gallery[place], float(score)) for place, score in best if place != PADDING]
+        found.append(tuple(Hit(name, split.images[name], score, name in query.targets) for name, score in named))
+    return found

@@ -18,13 +18,16 @@ from composir.data.images import read_image
 from composir.errors import ComposirError
 from composir.files import replacing
 from composir.heat import HEAT_SIDE, heat
-from composir.visualize.answers import Answer
+from composir.visualize.answers import Answer, Hit
+from composir.visualize.heads import GATE_TITLE, NUM_BINS, HeadAnswer
 from composir.visualize.maps import Map, limits_by_map
 
 MAX_NUMBERED = 9
 """Rows of patches up to which every patch has its number written on it."""
 PANEL = 2.5
 """Inches a map is wide."""
+RANKING = 1.25
+"""Inches a row of retrieved pictures is high."""
 DPI = 110
 TARGET_COLOUR = "#0b6e99"
 
@@ -42,7 +45,7 @@ def draw(image: Path, answers: Sequence[Answer], out: Path) -> None:
     heights = []
     for number in range(len(answers)):
         heights += [PANEL + (0.75 if number == len(answers) - 1 or has_rankings else 0.1) + 0.35]
-        heights += [1.25 * num_rankings + 0.2] if has_rankings else []
+        heights += [RANKING * num_rankings + 0.2] if has_rankings else []
     figure = Figure(figsize=(PANEL * num_columns, sum(heights)), layout="constrained", dpi=DPI)
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     step = 2 if has_rankings else 1
@@ -50,7 +53,34 @@ def draw(image: Path, answers: Sequence[Answer], out: Path) -> None:
         part = parts[step * number]
         _draw_maps(part, picture, one, limits=limits, num_columns=num_columns)
         if has_rankings:
-            _draw_rankings(parts[step * number + 1], one)
+            _draw_rankings(parts[step * number + 1], one.rankings)
+    _save(figure, out)
+
+
+def draw_head(image: Path, answers: Sequence[HeadAnswer], out: Path) -> None:
+    """Write a PNG: for every sentence how far the head's gate is open, what is told in numbers, what was retrieved."""
+    picture = read_image(image)
+    num_rankings = len(answers[0].rankings)
+    heights = [PANEL + 0.35, *([RANKING * num_rankings + 0.2] if num_rankings else [])]
+    height = sum(heights) * len(answers)
+    figure = Figure(figsize=(4 * PANEL, height), layout="constrained", dpi=DPI)
+    parts = figure.subfigures(len(heights) * len(answers), 1, height_ratios=heights * len(answers), squeeze=False)
+    most = max((one.channels.max() for one in answers if one.channels is not None), default=0)
+    for one, rows in zip(answers, parts.reshape(len(answers), -1), strict=True):
+        _write_sentence(rows[0], one.text)
+        panels = rows[0].subplots(1, 3, width_ratios=(1, 1.5, 1.5))
+        panels[0].imshow(picture)
+        panels[0].set_title("reference", fontsize=9)
+        panels[2].text(0, 0.9, "\n".join(f"{name}: {value}" for name, value in one.figures().items()), va="top")
+        for panel in (panels[0], panels[2], *([panels[1]] if one.channels is None else [])):
+            panel.set_axis_off()
+        if one.channels is not None:
+            panels[1].stairs(one.channels, np.linspace(0, 1, NUM_BINS + 1), fill=True, color=TARGET_COLOUR)
+            panels[1].set(xlim=(0, 1), ylim=(0, 1.05 * most))
+            panels[1].set_title(GATE_TITLE, fontsize=9)
+            panels[1].tick_params(labelsize=7)
+        if num_rankings:
+            _draw_rankings(rows[1], one.rankings)
     _save(figure, out)
 
 
@@ -62,7 +92,7 @@ def _draw_maps(
     limits: Mapping[Map, tuple[float, float]],
     num_columns: int,
 ) -> None:
-    part.suptitle(f"“{answer.text}”", fontsize=12, fontweight="bold", x=0.01, ha="left", parse_math=False)
+    _write_sentence(part, answer.text)
     panels = part.subplots(1, num_columns, squeeze=False)[0]
     for panel in panels:
         panel.set_axis_off()
@@ -87,6 +117,10 @@ def _draw_maps(
         )
         bar.ax.tick_params(labelsize=7)
         bar.set_label(_wrap(one.meaning), fontsize=7)
+
+
+def _write_sentence(part: SubFigure, text: str) -> None:
+    part.suptitle(f"“{text}”", fontsize=12, fontweight="bold", x=0.01, ha="left", parse_math=False)
 
 
 def _draw_heat(
@@ -132,11 +166,11 @@ def _ink(value: float, limits: tuple[float, float], kind: Map) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _draw_rankings(part: SubFigure, answer: Answer) -> None:
-    first = next(iter(answer.rankings.values()))
+def _draw_rankings(part: SubFigure, rankings: Mapping[str, tuple[Hit, ...]]) -> None:
+    first = next(iter(rankings.values()))
     rank_before = {hit.name: rank for rank, hit in enumerate(first, 1)}
-    rows = part.subplots(len(answer.rankings), max(len(hits) for hits in answer.rankings.values()) + 1, squeeze=False)
-    for number, (row, (way, hits)) in enumerate(zip(rows, answer.rankings.items(), strict=True)):
+    rows = part.subplots(len(rankings), max(map(len, rankings.values())) + 1, squeeze=False)
+    for number, (row, (way, hits)) in enumerate(zip(rows, rankings.items(), strict=True)):
         for panel in row:
             panel.set_xticks([])
             panel.set_yticks([])

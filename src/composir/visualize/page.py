@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from PIL import Image, ImageOps
 
@@ -18,8 +17,9 @@ from composir.data.images import read_image
 from composir.files import write_text
 from composir.heat import DIVERGING, SEQUENTIAL
 from composir.models.trace import patches
-from composir.visualize.answers import Answer
+from composir.visualize.answers import Answer, Hit
 from composir.visualize.drawing import cannot_be_written
+from composir.visualize.heads import GATE_TITLE, HeadAnswer
 from composir.visualize.maps import Map, limits_by_map
 
 HTML_PICTURE, HTML_THUMBNAIL = 448, 128
@@ -49,10 +49,27 @@ def write_page(image: Path, answers: Sequence[Answer], out: Path) -> None:
         ],
         "answers": [_page_answer(one, limits) for one in answers],
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    _write("page.html.jinja", out, title=image.name, page=page)
+
+
+def write_head_page(image: Path, answers: Sequence[HeadAnswer], out: Path) -> None:
+    """Write an HTML page of its own, without a script: the figures of every sentence, its gate, what was retrieved."""
+    _write(
+        "head.html.jinja",
+        out,
+        title=image.name,
+        picture=_data_uri(read_image(image), HTML_PICTURE),
+        answers=[(one, _page_rankings(one.rankings)) for one in answers],
+        most=max((one.channels.max() for one in answers if one.channels is not None), default=0),
+        gate_title=GATE_TITLE,
+    )
+
+
+def _write(template: str, out: Path, **values: Any) -> None:
+    loader = PackageLoader("composir.visualize", "")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # rankings keep their order
-    template = resources.files("composir.visualize").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(title=image.name, page=page)
+    html = environment.get_template(template).render(**values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, html.encode(errors="backslashreplace").decode())
@@ -73,18 +90,22 @@ def _page_answer(answer: Answer, shown: Iterable[Map]) -> dict[str, Any]:
         "values": {one.key: None if (values := one.values(trace)) is None else _rounded(values) for one in shown},
         "heads": _rounded(attention.mean(axis=2)),
         "queries": _rounded(attention.mean(axis=(0, 1))),
-        "rankings": {
-            way: [
-                {
-                    "name": hit.name,
-                    "picture": _data_uri(read_image(hit.source), HTML_THUMBNAIL),
-                    "score": round(hit.score, 4),
-                    "isTarget": hit.is_target,
-                }
-                for hit in hits
-            ]
-            for way, hits in answer.rankings.items()
-        },
+        "rankings": _page_rankings(answer.rankings),
+    }
+
+
+def _page_rankings(rankings: Mapping[str, Sequence[Hit]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        way: [
+            {
+                "name": hit.name,
+                "picture": _data_uri(read_image(hit.source), HTML_THUMBNAIL),
+                "score": round(hit.score, 4),
+                "isTarget": hit.is_target,
+            }
+            for hit in hits
+        ]
+        for way, hits in rankings.items()
     }
 
 

@@ -42,9 +42,10 @@ class HeadEmbedder:
     def __init__(self, head: Head, base: Base) -> None:
         self.head, self.base = head, base
 
+    @torch.no_grad()
     def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
-        """Return the base's vectors."""
-        return self.base.embed_gallery(paths)
+        """Return the base's vectors, mapped where the head has a map of targets."""
+        return self.head.map_targets(self.base.embed_gallery(paths).to(self.head.device))
 
     @torch.no_grad()
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:

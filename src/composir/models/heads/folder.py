@@ -11,15 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composir.errors import ComposirError, nearest
 from composir.files import replacing_folder
 from composir.models.checkpoint import load_weights
-from composir.models.config import CARD, CONFIG, FORMAT, WEIGHTS
+from composir.models.config import CARD, CONFIG, FORMAT, HEAD, WEIGHTS
 from composir.models.heads import HEADS
 from composir.models.heads.head import Head, head_hash
 from composir.models.weights.sources import read_json
 from composir.models.weights.tensors import write_safetensors
 from composir.version import own_version
-
-HEAD = "head"
-"""What config.json of a head says under ``model``."""
 
 
 class HeadConfig(BaseModel):
@@ -33,12 +30,14 @@ class HeadConfig(BaseModel):
     head: str
     """Key of ``HEADS``."""
     base: str
-    """The model below it, as ``--model`` names it; of a folder its absolute path."""
+    """The model below it, as ``--model`` names it anywhere on this machine (``lasting_name``)."""
     base_hash: str
     dim: int = Field(gt=0)
     """Of the base's vectors."""
     text_dim: int = Field(gt=0)
     """Of its sentences' vectors."""
+    target_map: bool = False
+    """Whether it maps the targets' vectors as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class SavedHead:
 
 def make_head(config: HeadConfig) -> Head:
     """Return a fresh head, which changes nothing yet."""
-    return Head(HEADS[config.head](config.dim, config.text_dim), config.dim)
+    return Head(HEADS[config.head](config.dim, config.text_dim), config.dim, target_map=config.target_map)
 
 
 def is_head(folder: Path | str) -> bool:
@@ -107,6 +106,7 @@ def read_head(folder: Path | str) -> SavedHead:
 def head_card(config: HeadConfig, about: str = "") -> str:
     """Return a card: what the head is, ``about`` it (figures, say), and how to use it."""
     base = Path(config.base).name if Path(config.base).is_absolute() else config.base
+    searched = "once its vectors were mapped, which is done by itself" if config.target_map else "as it stands"
     about = f"\n{about.strip()}\n" if about else ""
     return f"""---
 library_name: composir
@@ -116,7 +116,7 @@ tags: [composed-image-retrieval]
 
 Changes what {base} (`{config.base_hash}`) makes of a picture and a sentence.
 {about}
-An index by {base} is searched as it stands:
+An index by {base} is searched {searched}:
 
 ```bash
 composir search INDEX --model THIS_FOLDER --image PICTURE --text SENTENCE

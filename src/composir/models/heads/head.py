@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from composir.losses import TERMS, ContrastiveLoss, Outputs, contrastive_loss
 from composir.models.config import TEMPERATURE_INIT
 from composir.models.heads.change import Change
+from composir.models.heads.target_map import TargetMap
 from composir.models.vision import hash_weights
 from composir.parallel import gather
 from composir.scoring import similarity
@@ -24,13 +25,15 @@ class Head(nn.Module):
 
     ``c`` is the base's own query of picture and sentence, ``x`` the mean of the picture's vectors at length 1, ``t``
     the sentence's vector. The balance of a and b, a number each for every channel, is how much of x takes the place
-    of c. All of it starts at zero, which leaves c bit for bit. The temperature is learned, as in SPRC.
+    of c. All of it starts at zero, which leaves c bit for bit. The temperature is learned, as in SPRC. With a
+    ``target_map`` the vectors of targets are changed, too, those of references not.
     """
 
-    def __init__(self, change: Change, dim: int) -> None:
+    def __init__(self, change: Change, dim: int, *, target_map: bool = False) -> None:
         super().__init__()
         self.change = change
         self.balance = nn.Parameter(torch.zeros(2, dim))
+        self.target_map = TargetMap(dim) if target_map else None
         self.temperature = nn.Parameter(torch.tensor(TEMPERATURE_INIT))
 
     @property
@@ -59,6 +62,10 @@ class Head(nn.Module):
         length, wanted = (one.norm(dim=-1, keepdim=True) for one in (changed, query))
         return changed * (wanted / length.clamp(min=torch.finfo(length.dtype).tiny))
 
+    def map_targets(self, targets: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Return the base's vectors of targets as queries are compared with them: as they are without a map."""
+        return targets if self.target_map is None else self.target_map(targets)
+
     def training_losses(
         self,
         query: Float[Tensor, "batch dim"],
@@ -79,7 +86,7 @@ class Head(nn.Module):
         """
         num_queries, num_candidates = num_all or (len(query), len(target))
         changed = gather(self(query, reference, sentence), num_queries)
-        query, target = gather(query, num_queries), gather(target, num_candidates)
+        query, target = gather(query, num_queries), gather(self.map_targets(target), num_candidates)
         logits = similarity(changed, target) / self.temperature
         outputs = Outputs(changed, query, target, logits, self.temperature, same_target)
         return {"loss_itc": contrast(logits, same_target)} | {f"loss_{name}": TERMS[name](outputs) for name in terms}

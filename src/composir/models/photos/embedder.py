@@ -172,8 +172,14 @@ class PhotosEmbedder(VectorEmbedder):
     def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query of every picture with its sentence."""
         different, places = distinct(pictures)
-        references = self.embed_documents(different)[places, 0]
-        return torch.stack([self.compose(*pair) for pair in zip(references, texts, strict=True)])
+        return self.embed_pairs_and_pictures(different, list(zip(places, texts, strict=True)))[0]
+
+    def embed_pairs_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
+        """Return the queries, and the vectors that they are made of."""
+        seen = self.embed_documents(pictures)[:, 0]
+        return torch.stack([self.compose(seen[place], text) for place, text in asked]), seen
 
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query of every sentence."""

@@ -143,7 +143,7 @@ def locate(source: str, expected: str) -> tuple[Path, str]:
     path = Path(source)
     if path.exists():
         return path, str(path.resolve())
-    if not _is_hub_id(source):
+    if not is_hub_id(source):
         raise ComposirError("no such file or folder", file=source, expected=expected, fix="check the path")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (not for a source on this machine)
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
@@ -190,7 +190,8 @@ def open_safetensors(file: Path) -> tuple[LazyTensors, dict[str, str]]:
     return LazyTensors({name: partial(content.get_tensor, name) for name in names}), content.metadata() or {}
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
+    """Return whether a name is one that a repository of the hub can have, and not a path."""
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).suffix in SUFFIXES:
         return False
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415 (not for a source on this machine)
