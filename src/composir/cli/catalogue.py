@@ -37,7 +37,7 @@ def models(context: typer.Context, json_: Json = False) -> int:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         out.print(line.rstrip(), soft_wrap=True)
     out.print("\n-: not stated by its authors; here: in the hub's cache on this machine", soft_wrap=True)
-    out.print("photos is built in and needs no download: docs/photos.md", soft_wrap=True)
+    out.print("photos (docs/photos.md) and lite0 (docs/heads.md) are built in, no download needed", soft_wrap=True)
     for source in dict.fromkeys(model.figures.source for model in MODELS.values()):
         names = ", ".join(name for name, model in MODELS.items() if model.figures.source == source)
         out.print(f"figures of {names}: {source}", soft_wrap=True)

@@ -58,7 +58,8 @@ def train(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help=f"{with_notes(BACKBONES)}; or a model that stays as it is and gets a head: photos, st:NAME, a folder."
+            help=f"{with_notes(BACKBONES)}; or a model that stays as it is and gets a head: photos, lite0, st:NAME or "
+            "a folder."
         ),
     ] = None,
     head: Annotated[

@@ -69,8 +69,16 @@ class VectorEmbedder(ABC):
 
         A model whose queries are made of the latter looks at each picture once.
         """
-        pairs = self.embed_pairs([pictures[place] for place, _ in asked], [text for _, text in asked])
-        return pairs, self.embed_prepared([self.prepare(picture) for picture in pictures])
+        places, texts = [place for place, _ in asked], [text for _, text in asked]
+        vectors = self.embed_prepared([self.prepare(picture) for picture in pictures])
+        pairs = self.pairs_of_vectors(vectors[places], texts)
+        return self.embed_pairs([pictures[place] for place in places], texts) if pairs is None else pairs, vectors
+
+    def pairs_of_vectors(
+        self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]
+    ) -> Float[Tensor, "batch dim"] | None:
+        """Return what ``embed_pairs`` does, of pictures' embeddings; None where those are not all that it needs."""
+        return None
 
     @abstractmethod
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:

@@ -1,7 +1,8 @@
-"""Models that are named rather than given as a checkpoint folder: ``photos``, those of ``MODELS``, and ``st:NAME``."""
+"""Models that are named rather than given as a folder: ``photos``, ``lite0``, those of ``MODELS``, and ``st:NAME``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,8 +11,12 @@ from composir.errors import ComposirError
 from composir.models.address import ST, Address
 from composir.models.catalogue import MODELS, open_model_by_name
 from composir.models.embedder import VectorEmbedder
+from composir.models.lite0 import LITE0, Lite0Embedder
 from composir.models.photos.embedder import PHOTOS, PhotosEmbedder
 from composir.models.st import load_sentence_embedder
+
+BUILT_IN: dict[str, Callable[[str | torch.device], VectorEmbedder]] = {PHOTOS: PhotosEmbedder, LITE0: Lite0Embedder}
+"""Models whose weights come with the package's own extras."""
 
 
 def find_address(model: str) -> Address | None:
@@ -19,7 +24,7 @@ def find_address(model: str) -> Address | None:
 
     Raises ``ComposirError`` for options that are none.
     """
-    return Address.read(model, lambda name: name in (PHOTOS, ST) or name in MODELS)
+    return Address.read(model, lambda name: name in BUILT_IN or name == ST or name in MODELS)
 
 
 def lasting_name(model: str) -> str:
@@ -37,9 +42,9 @@ def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
     address = find_address(model)
     if address is None:
         return None
-    if address.name == PHOTOS:
-        address.options.require_only(PHOTOS)
-        return PhotosEmbedder(device)
+    if address.name in BUILT_IN:
+        address.options.require_only(address.name)
+        return BUILT_IN[address.name](device)
     if address.name == ST:
         for name, known in MODELS.items():
             if known.hub_id == address.place and known.load is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from composir.data import Split
 from composir.data.images import ImageSource, file_of
 from composir.features import BaseEmbedder
-from composir.models.photos.embedder import PhotosEmbedder
+from composir.models.embedder import VectorEmbedder
 from composir.progress import Counted
 from composir.token_cache import DISK, TokenPlace, default_cache_dir, image_id
 from composir.token_store import TokenStore
@@ -108,10 +108,10 @@ class Vectors:
 
     def _compose(self, pairs: Sequence[Pair]) -> Float[Tensor, "batch dim"]:
         paths, texts = [path for path, _ in pairs], [text for _, text in pairs]
-        if isinstance(self.base, PhotosEmbedder):  # the picture's vector is all that it needs of it
-            references = self.embed_gallery(paths)[:, 0]
-            return torch.stack([self.base.compose(*one) for one in zip(references, texts, strict=True)])
-        return self.base.embed_queries(paths, texts)
+        made = None
+        if isinstance(self.base, VectorEmbedder):
+            made = self.base.pairs_of_vectors(self.embed_gallery(paths)[:, 0], texts)
+        return self.base.embed_queries(paths, texts) if made is None else made
 
     def _fill(
         self,

@@ -16,7 +16,7 @@ from composir.models.vision import hash_weights
 from composir.parallel import gather
 from composir.scoring import similarity
 
-BALANCE_RATE = 10.0
+BALANCE_RATE = 30.0
 """How much faster than other weights the balance is learned: its few numbers have further to go."""
 
 

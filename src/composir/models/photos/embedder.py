@@ -174,12 +174,9 @@ class PhotosEmbedder(VectorEmbedder):
         different, places = distinct(pictures)
         return self.embed_pairs_and_pictures(different, list(zip(places, texts, strict=True)))[0]
 
-    def embed_pairs_and_pictures(
-        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
-    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
-        """Return the queries, and the vectors that they are made of."""
-        seen = self.embed_documents(pictures)[:, 0]
-        return torch.stack([self.compose(seen[place], text) for place, text in asked]), seen
+    def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the query of every picture's vector with its sentence."""
+        return torch.stack([self.compose(*pair) for pair in zip(vectors, texts, strict=True)])
 
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query of every sentence."""
