@@ -44,6 +44,10 @@ def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
         return None
     if address.name in BUILT_IN:
         address.options.require_only(address.name)
+        if address.place:
+            raise ComposirError(
+                f"{address.name} is built in and has no place", file=model, fix=f"--model {address.name}"
+            )
         return BUILT_IN[address.name](device)
     if address.name == ST:
         for name, known in MODELS.items():

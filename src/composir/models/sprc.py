@@ -19,6 +19,7 @@ from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
 from composir.models.gated_fusion import GatedFusion
 from composir.models.qformer import INITIALIZER_RANGE, PADDING_ID, Affine, QFormer, TextEmbeddings
+from composir.models.randomness import random_numbers_aside
 from composir.models.token_fusion import MASKED, TokenFusion
 from composir.parallel import gather
 from composir.scoring import similarity
@@ -61,7 +62,7 @@ class Sprc(nn.Module):
         self.gated_fusion: GatedFusion | None = None
         self.fusions = nn.ModuleDict()
         # In a fork of the generator: all else starts the same from one seed whatever the fusion.
-        with torch.random.fork_rng(devices=[]):
+        with random_numbers_aside():
             for name in fusion_names(config.fusion):
                 module = FUSIONS[name].make(config)
                 if isinstance(module, GatedFusion):

@@ -19,6 +19,7 @@ from composir.models.checkpoint import model_card, write_folder
 from composir.models.composer import Composer
 from composir.models.config import TOKENIZER, ComposerConfig
 from composir.models.fusion import GATE, NONE
+from composir.models.randomness import random_numbers_aside
 from composir.models.text import Tokenizer
 from composir.models.vision import hash_weights
 from composir.models.vit import NORM
@@ -182,8 +183,7 @@ def _fresh(config: ComposerConfig, weights: Mapping[str, Tensor], seed: int) -> 
     """Return, by name, the start of every weight of ``FRESH`` that the source lacks."""
     # What these start as depends on none of the sizes made small here, and the rest of the model is not needed.
     small = config.model_copy(update={"num_hidden_layers": 1, "vocab_size": 1, "max_position_embeddings": 1})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_numbers_aside(seed):
         start = Composer(small).own_weights()
     return {name: start.__getitem__ for name in start if name.startswith(FRESH) and name not in weights}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from tokenizers import Tokenizer as WordPieceTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from composir.data.transforms import CLIP_MEAN, CLIP_STD
 from composir.models.backbones.base import Backbone, wake_cross_attention
 from composir.models.config import ComposerConfig
+from composir.models.randomness import random_numbers_aside
 from composir.models.text import Tokenizer
 from composir.models.vision import Tower
 
@@ -32,8 +32,7 @@ class PatchFeatures(nn.Module):
 
 def tiny_tower(weights: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> Tower:
     """Return a tower of 9 tokens, 24 wide, over pictures of 48 px: random, the same for a seed, or ``weights``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with random_numbers_aside(seed):
         features = PatchFeatures(16, 24)
     tower = Tower("tiny", features, num_tokens=9, width=24, mean=CLIP_MEAN, std=CLIP_STD, image_size=48)
     if weights is not None:
