@@ -60,6 +60,7 @@ def quickstart(
         f"  {command('search', done.index, '--image', reference, '--text', sentence, *sheet, 'found.png')}",
         f"  {command('serve', done.index)}   # in a browser; pip install 'composir[web]'",
         f"  {command('index', 'YOUR_PICTURES')}   # your own photographs, by the built-in model: no training",
+        f"  {command('serve', 'YOUR_INDEX', '--record', 'FILE.jsonl')}   # mark what was meant: docs/heads.md",
         f"  {command('train', *data, '--backbone', 'mini', '--no-gated-fusion')}   # the gate off",
         f"  {command('evaluate', *best, *data, *sheet, 'more.png', '--num-queries', 20)}",
         f"  {shlex.join(['tensorboard', '--logdir', str(done.run.parent)])}",
