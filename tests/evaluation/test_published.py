@@ -182,6 +182,12 @@ def test_the_readers_split_has_rules_that_published_rows_share(real_annotations)
         assert len(shared) >= 7
 
 
+@pytest.mark.parametrize("dataset", ["FashionIQ", "CIRCO"])
+def test_text_rules_that_can_be_asked_for_are_called_as_the_published_ones(dataset):
+    published = {row.rules.text for row in PUBLISHED if row.rules.dataset == dataset}
+    assert len(published & set(DATASETS[dataset].text_rules)) == {"FashionIQ": 3, "CIRCO": 1}[dataset]
+
+
 def test_sizes_are_of_splits_with_public_answers():
     assert {(dataset, split) for dataset, split, _ in SIZES} >= {(d, val) for (d, _), val in STANDS_FOR.items()}
     assert SIZES["FashionIQ", "val", "original"] == tuple(map(sum, zip(*FASHIONIQ_VAL.values(), strict=True)))
