@@ -254,7 +254,7 @@ def test_the_page_greys_what_was_measured_by_other_rules_and_says_by_which(full_
     rows = rows_of(page, "Published results")[1:]
     reasons = {row[0]: row[-2] for row in rows}
     assert reasons["TME"] == ""
-    assert reasons["LinCIR (CLIP-L)"] == "text in a prompt, here as annotated"
+    assert reasons["LinCIR (CLIP-L)"] == "text 'in a prompt', here 'as annotated'"
     assert reasons["BGE-VL-base"] == "text not stated"
     assert [bool(row[-2]) for row in rows] == sorted(bool(row[-2]) for row in rows), "those that compare come first"
     (body,) = (table.one("tbody") for table in page.all("table") if table.one("caption").text == "Published results")
@@ -278,8 +278,8 @@ def test_published_fashioniq_stands_beside_all_three_categories_of_val(full_size
     assert "the reference rule and the text are the same as here" in page.text
     reasons = {row[0]: row[-2] for row in rows if row[-2]}
     assert reasons["ENCODER"] == (
-        "gallery val-union, here original; reference excluded, here kept; "
-        "text both captions, spelling corrected, here both captions"
+        "gallery 'val-union', here 'original'; reference 'excluded', here 'kept'; "
+        "text 'both captions, spelling corrected', here 'both captions'"
     )
     assert reasons["CASE"] == "gallery not stated; reference not stated; text not stated"
 

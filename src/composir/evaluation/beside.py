@@ -32,7 +32,7 @@ def differences(rules: Rules, result: Result) -> tuple[str, ...]:
         if theirs == NOT_STATED:
             found.append(f"{rule} {NOT_STATED}")
         elif theirs != ours and not (rule == "split" and STANDS_FOR.get((rules.dataset, theirs)) == ours):
-            found.append(f"{rule} {theirs}, here {ours}")
+            found.append(f"{rule} {theirs!r}, here {ours!r}")
     return tuple(found)
 
 
