@@ -99,6 +99,11 @@ def test_predictions_of_circo_need_no_list_of_its_images(run, tmp_path):
     assert document["metrics"]["map_at_50"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert (document["num_queries"], document["num_gallery"]) == (3, None)
     assert "gallery:original|" in document["signature"]
+    assert "text:relative-caption|" in document["signature"]
+    rule = ("--text-rule", "concept and caption")
+    other = json.loads(run("evaluate", "--predictions", file, *flags, *rule, "--json")[1])
+    assert "text:concept-and-caption|" in other["signature"]
+    assert other["metrics"] == document["metrics"]
     saved = tmp_path / "saved.safetensors"
     code, out, _ = run("evaluate", "--predictions", file, *flags, "--save-rankings", saved)
     assert (code, "gallery not listed" in " ".join(out.split())) == (0, True)

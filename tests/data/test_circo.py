@@ -44,6 +44,40 @@ def test_the_answers_of_test_are_hidden(circo_root):
     assert len(split.gallery) == 5
 
 
+def test_the_concept_stands_before_the_caption_where_that_is_the_text_rule(circo_root):
+    (split,) = load_splits("CIRCO", circo_root, "val", text_rule="concept and caption", annotations_only=True)
+    assert split.text_rule == "concept and caption"
+    assert split.queries[0].text == "Find a picture that also a number, but shows 20 instead."
+    (plain,) = load_splits("CIRCO", circo_root, "val", text_rule="relative caption", annotations_only=True)
+    assert plain == circo.load(circo_root, "val")[0]
+    assert [query.targets for query in split.queries] == [query.targets for query in plain.queries]
+
+
+def test_a_concept_is_missed_only_where_the_text_rule_needs_it(circo_root, change):
+    change(circo_root / VAL, shared_concept=...)
+    assert circo.load(circo_root, "val")[0].queries[0].text == "shows 20 instead"
+    with pytest.raises(ProblemsError, match="key 'shared_concept' is missing"):
+        circo.load(circo_root, "val", text_rule=circo.CONCEPT_AND_CAPTION)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text_rule", "expected"),
+    [
+        (
+            "CIRCO",
+            "concept",
+            "expected relative caption or concept and caption; fix: one of: concept and caption",
+        ),
+        ("CIRR", "concept and caption", "expected none: there is one way to make its sentences; fix: leave it out"),
+    ],
+)
+def test_a_text_rule_that_is_not_known_is_an_error(circo_root, dataset, text_rule, expected):
+    with pytest.raises(ComposirError) as caught:
+        load_splits(dataset, circo_root, "val", text_rule=text_rule)
+    assert f"unknown text rule {text_rule!r} of {dataset}" in str(caught.value)
+    assert expected in str(caught.value)
+
+
 def test_the_order_of_the_file_does_not_matter(circo_root):
     entries = json.loads((circo_root / VAL).read_text())
     (circo_root / VAL).write_text(json.dumps(entries[::-1]))

@@ -60,6 +60,24 @@ def test_real_annotations_in_full(real_annotations):
     )
 
 
+@pytest.mark.parametrize(
+    ("text_rule", "text"),
+    [
+        ("both captions", "Is gold and strapless and button front longer sleeves"),
+        ("both captions, not stripped", "is gold and strapless and  button front longer sleeves"),
+        ("both captions, comma between", "is gold and strapless, and  button front longer sleeves"),
+    ],
+)
+def test_a_text_rule_makes_the_evaluated_sentence_and_leaves_those_of_training(real_annotations, text_rule, text):
+    read = {"categories": ["dress"], "annotations_only": True}
+    (split,) = load_splits("FashionIQ", real_annotations, "val", text_rule=text_rule, **read)
+    (usual,) = load_splits("FashionIQ", real_annotations, "val", **read)
+    assert split.text_rule == text_rule
+    number = next(i for i, query in enumerate(split.queries) if query.reference == "B009CMY4BS")
+    assert split.queries[number].text == text
+    assert split.queries[number].texts == usual.queries[number].texts
+
+
 def test_images_of_either_suffix_are_found_by_one_listing(fashioniq_root):
     images = fashioniq_root / "images"
     images.mkdir()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from composir.data.triplets import Query, Split
+from composir.evaluation import Ranking
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -66,5 +69,29 @@ def make_split() -> Callable[..., Split]:
             exclude_reference=exclude_reference,
             text_rule="as annotated",
         )
+
+    return make
+
+
+@pytest.fixture
+def full_size(make_split, make_query):
+    """Make rankings with the sizes of the real set; every target is at rank 3."""
+
+    def make(sizes, *, dataset, exclude_reference, text_rule, gallery_rule="original", name="val"):
+        rankings = []
+        for category, (num_queries, num_images) in sizes.items():
+            query = make_query(0, "g9", ["g2"], ["g0", "g1", "g2", "g3", "g4"])
+            split = make_split([query] * num_queries, num_images, dataset=dataset, category=category, name=name)
+            split = dataclasses.replace(
+                split,
+                images={},
+                exclude_reference=exclude_reference,
+                text_rule=text_rule,
+                gallery_rule=gallery_rule,
+            )
+            top = np.tile(np.arange(50), (num_queries, 1))
+            scores = np.linspace(1, 0, 50, dtype=np.float32)[None].repeat(num_queries, axis=0)
+            rankings.append(Ranking(split, top, scores, np.full(num_queries, 3), (query.subset,) * num_queries))
+        return rankings
 
     return make

@@ -387,3 +387,11 @@ def test_a_metric_that_is_not_there(split_of):
         "fix: give --metric one of: recall_at_1, recall_at_5",
     )
     assert list(compare({"a": [whole], "b": [half]}, ["recall_at_5"]).rows[0].metrics) == ["recall_at_1", "recall_at_5"]
+
+
+def test_results_of_different_text_rules_are_not_compared(split_of):
+    caption = split_of(2, dataset="CIRCO")
+    concept = dataclasses.replace(caption, text_rule="concept and caption")
+    groups = {"A": [saved(caption, [1, 2], weights="a")], "B": [saved(concept, [1, 2], weights="b", path="b")]}
+    with pytest.raises(ComposirError, match="text is 'concept and caption', not '"):
+        compare(groups)

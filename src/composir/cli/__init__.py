@@ -30,6 +30,7 @@ for _module in (
     "evaluate",
     "models",
     "catalogue",
+    "figures",
     "search",
     "data",
     "benchmark",

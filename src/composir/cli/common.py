@@ -151,6 +151,7 @@ def splits_of_flags(
     gallery: str = "original",
     exclude_reference: bool | None = None,
     *,
+    text_rule: str | None = None,
     skip_missing: bool = False,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
@@ -168,6 +169,7 @@ def splits_of_flags(
         categories=categories or None,
         gallery=gallery,
         exclude_reference=exclude_reference,
+        text_rule=text_rule,
         annotations_only=annotations_only,
     )
     for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):

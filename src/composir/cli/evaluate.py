@@ -41,6 +41,10 @@ ExcludeReference = Annotated[
     bool | None,
     typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
 ]
+TextRule = Annotated[
+    str | None,
+    typer.Option("--text-rule", help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."),
+]
 
 
 @app.command(rich_help_panel="Models")
@@ -69,6 +73,7 @@ def evaluate(
     categories: Categories = None,
     gallery: Gallery = "original",
     exclude_reference: ExcludeReference = None,
+    text_rule: TextRule = None,
     skip_missing_images: Annotated[
         bool,
         typer.Option("--skip-missing-images", help="Measure the queries whose images are all there; says how many."),
@@ -126,6 +131,7 @@ def evaluate(
             categories,
             gallery,
             exclude_reference,
+            text_rule=text_rule,
             skip_missing=skip_missing_images,
             annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )
@@ -209,6 +215,7 @@ def submit(
     split: Annotated[
         str | None, typer.Option(help="The test server's (test1, test) unless given; val is a dry run.")
     ] = None,
+    text_rule: TextRule = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder of the files.")] = None,
     prompt: Prompt = None,
     max_pixels: MaxPixels = None,
@@ -232,7 +239,7 @@ def submit(
     files: list[Path] = []
     problems: list[Problem] = []
     if validate:
-        splits = splits_of_flags(dataset, data_root, split, annotations_only=True)
+        splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule, annotations_only=True)
         for file in validate:
             problems += check_predictions(file, splits)
     else:
@@ -240,7 +247,7 @@ def submit(
         require_test_server(dataset)
         if out_ is None:
             raise ComposirError("--out is missing", fix="give the folder that the files are written to")
-        splits = splits_of_flags(dataset, data_root, split)
+        splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule)
         with Bars() as bars:
             embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
             rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)

@@ -37,15 +37,20 @@ ASPECTS = (
     "viewpoint",
 )
 """What the official evaluator measures apart; a query may have several."""
+RELATIVE_CAPTION, CONCEPT_AND_CAPTION = "relative caption", "concept and caption"
+TEXT_RULES = (RELATIVE_CAPTION, CONCEPT_AND_CAPTION)
 
 
-def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
+def load(
+    root: Path, split: str, *, categories: Sequence[str] | None = None, text_rule: str = RELATIVE_CAPTION
+) -> tuple[Split, ...]:
     """Return the one split of CIRCO: every query of ``annotations/``, all of COCO's unlabelled images as the gallery.
 
     ``root`` holds ``annotations/``, or is the parent of such a ``CIRCO/``. Names are COCO's image ids as text. The
     targets are the annotated one, then the other ground truths; ``test`` hides them. The text is the relative
-    caption alone, as the official loader gives it, without the shared concept. Without COCO's list the gallery holds
-    the images that the queries name, and ``missing_list`` says so. Image files are not touched. Raises
+    caption alone, as the official evaluator's own models are given it, or with the shared concept before it
+    (``join_concept``). Without COCO's list the gallery holds the images that the queries name, and ``missing_list``
+    says so. Image files are not touched. Raises
     ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("CIRCO", categories)
@@ -63,7 +68,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     entries = read_entries(queries_file, problems, id_key="id")
     num_queries = len(entries) + len(problems) - num_problems  # elements that are no object count as well
     check_unique(entries, "id")
-    read = [_read_query(entry, split, num_queries, images, names_file) for entry in entries]
+    read = [_read_query(entry, split, text_rule, num_queries, (images, names_file)) for entry in entries]
     queries = tuple(query for query in read if query is not None)
     named = dict.fromkeys(name for query in queries for name in (query.reference, *query.targets))
     found = Split(
@@ -75,13 +80,18 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         images=images or {},
         gallery_rule="original",
         exclude_reference=False,
-        text_rule="relative caption",
+        text_rule=text_rule,
         file=queries_file,
         files=(queries_file, names_file) if images else (queries_file,),
         tree=Tree(home, ("COCO2017_unlabeled/unlabeled2017",)),
         missing_list=missing_list,
     )
     return require_whole((found,), problems)
+
+
+def join_concept(concept: str, caption: str) -> str:
+    """Return the sentence that BGE-VL is asked with: all 800 of MegaPairs' ``eval/data/circo_query.jsonl`` are so."""
+    return f"Find a picture that also {concept}, but {caption}."
 
 
 def _read_images(names_file: Path, folder: Path, problems: Findings) -> dict[str, ImageSource] | None:
@@ -102,22 +112,33 @@ def _read_images(names_file: Path, folder: Path, problems: Findings) -> dict[str
 
 
 def _read_query(
-    entry: Entry, split: str, num_queries: int, images: dict[str, ImageSource] | None, names_file: Path
+    entry: Entry, split: str, text_rule: str, num_queries: int, listed: tuple[dict[str, ImageSource] | None, Path]
 ) -> Query | None:
-    """Return the query of one entry; what is wrong with it is added to the entry's problems."""
+    """Return the query of one entry; what is wrong with it is added to the entry's problems.
+
+    ``listed`` holds the images by id, None where they cannot be checked, and the file that lists them.
+    """
     query_id = entry.get("id", int)
     if query_id is not None and not 0 <= query_id < num_queries:
         entry.problem(f"the id is not in 0 to {num_queries - 1}", f"count the queries from 0, or {RESTORE}")
-    reference = _read_image(entry, "reference_img_id", images, names_file)
-    text = entry.caption("relative_caption", entry.get("relative_caption", str))
+    reference = _read_image(entry, "reference_img_id", *listed)
+    text = _read_text(entry, text_rule)
     targets: tuple[str, ...] = ()
     aspects: tuple[str, ...] = ()
     if split not in SPLITS_WITHOUT_TARGETS:
-        targets = _read_targets(entry, reference, images, names_file)
+        targets = _read_targets(entry, reference, *listed)
         aspects = _read_aspects(entry)
     if query_id is None or reference is None or text is None:
         return None
     return Query(id=str(query_id), reference=reference, text=text, texts=(text,), targets=targets, aspects=aspects)
+
+
+def _read_text(entry: Entry, text_rule: str) -> str | None:
+    caption = entry.caption("relative_caption", entry.get("relative_caption", str))
+    if text_rule == RELATIVE_CAPTION:
+        return caption
+    concept = entry.caption("shared_concept", entry.get("shared_concept", str))
+    return None if concept is None or caption is None else join_concept(concept, caption)
 
 
 def _read_image(entry: Entry, key: str, images: dict[str, ImageSource] | None, names_file: Path) -> str | None:

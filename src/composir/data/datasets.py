@@ -32,14 +32,18 @@ class Dataset:
     """The split whose answers only the data set's test server knows; empty where there is no server."""
     categories: tuple[str, ...] = ()
     """The parts that ``load`` takes as ``categories``, each with files of its own; empty where there are none."""
+    text_rules: tuple[str, ...] = ()
+    """What ``load`` takes as ``text_rule``, its own first; empty where there is one way to make the sentences."""
 
 
 DATASETS: Table[Dataset] = Table(
     "datasets",
     {
         "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
-        "FashionIQ": Dataset(fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES),
-        "CIRCO": Dataset(circo.load, circo.SPLITS, submitted="test"),
+        "FashionIQ": Dataset(
+            fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES, text_rules=fashioniq.TEXT_RULES
+        ),
+        "CIRCO": Dataset(circo.load, circo.SPLITS, submitted="test", text_rules=circo.TEXT_RULES),
         "GeneCIS": Dataset(genecis.load, genecis.SPLITS, categories=genecis.CATEGORIES),
         "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
         "Shoes": Dataset(shoes.load, shoes.SPLITS),
@@ -72,6 +76,7 @@ def load_splits(
     categories: Sequence[str] | None = None,
     gallery: str = "original",
     exclude_reference: bool | None = None,
+    text_rule: str | None = None,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
     """Return the splits of that name: one, or one a category for FashionIQ. No image is opened.
@@ -82,14 +87,16 @@ def load_splits(
     ``ProblemsError`` with everything wrong in it.
 
     ``gallery`` is ``original`` (the split file) or ``val-union`` (only the references and targets of the
-    queries); ``exclude_reference`` replaces the data set's own rule. Both change the figures a great deal and
-    stay on the ``Split``, so that a report can name them.
+    queries); ``exclude_reference`` and ``text_rule`` (one of ``Dataset.text_rules``) replace the data set's own rules.
+    All change the figures a great deal and stay on the ``Split``, so that a report can name them.
     """
     if gallery not in GALLERIES:
         raise ComposirError(
             f"unknown gallery {gallery!r}", expected=" or ".join(GALLERIES), fix=nearest(gallery, GALLERIES)
         )
-    splits = DATASETS[find_dataset(dataset)].load(Path(root), split, categories=categories)
+    dataset = find_dataset(dataset)
+    chosen = {} if text_rule is None else {"text_rule": _find_text_rule(dataset, text_rule)}
+    splits = DATASETS[dataset].load(Path(root), split, categories=categories, **chosen)
     if not annotations_only:
         found = find_images(splits)
         problems = [*_missing_lists(splits), *found.problems]
@@ -103,6 +110,17 @@ def load_splits(
     if exclude_reference is not None:
         splits = tuple(dataclasses.replace(one, exclude_reference=exclude_reference) for one in splits)
     return splits
+
+
+def _find_text_rule(dataset: str, text_rule: str) -> str:
+    rules = DATASETS[dataset].text_rules
+    if text_rule not in rules:
+        raise ComposirError(
+            f"unknown text rule {text_rule!r} of {dataset}",
+            expected=" or ".join(rules) or "none: there is one way to make its sentences",
+            fix=nearest(text_rule, rules) if rules else "leave it out",
+        )
+    return text_rule
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from PIL import Image, ImageOps
 from composir.data.images import read_image
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
+from composir.evaluation.beside import published_beside
 from composir.evaluation.metrics import averages, intervals, metric_label, protocol_of, recalls, solved
-from composir.evaluation.published import published_beside
+from composir.evaluation.published import Published
 from composir.evaluation.ranking import PADDING, Ranking, first_ranks, hits
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result
 from composir.evaluation.sheet import NUM_SHOWN, Retrieved, retrieved
@@ -45,11 +46,11 @@ PLOT_TOP, PLOT_HEIGHT = 12, 280
 def write_page(result: Result, folder: Path, *, num_queries: int = NUM_QUERIES) -> Path:
     """Return ``index.html`` in ``folder`` after writing the report of ``result`` into it.
 
-    The page holds the figures with their intervals, the baselines, the audit, published results that fit, recall
-    curves, the ``num_queries`` hardest misses and best hits with pictures, and the figures by length of the sentence,
-    category, aspect and subset. Where the splits know no images (rankings loaded without a data root) names stand for
-    the pictures; a picture that cannot be read leaves a marked gap, and the page says why. The same result gives
-    the same bytes. Raises ``ComposirError`` where the file cannot be written.
+    The page holds the figures with their intervals, the baselines, the audit, published results (greyed where they
+    were measured by other rules), recall curves, the ``num_queries`` hardest misses and best hits with pictures, and
+    the figures by length of the sentence, category, aspect and subset. Where the splits know no images (rankings loaded
+    without a data root) names stand for the pictures; a picture that cannot be read leaves a marked gap, and the page
+    says why. The same result gives the same bytes. Raises ``ComposirError`` where the file cannot be written.
     """
     html = _render(result, num_queries)
     try:
@@ -78,6 +79,7 @@ def _render(result: Result, num_queries: int) -> str:
     style = _own_file("page.css")
     pictures = _Pictures()
     splits = [ranking.split for ranking in result.rankings[COMPOSED]]
+    published = published_beside(result)
     key = result.primary if result.primary in result.metrics else next(iter(result.metrics))
     html = template.render(
         result=result,
@@ -85,7 +87,8 @@ def _render(result: Result, num_queries: int) -> str:
         key=key,
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        published=published_beside(result),
+        published=published,
+        published_keys=_published_keys(published),
         k=protocol_of(splits[0].dataset).solved_k,
         plot=_plot(result),
         num_shown=NUM_SHOWN,
@@ -99,6 +102,11 @@ def _render(result: Result, num_queries: int) -> str:
         pictures=pictures,
     )
     return html.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
+
+
+def _published_keys(published: Sequence[tuple[Published, tuple[str, ...]]]) -> list[str]:
+    """Return the metrics that any of the rows states, without those of single categories."""
+    return [key for key in dict.fromkeys(key for row, _ in published for key in row.figures) if "." not in key]
 
 
 def _own_file(name: str) -> str:
