@@ -67,7 +67,7 @@ def train(
     ] = None,
     lora: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a CLIP-like model: train adapters of this rank instead of a head."),
+        typer.Option(min=1, max=1024, help="Of a CLIP-like model: train adapters of this rank instead of a head."),
     ] = None,
     target_map: Annotated[
         bool | None,
