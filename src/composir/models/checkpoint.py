@@ -13,6 +13,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.files import replacing_folder
+from composir.machine import keep_freed_memory
 from composir.models.backbones import read_config, tower_of
 from composir.models.composer import Composer
 from composir.models.config import CARD, CONFIG, FORMAT, MODEL_NAME, TOKENIZER, TOWER, WEIGHTS, ComposerConfig
@@ -131,6 +132,7 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     not fit: weights load strictly, and the tower found on this machine must have the hash the checkpoint was made
     with.
     """
+    keep_freed_memory()
     folder, _ = locate(str(source), FORMS[OWN])
     _require_checkpoint(folder)
     config, identity = read_config(read_json(folder / CONFIG), folder / CONFIG)
