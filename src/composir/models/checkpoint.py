@@ -30,7 +30,7 @@ from composir.models.weights.sources import (
     read_json,
 )
 from composir.models.weights.start import not_finite, require_qformer
-from composir.models.weights.tensors import LazyTensors, write_safetensors
+from composir.models.weights.tensors import LazyTensors, Undrawn, write_safetensors
 from composir.version import own_version
 
 TRAINED_ON = "trained_on.txt"
@@ -146,7 +146,9 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
                 expected="the tokenizer that the model was trained with",
                 fix="copy the tokenizer.json of the same checkpoint",
             )
-    model = Composer(config, tower=tower_of(config, identity, folder) if identity else None, tokenizer=tokenizer)
+    tower = tower_of(config, identity, folder) if identity else None
+    with Undrawn():
+        model = Composer(config, tower=tower, tokenizer=tokenizer)
     load_weights(model, folder / WEIGHTS)
     if (folder / TRAINED_ON).is_file():
         model.trained_on = " ".join((folder / TRAINED_ON).read_text(encoding="utf-8").split())
