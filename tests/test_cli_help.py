@@ -143,6 +143,10 @@ def test_a_search_imports_nothing_that_trains_or_draws(mini_index):
     assert imported_by(RUN, "search", mini_index, "--text", "a red picture") == {"torch"}
 
 
+def test_an_index_imports_nothing_that_trains_or_draws(mini, shapes_root, tmp_path):
+    assert imported_by(RUN, "index", shapes_root, "--model", mini, "--out", tmp_path / "made.index") == {"torch"}
+
+
 def test_a_server_that_has_answered_imports_nothing_that_trains_or_plots(mini_index):
     code = """
 import sys
@@ -163,6 +167,11 @@ with Retriever(sys.argv[1]) as retriever, TestClient(create_app(retriever), base
 
 def test_an_evaluation_imports_nothing_that_trains_or_draws(mini, shapes_root):
     assert imported_by(RUN, "evaluate", "--model", mini, "--data-root", shapes_root, "--json") == {"torch"}
+
+
+def test_training_starts_without_what_draws_its_curves():
+    code = "import sys, composir.training.runs, composir.training.ablation_report"
+    assert imported_by(code) == {"torch", "accelerate", "tensorboard"}
 
 
 def test_training_of_mini_imports_no_transformers(shapes_root, tmp_path):

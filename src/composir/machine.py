@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -11,6 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3) by their numbers in glibc's malloc.h."""
+KEPT_BYTES = 2**30
+"""Of freed memory that malloc may keep, and the smallest block that it maps by itself."""
+MOST_MAPPED = 2**25
+"""The largest value of the latter that glibc takes before 2.35."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep freed memory for what is asked for next; elsewhere nothing happens.
+
+    By itself it maps every block above 32 MiB and unmaps it when it is freed, so that in each layer of a network the
+    kernel hands out and clears the pages of the activations anew. Nothing that is computed changes. Where the
+    environment says how malloc works (``MALLOC_...``, or ``glibc.malloc`` in ``GLIBC_TUNABLES``), that stands.
+    """
+    is_set = any(name.startswith("MALLOC_") for name in os.environ)
+    if is_set or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    if not mallopt(M_MMAP_THRESHOLD, KEPT_BYTES):
+        mallopt(M_MMAP_THRESHOLD, MOST_MAPPED)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def default_device() -> torch.device:

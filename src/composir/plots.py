@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
-from matplotlib.figure import Figure
 
 from composir.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSS_PREFIX, TOTAL = "loss_", "total"
 GATE_COLUMNS = ("alpha", "mean_gate", "gate_entropy", "relative_change")
@@ -23,7 +26,7 @@ def plot_losses(losses_by_arm: Mapping[str, Float64[np.ndarray, "num_seeds _"]],
 
     ``first_step`` is the number of the step that the first column belongs to.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure(8, 4.5)
     axes = figure.subplots()
     for arm, losses in losses_by_arm.items():
         steps = np.arange(first_step, first_step + losses.shape[1])
@@ -59,7 +62,7 @@ def plot_curves(log: Path, out: Path) -> None:
     ]
     panels = [(title, [name for name in names if any(row.get(name) for row in rows)]) for title, names in panels]
     panels = [(title, names) for title, names in panels if names]
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = _figure(5 * len(panels), 4)
     for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             points = [(int(row["epoch"]), float(row[name])) for row in rows if row.get(name)]
@@ -70,3 +73,10 @@ def plot_curves(log: Path, out: Path) -> None:
         axes.legend(fontsize=8)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of so many inches."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 (nothing of it is needed before the first validation)
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -12,6 +12,7 @@ from composir.models import checkpoint
 from composir.models.backbones import build
 from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.checkpoint import from_pretrained, save_pretrained, weights_hash
+from composir.models.fusion import FUSIONS, NONE
 
 
 @pytest.fixture
@@ -224,3 +225,16 @@ def test_a_failed_save_leaves_the_old_model(saved, monkeypatch):
         save_pretrained(model, folder)
     assert weights_hash(from_pretrained(folder)) == weights_hash(model)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("fusion", [NONE, *FUSIONS])
+def test_reading_a_checkpoint_draws_no_random_number_and_gives_what_was_saved(tmp_path, fusion):
+    model = build("tiny", fusion=fusion).eval()
+    save_pretrained(model, tmp_path / "model")
+    before = torch.get_rng_state()
+    again = from_pretrained(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), before)
+    known, read = model.state_dict(), again.state_dict()
+    assert list(read) == list(known)
+    assert all(torch.equal(read[name], tensor) for name, tensor in known.items())
+    assert not torch.equal(build("tiny", fusion=fusion).query_tokens, model.query_tokens)  # a fresh one is drawn

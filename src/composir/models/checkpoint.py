@@ -13,6 +13,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError, listed
 from composir.files import replacing_folder
+from composir.machine import keep_freed_memory
 from composir.models.backbones import read_config, tower_of
 from composir.models.composer import Composer
 from composir.models.config import CARD, CONFIG, FORMAT, MODEL_NAME, TOKENIZER, TOWER, WEIGHTS, ComposerConfig
@@ -29,7 +30,7 @@ from composir.models.weights.sources import (
     read_json,
 )
 from composir.models.weights.start import not_finite, require_qformer
-from composir.models.weights.tensors import LazyTensors, write_safetensors
+from composir.models.weights.tensors import LazyTensors, Undrawn, write_safetensors
 from composir.version import own_version
 
 TRAINED_ON = "trained_on.txt"
@@ -131,6 +132,7 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
     not fit: weights load strictly, and the tower found on this machine must have the hash the checkpoint was made
     with.
     """
+    keep_freed_memory()
     folder, _ = locate(str(source), FORMS[OWN])
     _require_checkpoint(folder)
     config, identity = read_config(read_json(folder / CONFIG), folder / CONFIG)
@@ -144,7 +146,9 @@ def from_pretrained(source: Path | str, *, device: str | torch.device = "cpu") -
                 expected="the tokenizer that the model was trained with",
                 fix="copy the tokenizer.json of the same checkpoint",
             )
-    model = Composer(config, tower=tower_of(config, identity, folder) if identity else None, tokenizer=tokenizer)
+    tower = tower_of(config, identity, folder) if identity else None
+    with Undrawn():
+        model = Composer(config, tower=tower, tokenizer=tokenizer)
     load_weights(model, folder / WEIGHTS)
     if (folder / TRAINED_ON).is_file():
         model.trained_on = " ".join((folder / TRAINED_ON).read_text(encoding="utf-8").split())

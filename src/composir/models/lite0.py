@@ -37,6 +37,7 @@ from composir.models.photos.embedder import SIDE, shrink
 from composir.models.photos.ground import look_at
 from composir.models.photos.minilm import embed
 from composir.models.vision import TOWER_BATCH
+from composir.models.weights.tensors import Undrawn
 
 LITE0 = "lite0"
 """The name under which it is asked for."""
@@ -81,7 +82,8 @@ class Lite0Embedder(VectorEmbedder):
         return DIM
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        network = EfficientNetLite0()
+        with Undrawn():
+            network = EfficientNetLite0()
         network.load_state_dict(from_published(read_lite0()))
         self._network = network.eval().requires_grad_(False).to(device)
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stub lacks it

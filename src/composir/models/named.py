@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from composir.errors import ComposirError
+from composir.machine import keep_freed_memory
 from composir.models.address import ST, Address
 from composir.models.catalogue import MODELS, open_model_by_name
 from composir.models.embedder import VectorEmbedder
@@ -42,6 +43,7 @@ def open_named(model: str, device: str | torch.device) -> VectorEmbedder | None:
     address = find_address(model)
     if address is None:
         return None
+    keep_freed_memory()
     if address.name in BUILT_IN:
         address.options.require_only(address.name)
         if address.place:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError
 from composir.files import replacing_folder
+from composir.machine import keep_freed_memory
 from composir.models.checkpoint import TRAINED_ON
 from composir.models.config import CARD, FORMAT, WEIGHTS
 from composir.models.dual import Composition, DualEncoder
@@ -91,6 +92,7 @@ def open_tuned(folder: Path | str, device: str | torch.device, *, dtype: str | N
 
     Raises ``ComposirError`` for a composition.json of a newer format or with wrong values, and as ``DualEncoder`` does.
     """
+    keep_freed_memory()
     folder = Path(folder)
     document = read_json(folder / COMPOSITION)
     if document.get("format") != FORMAT:

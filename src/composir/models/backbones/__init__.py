@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from composir.errors import ComposirError, nearest
+from composir.machine import keep_freed_memory
 from composir.models.backbones.base import Backbone
 from composir.models.backbones.blip2 import blip2_tokenizer
 from composir.models.backbones.mini import MINI, lite_tower
@@ -57,6 +58,7 @@ def build(backbone: str, weights: str = "", **settings: object) -> Composer:
 
     ``weights`` is the folder or file of the backbone's pretrained weights, where they are not in a pip package.
     """
+    keep_freed_memory()
     parts = find_backbone(backbone, weights)
     config = ComposerConfig(**{**parts.config(weights).model_dump(), "backbone": backbone, **settings})
     model = Composer(config, tower=parts.tower(weights), tokenizer=parts.tokenizer())

@@ -15,7 +15,7 @@ from composir.models.config import CARD, CONFIG, FORMAT, HEAD, WEIGHTS
 from composir.models.heads import HEADS
 from composir.models.heads.head import Head, head_hash
 from composir.models.weights.sources import read_json
-from composir.models.weights.tensors import write_safetensors
+from composir.models.weights.tensors import Undrawn, write_safetensors
 from composir.version import own_version
 
 
@@ -98,7 +98,8 @@ def read_head(folder: Path | str) -> SavedHead:
         raise ComposirError(wrong, file=file, fix="use the config.json that the head was saved with") from None
     if config.head not in HEADS:
         raise ComposirError(f"head {config.head!r} is not known", file=file, fix=nearest(config.head, HEADS))
-    head = make_head(config)
+    with Undrawn():
+        head = make_head(config)
     load_weights(head, file.parent / WEIGHTS)
     return SavedHead(head.eval(), config)
 

@@ -19,6 +19,7 @@ from composir.models.backbones.efficientnet import (
 )
 from composir.models.backbones.mini import read_lite0
 from composir.models.photos.vocabulary import NUM_CLASSES
+from composir.models.weights.tensors import Undrawn
 
 WIDTH = 1280
 VIEWS_AT_ONCE = 2
@@ -32,10 +33,11 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         weights = read_lite0()
-        self.body = EfficientNetLite0()
-        self.head = nn.Conv2d(STRIDE_32_CHANNELS, WIDTH, 1, bias=False)
-        self.norm = nn.BatchNorm2d(WIDTH, eps=BATCH_NORM_EPS)
-        self.classes = nn.Linear(WIDTH, NUM_CLASSES)
+        with Undrawn():
+            self.body = EfficientNetLite0()
+            self.head = nn.Conv2d(STRIDE_32_CHANNELS, WIDTH, 1, bias=False)
+            self.norm = nn.BatchNorm2d(WIDTH, eps=BATCH_NORM_EPS)
+            self.classes = nn.Linear(WIDTH, NUM_CLASSES)
         self.body.load_state_dict(from_published(weights))
         for part, name in ((self.head, "_conv_head"), (self.norm, "_bn1"), (self.classes, "_fc")):
             own = {key.removeprefix(f"{name}."): one for key, one in weights.items() if key.startswith(f"{name}.")}

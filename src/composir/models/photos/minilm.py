@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from composir.models.backbones.mini import minilm_file
+from composir.models.weights.tensors import Undrawn
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -48,7 +49,8 @@ def _load() -> tuple[Tokenizer, BertModel]:
         weights = load_safetensors(archive.read("model.safetensors"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_WORDS)
-    model = BertModel(config, add_pooling_layer=False).eval()
+    with Undrawn():
+        model = BertModel(config, add_pooling_layer=False).eval()
     known = model.state_dict()
     model.load_state_dict({name: tensor for name, tensor in weights.items() if name in known})
     return tokenizer, model

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 HEADER_ALIGNMENT = 8
 _TYPE_NAMES = {
@@ -20,6 +22,23 @@ _TYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DRAWN = ("normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "kaiming_normal_", "kaiming_uniform_")
+"""Functions of tensors and of ``torch.nn.init`` that fill with random numbers."""
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules made in this context have zeros for weights drawn at random: those of a file come in their place.
+
+    No random number is used up. All else is as it is without: constants, and buffers that are in no file, which torch's
+    ``meta`` device would leave undefined in the fusions and heads of other packages.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return what ``func`` does, zeros where it would draw."""
+        if getattr(func, "__name__", "") not in _DRAWN:
+            return func(*args, **(kwargs or {}))
+        with torch.no_grad():
+            return (args[0] if args else kwargs["tensor"]).zero_()
 
 
 class LazyTensors(Mapping[str, Tensor]):
