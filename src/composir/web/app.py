@@ -257,7 +257,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         content = service.cache.get((image_id, size)) if image_id in service.retriever.images else None
         if content is None:
             content = await service.decode(make)
-            service.cache.put((image_id, size), content)
+            service.cache.put((image_id, size), content, len(content))
         return Response(content, media_type="image/jpeg", headers=headers)
 
 

@@ -20,11 +20,12 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from starlette.datastructures import UploadFile
 
+from composir.cache import Cache
 from composir.errors import ComposirError
 from composir.search import Hit, Retriever, SearchQuery, content_id
 from composir.web.batcher import Batcher
 from composir.web.limits import RETRY_SECONDS, Limits
-from composir.web.pictures import HEAT_SIDE, Cache, heat_of, read_indexed, read_upload
+from composir.web.pictures import HEAT_SIDE, Size, heat_of, read_indexed, read_upload
 from composir.web.problems import HttpProblem
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Service:
         self.retriever = retriever
         self.head = head
         self.limits = limits
-        self.cache = Cache(limits.cached_bytes)
+        self.cache = Cache[tuple[str, Size], bytes](limits.cached_bytes)
         self._num_waiting = 0
         self._batches = Histogram(
             "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),
