@@ -44,6 +44,8 @@ class VectorEmbedder(ABC):
     """Pictures that one pass should take where the model is."""
     side = VECTOR_SIDE
     """Pixels of the longer side that a picture has to keep when it is decoded."""
+    has_words = False
+    """Whether it says in words what it sees (``seen``)."""
 
     @cached_property
     def dim(self) -> int:

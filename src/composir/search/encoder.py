@@ -41,6 +41,8 @@ class Encoder(Protocol):
     """Pixels of the longer side that a picture has to keep when it is decoded (``read_image``)."""
     batch_size: int
     """How many pictures ``embed_pictures`` takes at once."""
+    has_words: bool
+    """Whether it says in words what it sees (``seen``)."""
 
     def prepare(self, picture: Image.Image) -> Any:
         """Return the picture as ``embed_pictures`` takes it in; called by threads."""
@@ -64,8 +66,8 @@ class Encoder(Protocol):
         """Return left, top, right and bottom of what it sees, in pixels of a picture of this width and height."""
         ...
 
-    def read(self, text: str) -> Reading | None:
-        """Return how a sentence is read; None where the network reads it as a whole."""
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
+        """Return how a sentence is read, of a query with a picture or alone; None where a network takes it whole."""
         ...
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
@@ -88,6 +90,8 @@ class BaseEncoder(Encoder, Protocol):
 
 class ComposerEncoder:
     """A checkpoint of composir's."""
+
+    has_words = False
 
     def __init__(self, model: Composer) -> None:
         assert model.tower is not None
@@ -150,7 +154,7 @@ class ComposerEncoder:
         """Return where that square lies."""
         return self._tower.box(size)
 
-    def read(self, text: str) -> Reading | None:
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return None: the network reads it as a whole."""
         return None
 
@@ -173,6 +177,7 @@ class VectorEncoder:
         self.batch_size = embedder.batch_size
         self.side = embedder.side
         self.dim = embedder.dim
+        self.has_words = embedder.has_words
 
     def prepare(self, picture: Image.Image) -> Any:
         """Return the picture as the model takes it in."""
@@ -219,7 +224,7 @@ class VectorEncoder:
         """Return where that lies."""
         return self.embedder.box(size)
 
-    def read(self, text: str) -> Reading | None:
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return how its rules read a sentence, where it has rules."""
         return self.embedder.read(text)
 
@@ -235,6 +240,7 @@ class HeadEncoder:
         self.head, self.base, self._words = saved.head, base, words
         self.identity, self.name, self.base_name = saved.weights_hash, saved.config.head, saved.config.base
         self.about, self.backbone, self.tower = base.about, base.backbone, base.tower
+        self.has_words = base.has_words
         self.num_vectors, self.dim, self.side, self.batch_size = base.num_vectors, base.dim, base.side, base.batch_size
 
     def prepare(self, picture: Image.Image) -> Any:
@@ -267,9 +273,9 @@ class HeadEncoder:
         """Return where that lies."""
         return self.base.box(size)
 
-    def read(self, text: str) -> Reading | None:
-        """Return None: a head reads a sentence as a whole."""
-        return None
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
+        """Return None beside a picture: a head reads it as a whole; a sentence alone is the base's."""
+        return None if with_reference else self.base.read(text, with_reference=False)
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what the base sees."""

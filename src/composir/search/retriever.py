@@ -339,9 +339,12 @@ class Retriever:
 
     def explain(self, hits: Sequence[Hit]) -> list[str | None]:
         """Return in words what the model sees in each image that was found; None where it has no words for it."""
-        snapshot = self.index.snapshot
-        rows = [snapshot.rows_of([hit.id]) for hit in hits]
-        return [self.encoder.seen(snapshot.vectors[found[0]]) if len(found) else None for found in rows]
+        encoder, snapshot = self.encoder, self.index.snapshot
+        if not encoder.has_words:
+            return [None] * len(hits)
+        rows = snapshot.rows_of([hit.id for hit in hits])
+        row_by_id = dict(zip(snapshot.ids[rows].astype(str).tolist(), rows.tolist(), strict=True))
+        return [encoder.seen(snapshot.vectors[row_by_id[hit.id]]) if hit.id in row_by_id else None for hit in hits]
 
     @property
     def model_line(self) -> str:
