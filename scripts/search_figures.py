@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--backend", default="exact", choices=["exact", "faiss"])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--warm", action="store_true", help="keep the vectors as float32, as a server does")
     options = parser.parse_args()
     if not (options.folder / "images.sqlite").exists():
         _fill(options.folder)
@@ -57,11 +58,15 @@ def main() -> None:
         if options.backend == "faiss":
             with writing(options.folder):
                 index.save()
-        query = queries_near(next(synthetic_blocks(NUM_IMAGES, NUM_VECTORS, DIM)), 1)
+        if options.warm:
+            sys.stdout.write(f"warm: {_milliseconds(index.warm):.1f}\n")
+        many = queries_near(next(synthetic_blocks(NUM_IMAGES, NUM_VECTORS, DIM)), 16)
+        query = many[:1]
         sys.stdout.write(f"first search: {_milliseconds(lambda: index.search(query, 10)):.1f}\n")
         times: dict[str, list[float]] = {}
         for turn in range(options.repeats):
             times.setdefault("alone", []).append(_milliseconds(lambda: index.search(query, 10)))
+            times.setdefault("16 at once", []).append(_milliseconds(lambda: index.search(many, 10)))
             for name, pattern in PATTERNS.items():
                 where = "*" * turn + pattern
                 for call in ("first", "again"):

@@ -233,6 +233,38 @@ def test_equal_scores_come_in_the_order_of_adding(tmp_path):
         assert [i for i, _ in index.search(torch.ones(1, DIM), 7)[0]] == ids[:7]
 
 
+def test_a_warm_index_finds_the_same_bit_for_bit_and_is_cold_again_once_it_is_loaded(backend, tmp_path, vectors):
+    with opened(backend, tmp_path) as index:
+        ids = fill(index, vectors[:40], folder="hills") + fill(index, vectors[40:], start=40, folder="sea")
+        index.remove(ids[3:6])
+        index.save()
+        queries = queries_near(vectors, 3)
+        patterns = None, "*", "sea/*", "nothing/*"
+        cold = [index.search(queries, 12, where=pattern) for pattern in patterns]
+        index.warm()
+        assert [index.search(queries, 12, where=pattern) for pattern in patterns] == cold
+        index.remove(ids[40:50])
+        index.save()
+        assert len(index.search(queries, 60, where="sea/*")[0]) == 10
+
+
+def test_vectors_are_kept_as_float32_only_where_they_take_a_quarter_of_the_free_memory(tmp_path, vectors, monkeypatch):
+    size = vectors.size * 4
+    with opened("exact", tmp_path) as index:
+        index.warm()  # nothing to keep
+        fill(index, vectors)
+        index.save()
+        for available, is_kept in ((4 * size, True), (4 * size - 1, False), (None, False)):
+            monkeypatch.setattr("composir.search.exact.available_memory", lambda available=available: available)
+            index.warm()
+            assert (index._kept is not None) == is_kept
+        monkeypatch.undo()
+        index.warm()
+        assert index._kept.vectors.dtype == np.float32
+        index.load()
+        assert index._kept is None
+
+
 def test_only_vectors_that_fit_are_added(backend, tmp_path, vectors):
     with opened(backend, tmp_path) as index:
         with pytest.raises(ValueError, match=r"shape \(2, 4, 8\) for 2 images"):

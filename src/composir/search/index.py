@@ -73,6 +73,9 @@ class Index(ABC):
         """See what was saved last, by whichever process."""
         self.snapshot = self.table.snapshot()
 
+    def warm(self) -> None:  # noqa: B027 (most engines have nothing that pays)
+        """Do once what makes later searches faster, and what one search alone would not pay for."""
+
     def close(self) -> None:  # noqa: B027 (most engines hold nothing open)
         """Give up what the engine holds open."""
 
@@ -131,7 +134,7 @@ def scan(snapshot: Snapshot, queries: Tensor, rows: np.ndarray, top_k: int) -> H
 
 
 def float32(vectors: np.ndarray) -> Float[Tensor, "*shape"]:
-    """Return fp16 vectors as float32."""
+    """Return vectors as float32, without a copy where they are."""
     return torch.from_numpy(vectors).float()
 
 

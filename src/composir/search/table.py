@@ -64,7 +64,7 @@ class Snapshot:
     file: str
     """Name of the vector file; another name means that rows were numbered anew."""
     vectors: np.ndarray
-    """fp16 (rows, vectors, dim), memory-mapped."""
+    """(rows, vectors, dim): fp16, memory-mapped, or the same numbers in memory as float32."""
     ids: np.ndarray
     """ASCII (rows,), empty where the image was removed."""
 

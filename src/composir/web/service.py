@@ -88,15 +88,24 @@ class Service:
     def _watch(self, stop: Event) -> None:
         """Look at the index on disk again and again; what is wrong with it is said once, and the old one answers."""
         said = ""
+        self._warm()
         while not stop.wait(self.limits.reload_seconds):
             try:
                 if self.retriever.reload_if_changed():
                     logger.info("the index has changed and was read again: %d images", len(self.retriever))
+                    self._warm()
                 said = ""
             except (ComposirError, OSError, sqlite3.Error) as error:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the index cannot be read again: %s", error)
+
+    def _warm(self) -> None:
+        """Ready the retriever for many searches; where that fails, they go on as before."""
+        try:
+            self.retriever.warm()
+        except Exception as error:  # of whatever kind: a search that meets it again says it
+            logger.warning("the model or the index could not be made ready", exc_info=error)
 
     def _search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Answer by the head that is in its folder now; what is wrong with it is said once, and the old one answers."""
