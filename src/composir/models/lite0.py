@@ -74,6 +74,7 @@ class Lite0Embedder(VectorEmbedder):
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
+    composes_vectors = True
 
     @cached_property
     def dim(self) -> int:

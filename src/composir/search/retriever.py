@@ -38,7 +38,6 @@ from composir.search.query import (
 from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
 
-
 WARM_UP_SIDE, WARM_UP_TEXT = 64, "a red car"
 """Of a query that no answer is asked for."""
 
@@ -349,8 +348,8 @@ class Retriever:
 
     def read(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Reading:
         """Return what the model's query tokens read of each picture with its sentence."""
-        with self._lock, watch(self.model, keep=2 * NUM_READINGS) as seen:
-            self.model.embed_query(pictures, texts)
+        with self._lock, torch.inference_mode(), watch(self.model, keep=2 * NUM_READINGS) as seen:
+            self.encoder.embed_asked(pictures, list(enumerate(texts)))
         return next(one for one in seen if one.with_text)
 
     def explain(self, hits: Sequence[Hit]) -> list[str | None]:
