@@ -318,9 +318,11 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
         Retriever(tmp_path / "all/index") as retriever,
         serving(retriever, reload_seconds=0.02) as client,
     ):
+        until(lambda: retriever.index._kept is not None)  # ready before anybody asked
         Image.new("RGB", (50, 50), "red").save(tmp_path / "all/pictures/new.png")
         index_folder(tmp_path / "all/pictures", tmp_path / "all/index")
         until(lambda: client.get("/api/health").json()["num_images"] == 13)
+        until(lambda: retriever.index._kept is not None and len(retriever.index._kept) == 13)
         found = client.post("/api/search", data={"text": "x", "top_k": 20}).json()["results"]
         assert "new.png" in {one["path"] for one in found}
         assert "new.png" in {one["path"] for one in client.get("/api/images").json()["images"]}
