@@ -201,8 +201,8 @@ def test_index_without_a_model_takes_photos(run, folder, tmp_path, monkeypatch):
     assert "did not count: nothing in it can be used" in err
     code, _, err = run("search", out, "--text", "the same")
     assert code == 2
-    assert "there is nothing to search for in 'the same'" in err
-    assert 'name a thing, as in "a dog"' in err
+    assert "there is nothing to search for in 'the same': nothing in it can be used: photos reads English names" in err
+    assert "expected a picture, or a sentence that the model can use" in err
 
     fields = json.loads((out / "index.json").read_text())
     (out / "index.json").write_text(json.dumps({name: value for name, value in fields.items() if name != "about"}))

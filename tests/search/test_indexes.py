@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from composir.benchmark.synthetic import queries_near, synthetic_blocks
+from composir.cache import Cache
 from composir.errors import ComposirError
 from composir.scoring import similarity
 from composir.search import INDEXES, Table, content_id
@@ -168,6 +169,51 @@ def test_an_image_is_found_under_each_of_its_paths_and_no_longer_under_a_dropped
         assert len(index.search(query, 5, where="here/*")[0]) == 5
 
 
+def test_a_pattern_is_looked_up_once_a_state_of_the_index_and_finds_the_same(backend, tmp_path, vectors, monkeypatch):
+    looked_up = []
+    ids_at = Table.ids_at
+    monkeypatch.setattr(Table, "ids_at", lambda table, pattern: looked_up.append(pattern) or ids_at(table, pattern))
+    with opened(backend, tmp_path) as index:
+        ids = fill(index, vectors[:20], folder="hills") + fill(index, vectors[20:], start=20, folder="sea")
+        index.save()
+        queries = queries_near(vectors, 3)
+        for pattern in ("*/1?.png", "sea/2*", "*/1?.png"):  # no whole folder, which Qdrant looks up itself
+            first, again = (index.search(queries, 8, where=pattern) for _ in range(2))
+            assert again == first
+        assert looked_up == ["*/1?.png", "sea/2*"]
+        assert first == fresh_answer(backend, tmp_path, index, queries, "*/1?.png")
+
+        index.table.put_files([FileRecord("sea/1a.png", ids[59], 1, 1, 1)])
+        index.table.commit(complete=True)  # a new path of an image, by whichever process, before it is loaded
+        assert ids[59] in {i for i, _ in index.search(queries, 60, where="*/1?.png")[0]}
+        index.remove(ids[10:12])
+        index.save()
+        found = {i for i, _ in index.search(queries, 60, where="*/1?.png")[0]}
+        assert found == {*ids[12:20], ids[59]}
+
+
+def fresh_answer(backend, folder, index, queries, pattern):
+    """Return what an engine that has kept nothing says; Qdrant's folder is held by the one that is open."""
+    if backend == "qdrant":
+        index._patterns = Cache(0)
+        return index.search(queries, 8, where=pattern)
+    with opened(backend, folder) as other:
+        return other.search(queries, 8, where=pattern)
+
+
+def test_of_the_patterns_only_so_many_bytes_are_kept(tmp_path, vectors, monkeypatch):
+    monkeypatch.setattr("composir.search.index.PATTERN_BYTES", 2 * 60 * 8)  # of two patterns that leave 60 rows
+    looked_up = []
+    ids_at = Table.ids_at
+    monkeypatch.setattr(Table, "ids_at", lambda table, pattern: looked_up.append(pattern) or ids_at(table, pattern))
+    with opened("exact", tmp_path) as index:
+        fill(index, vectors)
+        index.save()
+        for pattern in ("*", "**", "*", "***", "*", "**"):
+            assert len(index.search(queries_near(vectors, 1), 60, where=pattern)[0]) == 60
+    assert looked_up == ["*", "**", "***", "**"]
+
+
 def test_an_empty_index_and_no_queries(backend, tmp_path, vectors):
     with opened(backend, tmp_path) as index:
         index.save()
@@ -185,6 +231,38 @@ def test_equal_scores_come_in_the_order_of_adding(tmp_path):
         ids = fill(index, twins)
         index.save()
         assert [i for i, _ in index.search(torch.ones(1, DIM), 7)[0]] == ids[:7]
+
+
+def test_a_warm_index_finds_the_same_bit_for_bit_and_is_cold_again_once_it_is_loaded(backend, tmp_path, vectors):
+    with opened(backend, tmp_path) as index:
+        ids = fill(index, vectors[:40], folder="hills") + fill(index, vectors[40:], start=40, folder="sea")
+        index.remove(ids[3:6])
+        index.save()
+        queries = queries_near(vectors, 3)
+        patterns = None, "*", "sea/*", "nothing/*"
+        cold = [index.search(queries, 12, where=pattern) for pattern in patterns]
+        index.warm()
+        assert [index.search(queries, 12, where=pattern) for pattern in patterns] == cold
+        index.remove(ids[40:50])
+        index.save()
+        assert len(index.search(queries, 60, where="sea/*")[0]) == 10
+
+
+def test_vectors_are_kept_as_float32_only_where_they_take_a_quarter_of_the_free_memory(tmp_path, vectors, monkeypatch):
+    size = vectors.size * 4
+    with opened("exact", tmp_path) as index:
+        index.warm()  # nothing to keep
+        fill(index, vectors)
+        index.save()
+        for available, is_kept in ((4 * size, True), (4 * size - 1, False), (None, False)):
+            monkeypatch.setattr("composir.search.exact.available_memory", lambda available=available: available)
+            index.warm()
+            assert (index._kept is not None) == is_kept
+        monkeypatch.undo()
+        index.warm()
+        assert index._kept.vectors.dtype == np.float32
+        index.load()
+        assert index._kept is None
 
 
 def test_only_vectors_that_fit_are_added(backend, tmp_path, vectors):

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from composir.errors import ComposirError
-from composir.search import SearchQuery, Sentence
+from composir.search import NothingAskedError, SearchQuery, Sentence
 from composir.search.encoder import NO_PICTURE
 from composir.search.query import check_query, embed_queries, move_by_marks
 
@@ -27,7 +27,7 @@ class Table:
         self.asked += [(ALONE if place == ALONE else pictures[place], text) for place, text in asked]
         return torch.stack([self.vectors[one] for one in self.asked[-len(asked) :]])
 
-    def read(self, text):
+    def read(self, text, *, with_reference):
         return None
 
 
@@ -178,3 +178,33 @@ def test_what_cannot_be_asked_is_one_clear_line(table, asked, words):
     with pytest.raises(ComposirError, match=re.escape(words)) as error:
         check_query(SearchQuery(**asked), table, {"known"})
     assert "\n" not in str(error.value)
+
+
+class Deaf(Table):
+    """A model that can use no sentence alone, and one or all beside a picture."""
+
+    def read(self, text, *, with_reference):
+        return None if with_reference else Unusable()
+
+
+class Unusable:
+    is_usable = False
+
+    def told(self, *, with_reference):
+        return "it has no ears"
+
+
+@pytest.mark.parametrize("asked", [{"text": "x"}, {"images": ("A",), "text": "x", "image_weight": 0.4}])
+def test_a_sentence_alone_is_refused_in_the_model_s_own_words(asked):
+    line = "there is nothing to search for in 'x': it has no ears; expected a picture, or a sentence that the model can"
+    with pytest.raises(NothingAskedError, match=re.escape(line)):
+        check_query(SearchQuery(**asked), Deaf({}), set())
+
+
+def test_one_sentence_that_can_be_used_and_a_picture_beside_it_are_enough(table):
+    check_query(SearchQuery(images=("A",), text="x"), Deaf({}), set())
+    half = Deaf({})
+    half.read = lambda text, *, with_reference: Unusable() if text == "x" else None
+    check_query(SearchQuery(text="x", texts=(Sentence("y"),)), half, set())
+    with pytest.raises(NothingAskedError, match="'x', 'x'"):
+        check_query(SearchQuery(text="x", texts=(Sentence("x"),)), half, set())

@@ -133,6 +133,14 @@ def test_threads_may_ask_at_once(retriever, pictures):
     assert [[hit.id for hit in hits] for hits in together] == [[hit.id for hit in hits] for hits in alone]
 
 
+def test_a_warm_retriever_answers_as_before(retriever, pictures):
+    asked = [SearchQuery((pictures / "01.png",), "red"), SearchQuery(text="blue", where="sea/*")]
+    cold = retriever.search_many(asked)
+    retriever.warm()
+    assert retriever.index._kept is not None
+    assert retriever.search_many(asked) == cold
+
+
 def test_images_are_listed_by_path_and_found_by_id(retriever, pictures):
     files = sorted(pictures.rglob("*.png"), key=lambda file: file.relative_to(pictures).as_posix())
     assert len(retriever) == len(retriever.images) == 20

@@ -297,15 +297,15 @@ def test_a_head_looks_at_a_picture_once_and_asks_as_its_base_does(trained, shape
     encoder = open_encoder(trained / "best", "cpu")
     pictures = [Image.open(file) for file in sorted((shapes_root / "dev").glob("*.png"))[:2]]
     asked = [(1, "red"), (NO_PICTURE, "a circle"), (0, ""), (1, "blue"), (0, "red")]
+    looked = []
+    tokens = encoder.base.model.tokens
+    monkeypatch.setattr(encoder.base.model, "tokens", lambda some: looked.extend(some) or tokens(some))
     with torch.inference_mode():
         own, seen = encoder.base.embed_asked_and_pictures(pictures, asked)
         assert torch.equal(own, encoder.base.embed_asked(pictures, asked))
         torch.testing.assert_close(
             seen, encoder.base.embed_pictures([encoder.base.prepare(picture) for picture in pictures])
         )
-        looked = []
-        tokens = encoder.base.model.tokens
-        monkeypatch.setattr(encoder.base.model, "tokens", lambda some: looked.extend(some) or tokens(some))
         queries = encoder.embed_asked(pictures, asked)
     assert looked == pictures
     assert torch.equal(queries[[1, 2]], own[[1, 2]])

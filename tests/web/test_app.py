@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ import torch
 from PIL import Image
 
 from composir.files import write_text
+from composir.models.heads.folder import HeadConfig, make_head, save_head
 from composir.models.trace import Reading
 from composir.search import Retriever, Sentence, content_id, index_folder
+from composir.search.table import Snapshot
 from composir.web.pictures import draw_heat, heat_of
 
 
@@ -314,9 +318,11 @@ def test_a_grown_index_is_seen_without_a_restart(shapes_index, tmp_path, serving
         Retriever(tmp_path / "all/index") as retriever,
         serving(retriever, reload_seconds=0.02) as client,
     ):
+        until(lambda: retriever.index._kept is not None)  # ready before anybody asked
         Image.new("RGB", (50, 50), "red").save(tmp_path / "all/pictures/new.png")
         index_folder(tmp_path / "all/pictures", tmp_path / "all/index")
         until(lambda: client.get("/api/health").json()["num_images"] == 13)
+        until(lambda: retriever.index._kept is not None and len(retriever.index._kept) == 13)
         found = client.post("/api/search", data={"text": "x", "top_k": 20}).json()["results"]
         assert "new.png" in {one["path"] for one in found}
         assert "new.png" in {one["path"] for one in client.get("/api/images").json()["images"]}
@@ -389,4 +395,57 @@ def test_an_index_of_photos_tells_how_a_sentence_was_read_and_what_is_seen(tmp_p
         answer = client.post("/api/search", data={"text": "the same"})
         assert answer.status_code == 422
         assert answer.json()["type"] == "urn:composir:problem:nothing-asked"
-        assert answer.json()["detail"].startswith("nothing in it can be used")
+        line = "there is nothing to search for in 'the same': nothing in it can be used: photos reads English names of"
+        assert answer.json()["detail"].startswith(line)
+
+
+def test_a_model_that_reads_no_sentence_says_so_itself_with_a_head_on_it_or_without(tmp_path, serving):
+    root, out, head = tmp_path / "pictures", tmp_path / "index", tmp_path / "head"
+    root.mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (60, 40), colour).save(root / f"{colour}.png")
+    index_folder(root, out, model="lite0")
+    with Retriever(out) as retriever:
+        identity, dim = retriever.encoder.identity, retriever.encoder.dim
+    config = HeadConfig(head="sum", base="lite0", base_hash=identity, dim=dim, text_dim=384)
+    save_head(make_head(config), config, head)
+    for model in (None, head):
+        with Retriever(out, model=model) as retriever, serving(retriever) as client:
+            refused = client.post("/api/search", data={"text": "red"})
+            assert (refused.status_code, refused.json()["type"]) == (422, "urn:composir:problem:nothing-asked")
+            assert "in 'red': lite0 reads no sentence; a head on it does (composir" in refused.json()["detail"]
+            beside = {"image_id": content_id((root / "red.png").read_bytes()), "text": "blue"}
+            found = client.post("/api/search", data=beside).json()
+            assert {one["path"] for one in found["results"]} == {"green.png", "blue.png"}
+            assert (found["reading"] is None) == (model is not None)
+            refused = client.post("/api/search", data={**beside, "image_weight": 0.4})
+            assert refused.json()["type"] == "urn:composir:problem:nothing-asked"
+
+
+def test_words_for_what_is_found_are_one_look_up_off_the_event_loop(tmp_path, serving, client, monkeypatch):
+    looked_up = []
+    rows_of = Snapshot.rows_of
+    monkeypatch.setattr(Snapshot, "rows_of", lambda snapshot, ids: looked_up.append(len(ids)) or rows_of(snapshot, ids))
+
+    explain = Retriever.explain
+
+    def away(retriever, hits):
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return explain(retriever, hits)
+
+    monkeypatch.setattr(Retriever, "explain", away)
+    assert client.post("/api/search", data={"text": "x"}).status_code == 200
+    assert looked_up == []  # this model has no words
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (60, 40), colour).save(root / f"{colour}.png")
+    index_folder(root, tmp_path / "index")
+    with Retriever(tmp_path / "index") as retriever, serving(retriever) as other:
+        found = other.post("/api/search", data={"text": "green"}).json()["results"]
+        assert looked_up == [3]
+        assert all(one["path"].removesuffix(".png") in one["seen"].rpartition("; ")[2] for one in found)
+        hits = retriever.search(text="green")
+        retriever.index.snapshot = replace(retriever.index.snapshot, ids=np.zeros(3, "S32"))  # removed meanwhile
+        assert explain(retriever, hits) == [None] * 3

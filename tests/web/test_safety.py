@@ -15,8 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from composir.data.images import MAX_SCANS
 from composir.search import Retriever, index_folder
-from composir.web.limits import Limits
-from composir.web.pictures import Cache, read_upload
+from composir.web.pictures import read_upload
 from composir.web.problems import HttpProblem
 
 
@@ -487,14 +486,3 @@ def test_a_reader_of_uploads_looks_at_no_more_than_it_must():
     with pytest.raises(HttpProblem, match=r"more than 0\.1 million pixels") as problem:
         read_upload(encoded(Image.new("RGB", (400, 400))), max_pixels=100_000)
     assert problem.value.status_code == 413
-
-
-def test_the_cache_keeps_within_its_bytes_what_was_asked_for_last():
-    cache = Cache(10)
-    for name in "abc":
-        cache.put((name, "full"), b"1234")
-        assert cache.get(("a", "full")) == b"1234"
-    assert [cache.get((name, "full")) for name in "abc"] == [b"1234", None, b"1234"]
-    cache.put(("d", "full"), bytes(11))
-    assert [cache.get((name, "full")) for name in "abcd"] == [None] * 4
-    assert Limits().cached_bytes > 10

@@ -209,7 +209,9 @@ def search(
         )
         milliseconds = 1000 * (time.perf_counter() - start)
         said = [one.text for one in texts if one.text.strip()]
-        readings = {one: reading for one in said if (reading := retriever.encoder.read(one))}
+        readings = {
+            one: reading for one in said if (reading := retriever.encoder.read(one, with_reference=bool(image)))
+        }
         told = {one: reading.told(with_reference=bool(image)) for one, reading in readings.items()}
         seen = retriever.explain(hits) if explain else [None] * len(hits)
     for one, reading in readings.items():

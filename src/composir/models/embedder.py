@@ -44,6 +44,10 @@ class VectorEmbedder(ABC):
     """Pictures that one pass should take where the model is."""
     side = VECTOR_SIDE
     """Pixels of the longer side that a picture has to keep when it is decoded."""
+    composes_vectors = False
+    """Whether its queries are made of no more of a picture than its embedding (``pairs_of_vectors``)."""
+    has_words = False
+    """Whether it says in words what it sees (``seen``)."""
 
     @cached_property
     def dim(self) -> int:
@@ -71,14 +75,13 @@ class VectorEmbedder(ABC):
         """
         places, texts = [place for place, _ in asked], [text for _, text in asked]
         vectors = self.embed_prepared([self.prepare(picture) for picture in pictures])
-        pairs = self.pairs_of_vectors(vectors[places], texts)
-        return self.embed_pairs([pictures[place] for place in places], texts) if pairs is None else pairs, vectors
+        if self.composes_vectors:
+            return self.pairs_of_vectors(vectors[places], texts), vectors
+        return self.embed_pairs([pictures[place] for place in places], texts), vectors
 
-    def pairs_of_vectors(
-        self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]
-    ) -> Float[Tensor, "batch dim"] | None:
-        """Return what ``embed_pairs`` does, of pictures' embeddings; None where those are not all that it needs."""
-        return None
+    def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_pairs`` does, of pictures' embeddings, where ``composes_vectors``."""
+        raise NotImplementedError
 
     @abstractmethod
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:

@@ -65,7 +65,7 @@ class Mute:
 
     def told(self, *, with_reference: bool) -> str:
         """Return a line for people."""
-        return "no part of it: this model reads no sentence, a head on it does (composir train --backbone lite0)"
+        return "lite0 reads no sentence; a head on it does (composir train --backbone lite0)"
 
 
 class Lite0Embedder(VectorEmbedder):
@@ -75,6 +75,7 @@ class Lite0Embedder(VectorEmbedder):
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
+    composes_vectors = True
 
     @cached_property
     def dim(self) -> int:

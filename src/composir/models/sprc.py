@@ -222,10 +222,14 @@ class Sprc(nn.Module):
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        query = self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
         if not self._fusions_at("query"):
-            return query
-        return self._join(query, image_tokens, self.encode_prompt(input_ids, attention_mask))
+            return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
+        words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
+        text = words + self.text_embeddings.position_embeddings.weight[: input_ids.shape[1]]
+        fused = self._fuse(image_tokens, text, attention_mask)
+        states = self._answers_and_prompts(fused, words, text, attention_mask, num_words=1)
+        query, prompt = (_embed(self.text_proj, one[:, 0]) for one in states)
+        return self._join(query, image_tokens, prompt)
 
     def _join(
         self,
@@ -257,6 +261,29 @@ class Sprc(nn.Module):
         """Return the L2-normalised embedding of the sentence behind the prompt tokens, no picture read (pass 4)."""
         prompted = self._prompted(self.text_embeddings.word_embeddings(input_ids))
         return _embed(self.text_proj, self._sentence(*prompted, attention_mask, num_words=1)[:, 0])
+
+    def _answers_and_prompts(
+        self,
+        fused_queries: Float[Tensor, "batch queries hidden"],
+        words: Float[Tensor, "batch words hidden"],
+        text: Float[Tensor, "batch words hidden"],
+        attention_mask: Int[Tensor, "batch words"],
+        *,
+        num_words: int,
+    ) -> tuple[Float[Tensor, "batch read hidden"], Float[Tensor, "batch read hidden"]]:
+        """Return the hidden states of the first words in passes 2 and 4, as one pass.
+
+        They are as long as each other, and a batch twice as large is less than twice the work. ``text`` are the
+        ``words`` with their positions.
+        """
+        prompt_tokens, prompted_text = self._prompted(words)
+        answers, prompted = self._sentence(
+            torch.cat([fused_queries, prompt_tokens]),
+            torch.cat([text, prompted_text]),
+            attention_mask.repeat(2, 1),
+            num_words=num_words,
+        ).chunk(2)
+        return answers, prompted
 
     def _prompted(
         self, words: Float[Tensor, "batch words hidden"]
@@ -350,14 +377,8 @@ class Sprc(nn.Module):
         text = words + self.text_embeddings.position_embeddings.weight[:num_words]
         fused = self._fuse(reference_tokens, text, attention_mask)
         target = self.encode_target(target_tokens)
-        # Passes 2 and 4 as one: they are as long as each other, and a batch twice as large is less than twice the work.
-        prompt_tokens, prompted_text = self._prompted(words)
-        answers, prompted = self._sentence(
-            torch.cat([fused, prompt_tokens]),
-            torch.cat([text, prompted_text]),
-            attention_mask.repeat(2, 1),
-            num_words=num_words if local else 1,
-        ).chunk(2)
+        read = num_words if local else 1
+        answers, prompted = self._answers_and_prompts(fused, words, text, attention_mask, num_words=read)
         query, prompt = (_embed(self.text_proj, states[:, 0]) for states in (answers, prompted))
         query = self._join(query, reference_tokens, prompt)
         query, prompt, target = (

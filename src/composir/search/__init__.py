@@ -6,7 +6,7 @@ from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
 from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
 from composir.search.merging import merge_vectors
-from composir.search.query import SearchQuery, Sentence
+from composir.search.query import NothingAskedError, NotInIndexError, SearchQuery, Sentence
 from composir.search.rerank import Reranker, load_reranker
 from composir.search.retriever import Hit, Images, Retriever
 from composir.search.table import Table
@@ -20,7 +20,9 @@ __all__ = [
     "Index",
     "IndexReport",
     "Manifest",
+    "NotInIndexError",
     "Noted",
+    "NothingAskedError",
     "Reranker",
     "Retriever",
     "SearchQuery",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from composir.cache import Cache
 from composir.features import Opened, OpenedHead, open_model, words_of
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
@@ -23,6 +25,8 @@ from composir.models.vision import TOWER_BATCH
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
 NO_PICTURE = -1
+REFERENCE_BYTES = 32 * 2**20
+"""Of what is kept of the last references: more than 400 pictures' tokens of ``mini``, 75 kB each."""
 
 
 class Encoder(Protocol):
@@ -41,6 +45,8 @@ class Encoder(Protocol):
     """Pixels of the longer side that a picture has to keep when it is decoded (``read_image``)."""
     batch_size: int
     """How many pictures ``embed_pictures`` takes at once."""
+    has_words: bool
+    """Whether it says in words what it sees (``seen``)."""
 
     def prepare(self, picture: Image.Image) -> Any:
         """Return the picture as ``embed_pictures`` takes it in; called by threads."""
@@ -64,8 +70,8 @@ class Encoder(Protocol):
         """Return left, top, right and bottom of what it sees, in pixels of a picture of this width and height."""
         ...
 
-    def read(self, text: str) -> Reading | None:
-        """Return how a sentence is read; None where the network reads it as a whole."""
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
+        """Return how a sentence is read, of a query with a picture or alone; None where a network takes it whole."""
         ...
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
@@ -86,13 +92,39 @@ class BaseEncoder(Encoder, Protocol):
         ...
 
 
+class References:
+    """What a model made of the last pictures that were asked by, by the content of their pixels.
+
+    Who refines a query asks by the same picture again. One model's own: another one has another ``References``.
+    """
+
+    def __init__(self) -> None:
+        self._kept = Cache[bytes, Tensor](REFERENCE_BYTES)
+
+    def of(
+        self, pictures: Sequence[Image.Image], make: Callable[[Sequence[Image.Image]], Float[Tensor, "pictures ..."]]
+    ) -> Float[Tensor, "pictures ..."]:
+        """Return what ``make`` makes of each picture, asked for those alone that are not kept."""
+        keys = [_content_of(picture) for picture in pictures]
+        made = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in made}
+        if new:
+            for key, one in zip(new, make(list(new.values())), strict=True):
+                made[key] = one.clone()  # or it would hold the whole batch
+                self._kept.put(key, made[key], one.nbytes)
+        return torch.stack([made[key] for key in keys])
+
+
 class ComposerEncoder:
     """A checkpoint of composir's."""
+
+    has_words = False
 
     def __init__(self, model: Composer) -> None:
         assert model.tower is not None
         self.model = model
         self._tower = model.tower
+        self._references = References()
         self.identity = weights_hash(model)
         self.about = model.trained_on or f"{model.config.backbone} backbone; it does not say what it was trained on"
         self.backbone = model.config.backbone
@@ -127,8 +159,11 @@ class ComposerEncoder:
         return self._embed(tokens, asked), self.model.encode_target(tokens)
 
     def _tokens(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures tokens width"]:
+        return self._references.of(pictures, self._new_tokens) if pictures else torch.empty(0)
+
+    def _new_tokens(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures tokens width"]:
         batches = [pictures[start : start + TOWER_BATCH] for start in range(0, len(pictures), TOWER_BATCH)]
-        return torch.cat([self.model.tokens(batch) for batch in batches]) if batches else torch.empty(0)
+        return torch.cat([self.model.tokens(batch) for batch in batches])
 
     def _embed(
         self, tokens: Float[Tensor, "pictures tokens width"], asked: Sequence[tuple[int, str]]
@@ -150,7 +185,7 @@ class ComposerEncoder:
         """Return where that square lies."""
         return self._tower.box(size)
 
-    def read(self, text: str) -> Reading | None:
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return None: the network reads it as a whole."""
         return None
 
@@ -167,12 +202,14 @@ class VectorEncoder:
 
     def __init__(self, embedder: VectorEmbedder) -> None:
         self.embedder = embedder
+        self._references = References()
         self.identity = embedder.weights_hash()
         self.about = embedder.about
         self.backbone = embedder.backbone
         self.batch_size = embedder.batch_size
         self.side = embedder.side
         self.dim = embedder.dim
+        self.has_words = embedder.has_words
 
     def prepare(self, picture: Image.Image) -> Any:
         """Return the picture as the model takes it in."""
@@ -190,7 +227,10 @@ class VectorEncoder:
         if not with_picture:
             return self.embedder.embed_sentences([text for _, text in asked])
         places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-        pairs = self.embedder.embed_pairs([pictures[place] for place in places], texts)
+        if self.embedder.composes_vectors:
+            pairs = self.embedder.pairs_of_vectors(self._vectors(pictures)[list(places)], texts)
+        else:
+            pairs = self.embedder.embed_pairs([pictures[place] for place in places], texts)
         return self._with_sentences(pairs, asked)
 
     def embed_asked_and_pictures(
@@ -198,8 +238,18 @@ class VectorEncoder:
     ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures 1 dim"]]:
         """Return them as queries, and each picture as a candidate."""
         with_picture, _ = _apart(asked)
-        pairs, seen = self.embedder.embed_pairs_and_pictures(pictures, [asked[row] for row in with_picture])
+        pairs_asked = [asked[row] for row in with_picture]
+        if self.embedder.composes_vectors:
+            seen = self._vectors(pictures)
+            texts = [text for _, text in pairs_asked]
+            pairs = self.embedder.pairs_of_vectors(seen[[place for place, _ in pairs_asked]], texts)
+        else:
+            pairs, seen = self.embedder.embed_pairs_and_pictures(pictures, pairs_asked)
         return self._with_sentences(pairs, asked), seen.unsqueeze(1)
+
+    def _vectors(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures dim"]:
+        prepare, embed = self.embedder.prepare, self.embedder.embed_prepared
+        return self._references.of(pictures, lambda new: embed([prepare(picture) for picture in new]))
 
     def _with_sentences(
         self, pairs: Float[Tensor, "pairs dim"], asked: Sequence[tuple[int, str]]
@@ -219,7 +269,7 @@ class VectorEncoder:
         """Return where that lies."""
         return self.embedder.box(size)
 
-    def read(self, text: str) -> Reading | None:
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return how its rules read a sentence, where it has rules."""
         return self.embedder.read(text)
 
@@ -235,6 +285,7 @@ class HeadEncoder:
         self.head, self.base, self._words = saved.head, base, words
         self.identity, self.name, self.base_name = saved.weights_hash, saved.config.head, saved.config.base
         self.about, self.backbone, self.tower = base.about, base.backbone, base.tower
+        self.has_words = base.has_words
         self.num_vectors, self.dim, self.side, self.batch_size = base.num_vectors, base.dim, base.side, base.batch_size
 
     def prepare(self, picture: Image.Image) -> Any:
@@ -267,9 +318,9 @@ class HeadEncoder:
         """Return where that lies."""
         return self.base.box(size)
 
-    def read(self, text: str) -> Reading | None:
-        """Return None: a head reads a sentence as a whole."""
-        return None
+    def read(self, text: str, *, with_reference: bool) -> Reading | None:
+        """Return None beside a picture: a head reads it as a whole; a sentence alone is the base's."""
+        return None if with_reference else self.base.read(text, with_reference=False)
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what the base sees."""
@@ -293,6 +344,11 @@ def with_head(encoder: Encoder, saved: SavedHead) -> HeadEncoder:
 
 def _encoder_of(opened: Opened) -> BaseEncoder:
     return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
+
+
+def _content_of(picture: Image.Image) -> bytes:
+    """Return a hash of the pixels, their number and their kind."""
+    return hashlib.blake2b(picture.tobytes(), digest_size=16, key=f"{picture.mode} {picture.size}".encode()).digest()
 
 
 def _apart(asked: Sequence[tuple[int, str]]) -> tuple[list[int], list[int]]:

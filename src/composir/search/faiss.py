@@ -75,18 +75,27 @@ class FaissIndex(Index):
         rows = self._rows_at(where)
         if self._ivf is None or len(rows) < SCAN_BELOW:
             return scan(self.snapshot, queries, rows, top_k)
-        return self._search_rows(queries, top_k, rows, are_all=where is None)
+        allowed = None
+        if where is not None and len(rows) < len(self):
+            allowed = self._once("bits", where, lambda: self._bits_of(rows), lambda bits: bits.nbytes)
+        return self._search_rows(queries, top_k, rows, allowed)
 
-    def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, *, are_all: bool) -> Hits:
-        """Return the ``top_k`` of ``rows``: candidates by the inverted file, and every row it does not cover."""
+    def _bits_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return a bit for each vector of the inverted file: whether it is of one of the rows."""
+        allowed = np.zeros((self._num_covered, self._ivf.ntotal // self._num_covered), bool)
+        allowed[rows[rows < self._num_covered]] = True
+        return np.packbits(allowed, bitorder="little")
+
+    def _search_rows(self, queries: Tensor, top_k: int, rows: np.ndarray, allowed: np.ndarray | None) -> Hits:
+        """Return the ``top_k`` of ``rows``: candidates by the inverted file, and every row it does not cover.
+
+        ``allowed`` are the bits of ``rows``, None where these are all.
+        """
         num_vectors = self._ivf.ntotal // self._num_covered
         num_candidates = top_k * CANDIDATES_PER_RESULT
         parameters = _faiss().SearchParametersIVF(nprobe=self._ivf.nprobe)
-        if not are_all:
-            allowed = np.zeros((self._num_covered, num_vectors), bool)
-            allowed[rows[rows < self._num_covered]] = True
-            bits = np.packbits(allowed, bitorder="little")
-            parameters.sel = _faiss().IDSelectorBitmap(bits)
+        if allowed is not None:
+            parameters.sel = _faiss().IDSelectorBitmap(allowed)
         count = min(self._ivf.ntotal, num_candidates * num_vectors)
         _, nearest = self._ivf.search(queries.numpy(), count, params=parameters)  # (queries, count), best first
         tail = rows[rows >= self._num_covered]
@@ -143,9 +152,9 @@ class FaissIndex(Index):
         around = [rng.choice(some, (2, CALIBRATION_QUERIES)) for some in (rows, new) if len(some)]
         queries = [self._queries_between(ends, rng) for ends in around]
         truths = [scan(self.snapshot, asked, sample, CALIBRATION_TOP_K) for asked in queries]
-        are_all = len(sample) == len(rows)
+        allowed = None if len(sample) == len(rows) else self._bits_of(sample)
         while self._ivf.nprobe < self._ivf.nlist:
-            found = [self._search_rows(asked, CALIBRATION_TOP_K, sample, are_all=are_all) for asked in queries]
+            found = [self._search_rows(asked, CALIBRATION_TOP_K, sample, allowed) for asked in queries]
             if min(map(recall, found, truths)) >= CALIBRATION_RECALL:
                 return
             self._ivf.nprobe = min(self._ivf.nlist, 2 * self._ivf.nprobe)

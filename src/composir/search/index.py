@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from composir.cache import Cache
 from composir.progress import Progress
 from composir.scoring import similarity
 from composir.search.table import Snapshot, Table
@@ -19,9 +20,12 @@ from composir.search.table import Snapshot, Table
 FLOATS_AT_ONCE = 2**20
 """Vector elements turned to float32 at once: 4 MB, which stays in a processor's cache."""
 SCORES_AT_ONCE = 2**24
+PATTERN_BYTES = 128 * 2**20
+"""Of what is kept of the last path patterns: the rows of a pattern that leaves a million images are 8 MB."""
 
 Hits = list[list[tuple[str, float]]]
 """For every query, ids and scores, best first."""
+T = TypeVar("T")
 
 
 class Index(ABC):
@@ -43,6 +47,7 @@ class Index(ABC):
         self.table = table
         self.options = options
         self.snapshot: Snapshot
+        self._patterns = Cache[tuple[int, int, str, str], Any](PATTERN_BYTES)
         self.load()
 
     def __len__(self) -> int:
@@ -68,6 +73,9 @@ class Index(ABC):
         """See what was saved last, by whichever process."""
         self.snapshot = self.table.snapshot()
 
+    def warm(self) -> None:  # noqa: B027 (most engines have nothing that pays)
+        """Do once what makes later searches faster, and what one search alone would not pay for."""
+
     def close(self) -> None:  # noqa: B027 (most engines hold nothing open)
         """Give up what the engine holds open."""
 
@@ -90,7 +98,23 @@ class Index(ABC):
 
     def _rows_at(self, where: str | None) -> np.ndarray:
         """Return the rows that a pattern leaves."""
-        return self.snapshot.rows if where is None else self.snapshot.rows_of(self.table.ids_at(where))
+        if where is None:
+            return self.snapshot.rows
+        return self._once(
+            "rows", where, lambda: self.snapshot.rows_of(self.table.ids_at(where)), lambda rows: rows.nbytes
+        )
+
+    def _once(self, what: str, where: str, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """Return what is made of a pattern, made once a state of the table and of what was loaded of it.
+
+        ``size`` says how many bytes that is.
+        """
+        key = self.snapshot.version, self.table.version, what, where
+        made = self._patterns.get(key)
+        if made is None:
+            made = make()
+            self._patterns.put(key, made, size(made))
+        return made
 
 
 def scan(snapshot: Snapshot, queries: Tensor, rows: np.ndarray, top_k: int) -> Hits:
@@ -110,7 +134,7 @@ def scan(snapshot: Snapshot, queries: Tensor, rows: np.ndarray, top_k: int) -> H
 
 
 def float32(vectors: np.ndarray) -> Float[Tensor, "*shape"]:
-    """Return fp16 vectors as float32."""
+    """Return vectors as float32, without a copy where they are."""
     return torch.from_numpy(vectors).float()
 
 

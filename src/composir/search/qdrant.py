@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
+import numpy as np
 from torch import Tensor
 
 from composir.errors import ComposirError
@@ -24,6 +25,8 @@ EXACT_UP_TO = 1_000_000
 NUM_TRIES, FIRST_WAIT = 5, 0.5
 """A request is tried so often, with waits of 0.5, 1, 2 and 4 seconds between."""
 TIMEOUT_SECONDS = 60
+BYTES_A_POINT = 100
+"""Of a point's id in a filter, a text of 36 characters."""
 LOCAL = "qdrant"
 """The folder of a collection without a server, in that of the index."""
 TOO_MANY_REQUESTS, FIRST_SERVER_ERROR = 429, 500
@@ -85,8 +88,12 @@ class QdrantIndex(Index):
         if folder != where and folder.isascii() and not set(folder) & set("*?["):
             match = models.FieldCondition(key="folders", match=models.MatchValue(value=folder))
             return models.Filter(must=[match])
-        ids: list[Any] = [str(UUID(hex=image_id)) for image_id in self.table.ids_at(where)]
-        return models.Filter(must=[models.HasIdCondition(has_id=ids)])
+
+        def make() -> Any:
+            ids: list[Any] = [str(UUID(hex=image_id.decode())) for image_id in np.unique(self.table.ids_at(where))]
+            return models.Filter(must=[models.HasIdCondition(has_id=ids)])
+
+        return self._once("ids", where, make, lambda made: BYTES_A_POINT * len(made.must[0].has_id))
 
     def _update(self, progress: Progress | None) -> None:
         from qdrant_client import models  # noqa: PLC0415

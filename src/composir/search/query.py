@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from composir.data.images import content_id, read_bytes, read_image
 from composir.errors import ComposirError
-from composir.models.photos.sentences import NOTHING
-from composir.search.encoder import NO_PICTURE, Encoder, HeadEncoder
+from composir.search.encoder import NO_PICTURE, Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,14 @@ ROCCHIO = (1.0, 0.75, 0.15)
 """What the query, the pictures to be like and those not to be like count: alpha, beta and gamma."""
 WEIGHTED = re.compile(r"(?P<text>.*\D):(?P<weight>-?(\d+\.?\d*|\.\d+))", re.DOTALL)
 """No digit before the colon, so that ``16:9`` and ``12:30`` are words, and no space after it."""
+
+
+class NothingAskedError(ComposirError):
+    """A query has neither a picture nor a sentence that the model can use."""
+
+
+class NotInIndexError(ComposirError):
+    """A query marks an image that the index does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +115,13 @@ def _said(sentences: Iterable[Sentence]) -> tuple[Sentence, ...]:
 
 
 def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> None:
-    """Raise ``ComposirError`` for what cannot be asked, of an index with the images ``known``."""
+    """Raise ``ComposirError`` for what cannot be asked, of an index with the images ``known``.
+
+    Of its kinds are ``NothingAskedError`` and ``NotInIndexError``.
+    """
     sentences = query.sentences
     if not query.images and not sentences:
-        raise ComposirError("there is nothing to search for", expected="a picture, a sentence, or both")
+        raise NothingAskedError("there is nothing to search for", expected="a picture, a sentence, or both")
     for one in (*query.texts, *query.without):
         _check_weight(one)
     if not 0 <= query.image_weight <= 1:
@@ -128,12 +138,13 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
             expected="one sentence for all pictures, or one for each, in their order",
         )
     if not query.images or query.image_weight < COMPOSED:
-        alone = encoder.base if isinstance(encoder, HeadEncoder) else encoder  # a head changes no sentence alone
-        readings = [alone.read(one.text) for one in sentences]
-        if all(reading and not reading.is_usable for reading in readings):
+        readings = [encoder.read(one.text, with_reference=False) for one in sentences]
+        unusable = [reading for reading in readings if reading and not reading.is_usable]
+        if len(unusable) == len(sentences):
             named = ", ".join(repr(one.text) for one in sentences)
-            raise ComposirError(
-                f"there is nothing to search for in {named}: {NOTHING}", fix='name a thing, as in "a dog"'
+            raise NothingAskedError(
+                f"there is nothing to search for in {named}: {unusable[0].told(with_reference=False)}",
+                expected="a picture, or a sentence that the model can use",
             )
     if query.top_k < 1:
         raise ComposirError(f"top_k is {query.top_k}", expected="1 or more")
@@ -142,7 +153,7 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
     for name, ids in (("more", query.more), ("less", query.less)):
         unknown = [one for one in ids if one not in known]
         if unknown:
-            raise ComposirError(
+            raise NotInIndexError(
                 f"{name}: {unknown[0]!r} is not in the index", expected="the id of one of its images, as a search gives"
             )
 

@@ -38,6 +38,9 @@ from composir.search.query import (
 from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
 
+WARM_UP_SIDE, WARM_UP_TEXT = 64, "a red car"
+"""Of a query that no answer is asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -284,6 +287,18 @@ class Retriever:
         best = [replace(hits[place], rank=rank, score=scores[place]) for rank, place in enumerate(order, start=1)]
         return [*best, *hits[count:]]
 
+    def warm(self) -> None:
+        """Do once what makes many searches faster: read what the model has not needed yet, ready the index's vectors.
+
+        What is found stays the same, bit for bit. ``ExactIndex.warm`` says what it takes of the memory.
+        """
+        picture = Image.new("RGB", (WARM_UP_SIDE, WARM_UP_SIDE))
+        with self._lock, torch.inference_mode():
+            self.encoder.embed_asked([picture], [(0, WARM_UP_TEXT)])
+            for index in (self.index, self._mapped):
+                if index is not None:
+                    index.warm()
+
     def check(self, query: SearchQuery) -> None:
         """Raise ``ComposirError`` for what ``search`` would refuse of a query, its pictures aside."""
         check_query(query, self.encoder, self.images)
@@ -333,15 +348,18 @@ class Retriever:
 
     def read(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Reading:
         """Return what the model's query tokens read of each picture with its sentence."""
-        with self._lock, watch(self.model, keep=2 * NUM_READINGS) as seen:
-            self.model.embed_query(pictures, texts)
+        with self._lock, torch.inference_mode(), watch(self.model, keep=2 * NUM_READINGS) as seen:
+            self.encoder.embed_asked(pictures, list(enumerate(texts)))
         return next(one for one in seen if one.with_text)
 
     def explain(self, hits: Sequence[Hit]) -> list[str | None]:
         """Return in words what the model sees in each image that was found; None where it has no words for it."""
-        snapshot = self.index.snapshot
-        rows = [snapshot.rows_of([hit.id]) for hit in hits]
-        return [self.encoder.seen(snapshot.vectors[found[0]]) if len(found) else None for found in rows]
+        encoder, snapshot = self.encoder, self.index.snapshot
+        if not encoder.has_words:
+            return [None] * len(hits)
+        rows = snapshot.rows_of([hit.id for hit in hits])
+        row_by_id = dict(zip(snapshot.ids[rows].astype(str).tolist(), rows.tolist(), strict=True))
+        return [encoder.seen(snapshot.vectors[row_by_id[hit.id]]) if hit.id in row_by_id else None for hit in hits]
 
     @property
     def model_line(self) -> str:

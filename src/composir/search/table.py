@@ -64,7 +64,7 @@ class Snapshot:
     file: str
     """Name of the vector file; another name means that rows were numbered anew."""
     vectors: np.ndarray
-    """fp16 (rows, vectors, dim), memory-mapped."""
+    """(rows, vectors, dim): fp16, memory-mapped, or the same numbers in memory as float32."""
     ids: np.ndarray
     """ASCII (rows,), empty where the image was removed."""
 
@@ -93,14 +93,16 @@ class Snapshot:
                 for row in rows.tolist():
                     os.posix_fadvise(file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
 
-    def rows_of(self, ids: Iterable[str]) -> np.ndarray:
-        """Return the rows of those ids that are here, ascending."""
-        wanted = np.array(sorted(ids), dtype=f"S{ID_LENGTH}")
+    def rows_of(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+        """Return the rows of those ids that are here, ascending, each once; arrays of ids are ASCII."""
+        wanted = np.asarray(ids, dtype=f"S{ID_LENGTH}")
         if not len(wanted) or not len(self.ids):
             return np.empty(0, np.int64)
         known, order = self._rows_by_id
         places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return np.sort(order[places[known[places] == wanted]])
+        is_wanted = np.zeros(len(known), bool)
+        is_wanted[order[places[known[places] == wanted]]] = True
+        return np.flatnonzero(is_wanted)
 
 
 def _nfc(text: str) -> str:
@@ -186,12 +188,15 @@ class Table:
         rows = self._query(f"SELECT path FROM files WHERE id = ? AND {fits} ORDER BY path", image_id, *values)
         return [path for (path,) in rows]
 
-    def ids_at(self, pattern: str) -> list[str]:
-        """Return the ids of images with a file whose path fits the pattern (``*``, ``?``, ``[a-z]``; ``[[]`` is ``[``).
+    def ids_at(self, pattern: str) -> np.ndarray:
+        """Return the ids of files whose path fits the pattern (``*``, ``?``, ``[a-z]``; ``[[]`` is ``[``).
 
-        Letters with accents are the same whether they are spelt as one character (NFC) or as two (NFD).
+        ASCII (files,): an image with several such files comes as often. Letters with accents are the same whether they
+        are spelt as one character (NFC) or as two (NFD).
         """
-        return [i for (i,) in self._query(f"SELECT DISTINCT id FROM files WHERE {_FITS}", *[_nfc(pattern)] * 2)]
+        # One text instead of 100,000 rows: a third of the time.
+        ((joined,),) = self._query(f"SELECT GROUP_CONCAT(id, '') FROM files WHERE {_FITS}", *[_nfc(pattern)] * 2)
+        return np.frombuffer((joined or "").encode(), f"S{ID_LENGTH}")
 
     def images_in_order(self, start: int, count: int) -> list[tuple[str, str]]:
         """Return id and first path of ``count`` images from place ``start``, in the order of these paths."""

@@ -108,10 +108,9 @@ class Vectors:
 
     def _compose(self, pairs: Sequence[Pair]) -> Float[Tensor, "batch dim"]:
         paths, texts = [path for path, _ in pairs], [text for _, text in pairs]
-        made = None
-        if isinstance(self.base, VectorEmbedder):
-            made = self.base.pairs_of_vectors(self.embed_gallery(paths)[:, 0], texts)
-        return self.base.embed_queries(paths, texts) if made is None else made
+        if isinstance(self.base, VectorEmbedder) and self.base.composes_vectors:
+            return self.base.pairs_of_vectors(self.embed_gallery(paths)[:, 0], texts)
+        return self.base.embed_queries(paths, texts)
 
     def _fill(
         self,

@@ -21,8 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
 from composir.errors import ComposirError
-from composir.models.photos.sentences import NOTHING
-from composir.search import Retriever, SearchQuery, Sentence
+from composir.search import NothingAskedError, NotInIndexError, Retriever, SearchQuery, Sentence
 from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
@@ -141,15 +140,18 @@ def _add_search(app: FastAPI, service: Service) -> None:
             )
             _check(service.retriever, query)
             hits = await service.search(query)
+        seen = await anyio.to_thread.run_sync(service.retriever.explain, hits)
         images = service.retriever.images
         results = [
             Result(
-                rank=hit.rank, id=hit.id, path=hit.path.relative_to(images.root).as_posix(), score=hit.score, seen=seen
+                rank=hit.rank, id=hit.id, path=hit.path.relative_to(images.root).as_posix(), score=hit.score, seen=words
             )
-            for hit, seen in zip(hits, service.retriever.explain(hits), strict=True)
+            for hit, words in zip(hits, seen, strict=True)
         ]
-        readings = [service.retriever.encoder.read(one.text) for one in query.sentences if one.text.strip()]
-        told = [one.told(with_reference=bool(references)) for one in readings if one]
+        said = [one.text for one in query.sentences if one.text.strip()]
+        beside = bool(references)
+        readings = [service.retriever.encoder.read(one, with_reference=beside) for one in said]
+        told = [one.told(with_reference=beside) for one in readings if one]
         milliseconds = 1000 * (asyncio.get_running_loop().time() - start)
         return Found(
             results=results,
@@ -203,15 +205,12 @@ def _add_meant(app: FastAPI, service: Service, feedback: Feedback) -> None:
 
 def _check(retriever: Retriever, query: SearchQuery) -> None:
     """Refuse what cannot be asked, each kind of it by its name."""
-    if not query.images and not query.sentences:
-        raise HttpProblem(422, "nothing-asked", "give a picture, a sentence, or both")
-    if not all(one in retriever.images for one in (*query.more, *query.less)):
-        raise HttpProblem(404, "no-such-image", "a picture to be more or less like is not in the index")
-    readings = [retriever.encoder.read(one.text) for one in query.sentences]
-    if not query.images and all(one and not one.is_usable for one in readings):
-        raise HttpProblem(422, "nothing-asked", NOTHING)
     try:
         retriever.check(query)
+    except NothingAskedError as error:
+        raise HttpProblem(422, "nothing-asked", str(error)) from None
+    except NotInIndexError as error:
+        raise HttpProblem(404, "no-such-image", str(error)) from None
     except ComposirError as error:
         raise HttpProblem(422, "cannot-be-asked", str(error)) from None
 
@@ -257,7 +256,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
         content = service.cache.get((image_id, size)) if image_id in service.retriever.images else None
         if content is None:
             content = await service.decode(make)
-            service.cache.put((image_id, size), content)
+            service.cache.put((image_id, size), content, len(content))
         return Response(content, media_type="image/jpeg", headers=headers)
 
 

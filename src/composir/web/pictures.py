@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
-from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -82,33 +80,6 @@ def encode(picture: Image.Image, side: int) -> bytes:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY, optimize=True)
     return file.getvalue()
-
-
-class Cache:
-    """The last re-encoded pictures, up to ``max_bytes``; used by several threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._pictures: OrderedDict[tuple[str, Size], bytes] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: tuple[str, Size]) -> bytes | None:
-        """Return what was put under the key, if it is still here."""
-        with self._lock:
-            if key in self._pictures:
-                self._pictures.move_to_end(key)
-            return self._pictures.get(key)
-
-    def put(self, key: tuple[str, Size], content: bytes) -> None:
-        """Keep it, and drop what has not been asked for the longest."""
-        with self._lock:
-            if key not in self._pictures:
-                self._pictures[key] = content
-                self._num_bytes += len(content)
-            while self._num_bytes > self._max_bytes:
-                _, dropped = self._pictures.popitem(last=False)
-                self._num_bytes -= len(dropped)
 
 
 def heat_of(reading: Reading, row: int) -> tuple[str, Float32[np.ndarray, "rows columns"]]:

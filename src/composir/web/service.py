@@ -20,11 +20,12 @@ from PIL import Image
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
 from starlette.datastructures import UploadFile
 
+from composir.cache import Cache
 from composir.errors import ComposirError
 from composir.search import Hit, Retriever, SearchQuery, content_id
 from composir.web.batcher import Batcher
 from composir.web.limits import RETRY_SECONDS, Limits
-from composir.web.pictures import HEAT_SIDE, Cache, heat_of, read_indexed, read_upload
+from composir.web.pictures import HEAT_SIDE, Size, heat_of, read_indexed, read_upload
 from composir.web.problems import HttpProblem
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Service:
         self.retriever = retriever
         self.head = head
         self.limits = limits
-        self.cache = Cache(limits.cached_bytes)
+        self.cache = Cache[tuple[str, Size], bytes](limits.cached_bytes)
         self._num_waiting = 0
         self._batches = Histogram(
             "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),
@@ -87,15 +88,24 @@ class Service:
     def _watch(self, stop: Event) -> None:
         """Look at the index on disk again and again; what is wrong with it is said once, and the old one answers."""
         said = ""
+        self._warm()
         while not stop.wait(self.limits.reload_seconds):
             try:
                 if self.retriever.reload_if_changed():
                     logger.info("the index has changed and was read again: %d images", len(self.retriever))
+                    self._warm()
                 said = ""
             except (ComposirError, OSError, sqlite3.Error) as error:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the index cannot be read again: %s", error)
+
+    def _warm(self) -> None:
+        """Ready the retriever for many searches; where that fails, they go on as before."""
+        try:
+            self.retriever.warm()
+        except Exception as error:  # of whatever kind: a search that meets it again says it
+            logger.warning("the model or the index could not be made ready", exc_info=error)
 
     def _search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Answer by the head that is in its folder now; what is wrong with it is said once, and the old one answers."""

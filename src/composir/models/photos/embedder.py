@@ -106,6 +106,7 @@ class PhotosEmbedder(VectorEmbedder):
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
+    composes_vectors = has_words = True
 
     @cached_property
     def dim(self) -> int:
