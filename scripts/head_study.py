@@ -146,9 +146,9 @@ def of_photographs(base: str, root: Path, seed: int) -> Data:
     place = {name: row for row, name in enumerate(names)}
     references = torch.stack([pictures[place[query["image"]], 0] for query in queries])
     texts = [query["text"] for query in queries]
-    pairs = model.pairs_of_vectors(references, texts) if isinstance(model, VectorEmbedder) else None
-    if pairs is None:
+    if not isinstance(model, VectorEmbedder) or not model.composes_vectors:
         raise SystemExit(f"{base}: photographs are asked of a model whose queries are made of its vectors")
+    pairs = model.pairs_of_vectors(references, texts)
     kinds = sorted({query["right"].split(" / ")[0] for query in queries})
     trained = set(np.random.default_rng(seed).permutation(kinds)[: len(kinds) // 2])
     rows = [
