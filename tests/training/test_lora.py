@@ -229,7 +229,7 @@ def test_a_rank_below_one_is_one_line_of_the_command(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--backbone", "clip-vit-b-32", "--lora", "0"])
     said = capsys.readouterr().err
-    assert said.startswith("error: Invalid value for '--lora': ")
+    assert said.startswith("error: --lora: expected a number from 1 to 1,024 ")
     assert said.count("\n") == 1
 
 
