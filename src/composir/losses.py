@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -144,6 +144,12 @@ Term = Callable[[Outputs], Tensor]
 TERMS: Table[Term] = Table("loss_terms", {})
 """Further terms of the loss by name: ``--set loss_terms={NAME=0.1}`` adds one with that weight, and the log has it as
 ``loss_NAME``. SPRC's own three, and the local one, are computed by the model."""
+
+
+def term_losses(outputs: Outputs, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return ``loss_NAME`` for each of the names, keys of ``TERMS``."""
+    return {f"loss_{name}": TERMS[name](outputs) for name in names}
+
 
 PUBLISHED_TERMS = {"loss_itc": "", "loss_rtc": "loss_rtc", "loss_align": "loss_align", "loss_local": "loss_local"}
 """The setting that weights each of the model's own terms, in the order in which they are added; "" is 1."""

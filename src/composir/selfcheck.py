@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from composir.models.gated_fusion import GatedFusion
+from composir.models.randomness import random_numbers_aside
 
 BATCH, IMAGE_TOKENS, TEXT_TOKENS = 4, 257, 32
 SEED = 0
@@ -34,8 +35,7 @@ def check_gated_fusion(hidden_size: int = 768) -> Report:
     so that a machine prints the same figures each time.
     """
     generator = torch.Generator().manual_seed(SEED)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with random_numbers_aside(SEED):
         module = GatedFusion(hidden_size)
     checks: list[bool] = []
     lines: list[str] = []

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from composir.losses import TERMS, ContrastiveLoss, Outputs, alignment_loss, contrastive_loss
+from composir.losses import ContrastiveLoss, Outputs, alignment_loss, contrastive_loss, term_losses
 from composir.machine import to_device
 from composir.models.config import ComposerConfig
 from composir.models.fusion import FUSIONS, GATE, fusion_names
@@ -398,7 +398,7 @@ class Sprc(nn.Module):
                 parts = gather(self._parts(fused, answers, attention_mask), num_queries)
                 losses["loss_local"] = contrast(similarity(parts, target) / self.temperature, same_target)
             outputs = Outputs(query, prompt, target, logits, self.temperature, same_target)
-            return losses | {f"loss_{name}": TERMS[name](outputs) for name in terms}
+            return losses | term_losses(outputs, terms)
 
 
 def _embed(head: nn.Linear, hidden: Float[Tensor, "... hidden"]) -> Float[Tensor, "... dim"]:

@@ -55,6 +55,25 @@ class Inputs(NamedTuple):
 Moved = TypeVar("Moved", bound="Movable")
 
 
+class Drawing(NamedTuple):
+    """A batch as it was drawn, before it is read."""
+
+    references: Sequence[ImageSource]
+    """This process's share."""
+    candidates: Sequence[ImageSource]
+    """This process's share: the targets in the order of the queries, then further pictures."""
+    texts: Sequence[str]
+    """Of all processes: words are padded to the longest of them all."""
+    same_target: Bool[Tensor, "batch candidates"] | None
+    num_all: tuple[int, int]
+    """Queries and candidates of all processes."""
+    is_shared: bool
+
+    def share(self, rows: parallel.Rows) -> parallel.Rows:
+        """Return this process's share of what was made of all texts; all of it outside training."""
+        return parallel.share(rows) if self.is_shared else rows
+
+
 class Movable(Protocol):
     """What a model takes in of a batch."""
 
@@ -85,15 +104,7 @@ class Drawn(ABC, Generic[Read]):
         return num_full + (rest > 0 and not self.recipe.drop_last)
 
     @abstractmethod
-    def read_all(
-        self,
-        references: Sequence[ImageSource],
-        candidates: Sequence[ImageSource],
-        texts: Sequence[str],
-        same_target: Bool[Tensor, "batch candidates"] | None,
-        *,
-        is_shared: bool,
-    ) -> Read:
+    def read_all(self, drawn: Drawing) -> Read:
         """Return what the model takes in of these pictures and sentences: this process's share, where they are."""
 
     def of_epoch(self, epoch: int, first: int) -> Generator[tuple[list[Triplet], Read], None, None]:
@@ -136,7 +147,10 @@ class Drawn(ABC, Generic[Read]):
                 index_by_path = {path: index for index, path in enumerate(candidates)}
                 indices = torch.tensor([index_by_path[path] for path in candidates])
                 same_target = indices[: len(batch), None] == indices[None]
-        return self.read_all(references, candidates, texts, same_target, is_shared=generator is not None)
+        num_all, is_shared = (len(references), len(candidates)), generator is not None
+        if is_shared:
+            references, candidates = parallel.share(references), parallel.share(candidates)
+        return self.read_all(Drawing(references, candidates, texts, same_target, num_all, is_shared))
 
     def look_alikes(self, split: Split, query: Query, generator: np.random.Generator) -> list[ImageSource]:
         """Return the files of as many pictures like the query's target as the recipe asks for."""
@@ -159,19 +173,8 @@ class Batches(Drawn[Inputs]):
         super().__init__(recipe, splits, model.device)
         self.model, self.tokens = model, tokens
 
-    def read_all(
-        self,
-        references: Sequence[ImageSource],
-        candidates: Sequence[ImageSource],
-        texts: Sequence[str],
-        same_target: Bool[Tensor, "batch candidates"] | None,
-        *,
-        is_shared: bool,
-    ) -> Inputs:
+    def read_all(self, drawn: Drawing) -> Inputs:
         """Return tokens of the pictures and ids of the words."""
-        num_all = len(references), len(candidates)
-        input_ids, mask = self.model.words(texts)
-        if is_shared:
-            references, candidates = parallel.share(references), parallel.share(candidates)
-            input_ids, mask = parallel.share(input_ids), parallel.share(mask)
-        return Inputs(self.tokens(references), self.tokens(candidates), input_ids, mask, same_target, num_all)
+        input_ids, mask = (drawn.share(one) for one in self.model.words(drawn.texts))
+        references, candidates = self.tokens(drawn.references), self.tokens(drawn.candidates)
+        return Inputs(references, candidates, input_ids, mask, drawn.same_target, drawn.num_all)

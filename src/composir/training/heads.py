@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from composir import parallel
 from composir.data import Split
-from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import Embedder
 from composir.features import BaseEmbedder, open_base_embedder, require_same_base
@@ -22,7 +20,7 @@ from composir.models.heads.folder import HeadConfig, head_card, make_head, read_
 from composir.models.heads.head import Head, head_hash, mean_vector
 from composir.models.named import lasting_name
 from composir.token_cache import TokenPlace
-from composir.training.batches import Drawn
+from composir.training.batches import Drawing, Drawn
 from composir.training.log import NUM_PROBE_TRIPLETS, Log, entropy
 from composir.training.loop import Run
 from composir.training.recipe import Recipe
@@ -58,27 +56,16 @@ class HeadBatches(Drawn[HeadInputs]):
         super().__init__(recipe, splits, device)
         self.vectors = vectors
 
-    def read_all(
-        self,
-        references: Sequence[ImageSource],
-        candidates: Sequence[ImageSource],
-        texts: Sequence[str],
-        same_target: Bool[Tensor, "batch candidates"] | None,
-        *,
-        is_shared: bool,
-    ) -> HeadInputs:
+    def read_all(self, drawn: Drawing) -> HeadInputs:
         """Return the base's vectors of the pictures, the pairs and the sentences."""
-        num_all = len(references), len(candidates)
-        if is_shared:
-            references, candidates, texts = (parallel.share(one) for one in (references, candidates, texts))
-        vectors = self.vectors
+        vectors, texts = self.vectors, drawn.share(drawn.texts)
         return HeadInputs(
-            vectors.embed_queries(references, texts),
-            vectors.embed_gallery(references),
+            vectors.embed_queries(drawn.references, texts),
+            vectors.embed_gallery(drawn.references),
             vectors.embed_words(texts),
-            vectors.embed_gallery(candidates),
-            same_target,
-            num_all,
+            vectors.embed_gallery(drawn.candidates),
+            drawn.same_target,
+            drawn.num_all,
         )
 
 

@@ -23,7 +23,7 @@ from composir.data.check import check_images
 from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError, ProblemsError
 from composir.evaluation import Embedder
-from composir.losses import TERMS, ContrastiveLoss, Outputs, contrastive_loss
+from composir.losses import ContrastiveLoss, Outputs, contrastive_loss, term_losses
 from composir.machine import to_device
 from composir.models.address import Options
 from composir.models.catalogue import DUAL, MODELS
@@ -36,7 +36,7 @@ from composir.models.weights.tensors import write_safetensors
 from composir.parallel import gather
 from composir.scoring import similarity
 from composir.token_cache import TokenPlace
-from composir.training.batches import Drawn
+from composir.training.batches import Drawing, Drawn
 from composir.training.log import NUM_PROBE_TRIPLETS, Log
 from composir.training.loop import Run
 from composir.training.optimizer import TEMPERATURE_RANGE
@@ -136,7 +136,7 @@ class LoraDual(nn.Module):
         candidates = gather(features, num_candidates).unsqueeze(1)
         logits = similarity(query, candidates) / self.temperature
         outputs = Outputs(query, sentence, candidates, logits, self.temperature, same_target)
-        return {"loss_itc": contrast(logits, same_target)} | {f"loss_{name}": TERMS[name](outputs) for name in terms}
+        return {"loss_itc": contrast(logits, same_target)} | term_losses(outputs, terms)
 
 
 class LoraBatches(Drawn[LoraInputs]):
@@ -146,23 +146,16 @@ class LoraBatches(Drawn[LoraInputs]):
         super().__init__(run.recipe, run.train_splits, run.accelerator.device)
         self.dual = run.dual
 
-    def read_all(
-        self,
-        references: Sequence[ImageSource],
-        candidates: Sequence[ImageSource],
-        texts: Sequence[str],
-        same_target: Bool[Tensor, "batch candidates"] | None,
-        *,
-        is_shared: bool,
-    ) -> LoraInputs:
+    def read_all(self, drawn: Drawing) -> LoraInputs:
         """Return the pixels of the pictures and the ids of the words."""
-        num_all = len(references), len(candidates)
-        tokens = self.dual.tokenize(texts)
-        spoken = torch.tensor([bool(text) for text in texts])
-        if is_shared:
-            references, candidates = parallel.share(references), parallel.share(candidates)
-            tokens, spoken = {name: parallel.share(ids) for name, ids in tokens.items()}, parallel.share(spoken)
-        return LoraInputs(self._pixels(references), self._pixels(candidates), tokens, spoken, same_target, num_all)
+        return LoraInputs(
+            self._pixels(drawn.references),
+            self._pixels(drawn.candidates),
+            {name: drawn.share(ids) for name, ids in self.dual.tokenize(drawn.texts).items()},
+            drawn.share(torch.tensor([bool(text) for text in drawn.texts])),
+            drawn.same_target,
+            drawn.num_all,
+        )
 
     def _pixels(self, paths: Sequence[ImageSource]) -> UInt8[Tensor, "batch 3 height width"]:
         with ThreadPoolExecutor(max(1, self.recipe.num_workers)) as pool:

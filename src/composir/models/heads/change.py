@@ -36,9 +36,9 @@ class Change(nn.Module):
         return None
 
 
-def two_layers(width_in: int, width_out: int) -> nn.Sequential:
-    """Return dropout, linear, ReLU, linear, ``HIDDEN`` wide in between."""
-    return nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width_in, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, width_out))
+def two_layers(width_in: int, width_out: int, *, hidden: int = HIDDEN) -> nn.Sequential:
+    """Return dropout, linear, ReLU, linear, ``hidden`` wide in between."""
+    return nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out))
 
 
 def zeroed(linear: nn.Module) -> nn.Linear:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from composir.losses import TERMS, ContrastiveLoss, Outputs, contrastive_loss
+from composir.losses import ContrastiveLoss, Outputs, contrastive_loss, term_losses
 from composir.models.config import TEMPERATURE_INIT
 from composir.models.heads.change import Change
 from composir.models.heads.target_map import TargetMap
@@ -89,7 +89,7 @@ class Head(nn.Module):
         query, target = gather(query, num_queries), gather(self.map_targets(target), num_candidates)
         logits = similarity(changed, target) / self.temperature
         outputs = Outputs(changed, query, target, logits, self.temperature, same_target)
-        return {"loss_itc": contrast(logits, same_target)} | {f"loss_{name}": TERMS[name](outputs) for name in terms}
+        return {"loss_itc": contrast(logits, same_target)} | term_losses(outputs, terms)
 
 
 def mean_vector(vectors: Float[Tensor, "batch vectors dim"]) -> Float[Tensor, "batch dim"]:
