@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from composir.data import Split, load_splits
 from composir.data.images import file_of, read_image
 from composir.features import open_base_embedder
-from composir.models.embedder import VectorEmbedder
+from composir.models.embedder import VectorComposer
 from composir.models.fusion.tirg import TirgGating
-from composir.models.heads.change import DROPOUT, Change, zeroed
+from composir.models.heads.change import DROPOUT, Change, two_layers, zeroed
 from composir.models.heads.gate import Gate
 from composir.models.heads.gate_joint import GateJoint
 from composir.models.heads.head import Head
@@ -146,7 +146,7 @@ def of_photographs(base: str, root: Path, seed: int) -> Data:
     place = {name: row for row, name in enumerate(names)}
     references = torch.stack([pictures[place[query["image"]], 0] for query in queries])
     texts = [query["text"] for query in queries]
-    if not isinstance(model, VectorEmbedder) or not model.composes_vectors:
+    if not isinstance(model, VectorComposer):
         raise SystemExit(f"{base}: photographs are asked of a model whose queries are made of its vectors")
     pairs = model.pairs_of_vectors(references, texts)
     kinds = sorted({query["right"].split(" / ")[0] for query in queries})
@@ -199,7 +199,7 @@ class Text(Change):
     def __init__(self, dim: int, text_dim: int, hidden: int) -> None:
         super().__init__()
         self.line = zeroed(nn.Linear(text_dim, dim))
-        self.delta = layers(text_dim, hidden, dim)
+        self.delta = two_layers(text_dim, dim, hidden=hidden)
         zeroed(self.delta[-1])
 
     def forward(self, reference: Tensor, sentence: Tensor) -> Tensor:
@@ -220,15 +220,11 @@ class Dropped(Change):
         return self.change(drop(reference, DROPOUT, self.training), drop(sentence, DROPOUT, self.training))
 
 
-def layers(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
-    """Return the two layers of a change, of a given width in between."""
-    return nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out))
-
-
 def equal_joint(dim: int, text_dim: int) -> Change:
     """Return ``joint`` of the gate's size."""
     change = Joint(dim, text_dim)
-    change.delta = layers(dim + text_dim, size_of_gate(dim, text_dim) // (2 * dim + text_dim + 1), dim)
+    hidden = size_of_gate(dim, text_dim) // (2 * dim + text_dim + 1)
+    change.delta = two_layers(dim + text_dim, dim, hidden=hidden)
     zeroed(change.delta[-1])
     return change
 
@@ -236,7 +232,7 @@ def equal_joint(dim: int, text_dim: int) -> Change:
 def equal_gate_joint(dim: int, text_dim: int) -> Change:
     """Return ``gate-joint`` of the gate's size."""
     change, hidden = GateJoint(dim, text_dim), size_of_gate(dim, text_dim) // (2 * (2 * dim + text_dim + 1))
-    change.gate, change.delta = (layers(dim + text_dim, hidden, dim) for _ in range(2))
+    change.gate, change.delta = (two_layers(dim + text_dim, dim, hidden=hidden) for _ in range(2))
     zeroed(change.delta[-1])
     return change
 

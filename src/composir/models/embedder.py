@@ -44,8 +44,6 @@ class VectorEmbedder(ABC):
     """Pictures that one pass should take where the model is."""
     side = VECTOR_SIDE
     """Pixels of the longer side that a picture has to keep when it is decoded."""
-    composes_vectors = False
-    """Whether its queries are made of no more of a picture than its embedding (``pairs_of_vectors``)."""
     has_words = False
     """Whether it says in words what it sees (``seen``)."""
 
@@ -69,19 +67,9 @@ class VectorEmbedder(ABC):
     def embed_pairs_and_pictures(
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
-        """Return the query of every (place in ``pictures``, sentence), and the embedding of every picture.
-
-        A model whose queries are made of the latter looks at each picture once.
-        """
-        places, texts = [place for place, _ in asked], [text for _, text in asked]
-        vectors = self.embed_prepared([self.prepare(picture) for picture in pictures])
-        if self.composes_vectors:
-            return self.pairs_of_vectors(vectors[places], texts), vectors
-        return self.embed_pairs([pictures[place] for place in places], texts), vectors
-
-    def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return what ``embed_pairs`` does, of pictures' embeddings, where ``composes_vectors``."""
-        raise NotImplementedError
+        """Return the query of every (place in ``pictures``, sentence), and the embedding of every picture."""
+        pairs = self.embed_pairs([pictures[place] for place, _ in asked], [text for _, text in asked])
+        return pairs, self.embed_prepared([self.prepare(picture) for picture in pictures])
 
     @abstractmethod
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
@@ -122,6 +110,41 @@ class VectorEmbedder(ABC):
     def seen(self, vector: Float[np.ndarray, " dim"]) -> str | None:
         """Return in words what it sees in a picture of this vector; None where it has no words for it."""
         return None
+
+
+class VectorComposer(VectorEmbedder):
+    """One whose queries are made of no more of a picture than its embedding: it looks at each picture once.
+
+    Files are decoded at its ``side``.
+    """
+
+    @abstractmethod
+    def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return what ``embed_pairs`` does, of pictures' embeddings."""
+
+    def embed_documents(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "batch 1 dim"]:
+        """Return the embedding of every picture as a candidate."""
+        return self.embed_prepared([self.prepare(picture) for picture in pictures]).unsqueeze(1)
+
+    def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the query of every picture with its sentence."""
+        different, places = distinct(pictures)
+        return self.embed_pairs_and_pictures(different, list(zip(places, texts, strict=True)))[0]
+
+    def embed_pairs_and_pictures(
+        self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
+    ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures dim"]]:
+        """Return the queries, and the embeddings that they are made of."""
+        vectors = self.embed_documents(pictures)[:, 0]
+        return self.pairs_of_vectors(vectors[[place for place, _ in asked]], [text for _, text in asked]), vectors
+
+    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
+        """Return the embedding of every image file."""
+        return self.embed_documents([read_image(path, side=self.side) for path in paths])
+
+    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """Return the query of every image file with its sentence."""
+        return self.embed_pairs([read_image(path, side=self.side) for path in paths], texts)
 
 
 def distinct(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from composir.errors import ComposirError
@@ -37,6 +38,14 @@ def folder_hash(folder: Path) -> str:
     for name in sorted({*weights, *configs}):
         content = _weights_sha256(visible[name]) if name in weights else _sha256(visible[name])
         digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def files_hash(version: int, files: Iterable[Path]) -> str:
+    """Return 16 hex digits of a SHA-256 over a version of rules and the contents of files, in their order."""
+    digest = hashlib.sha256(f"{version}".encode())
+    for file in files:
+        digest.update(bytes.fromhex(_sha256(file)))
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,6 @@ Figures: docs/heads.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from composir.data.images import ImageSource, read_image
 from composir.models.backbones.efficientnet import (
     LAST_BLOCK_AT_STRIDE_16,
     STRIDE_16_CHANNELS,
@@ -30,11 +28,12 @@ from composir.models.backbones.efficientnet import (
     from_published,
 )
 from composir.models.backbones.mini import lite0_file, minilm_file, read_lite0
-from composir.models.embedder import VectorEmbedder, distinct
+from composir.models.embedder import VectorComposer
+from composir.models.identity import files_hash
 from composir.models.photos.classifier import view
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.embedder import SIDE, shrink
-from composir.models.photos.ground import look_at
+from composir.models.photos.ground import look_at, look_vectors
 from composir.models.photos.minilm import embed
 from composir.models.vision import TOWER_BATCH
 from composir.models.weights.tensors import Undrawn
@@ -68,14 +67,13 @@ class Mute:
         return "lite0 reads no sentence; a head on it does (composir train --backbone lite0)"
 
 
-class Lite0Embedder(VectorEmbedder):
+class Lite0Embedder(VectorComposer):
     """The network on pictures and image files; a picture is one vector."""
 
     kind = backbone = LITE0
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
-    composes_vectors = True
 
     @cached_property
     def dim(self) -> int:
@@ -101,15 +99,8 @@ class Lite0Embedder(VectorEmbedder):
         """Return the L2-normalised vector of every picture: each passes alone, so that none depends on another."""
         means = torch.cat([self._means(one.square) for one in prepared])
         channels = normalize((means - self._mean) / self._deviation, dim=-1).cpu()
-        colours = normalize(torch.tensor(np.stack([one.colours for one in prepared])).float().sqrt(), dim=-1)
-        angles = torch.tensor([one.white for one in prepared]) * (torch.pi / 2)
-        ground = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        colours, ground = look_vectors([one.colours for one in prepared], [one.white for one in prepared])
         return normalize(torch.cat([channels, COLOUR_WEIGHT * colours, COLOUR_WEIGHT * ground], dim=-1), dim=-1)
-
-    def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the vector of every picture, whatever its sentence says."""
-        different, places = distinct(pictures)
-        return self.embed_prepared([self.prepare(picture) for picture in different])[places]
 
     def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the vectors, whatever the sentences say."""
@@ -123,14 +114,6 @@ class Lite0Embedder(VectorEmbedder):
         """Return MiniLM's vector of every sentence: what a head reads."""
         return torch.stack([embed(text) for text in texts])
 
-    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
-        """Return the vector of every image file."""
-        return self.embed_prepared([self.prepare(read_image(path, side=SIDE)) for path in paths]).unsqueeze(1)
-
-    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the vector of every image file, whatever its sentence says."""
-        return self.embed_pairs([read_image(path, side=SIDE) for path in paths], texts)
-
     def read(self, text: str) -> Mute:
         """Return that no sentence is read."""
         return Mute()
@@ -141,10 +124,7 @@ class Lite0Embedder(VectorEmbedder):
 
     def weights_hash(self) -> str:
         """Return what identifies the weights and the constants."""
-        digest = hashlib.sha256(f"{VERSION}".encode())
-        for file in (lite0_file(), minilm_file()):
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return f"{LITE0}-{digest.hexdigest()[:16]}"
+        return f"{LITE0}-{files_hash(VERSION, (lite0_file(), minilm_file()))}"
 
     def _means(self, square: UInt8[np.ndarray, "3 224 224"]) -> Float[Tensor, "1 channels"]:
         pixels = (torch.from_numpy(square).to(self._mean.device).float() - 127) / 128  # the published preprocessing

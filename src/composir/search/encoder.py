@@ -18,7 +18,7 @@ from composir.cache import Cache
 from composir.features import Opened, OpenedHead, open_model, words_of
 from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
-from composir.models.embedder import Reading, VectorEmbedder
+from composir.models.embedder import Reading, VectorComposer, VectorEmbedder
 from composir.models.heads.folder import SavedHead
 from composir.models.vision import TOWER_BATCH
 
@@ -227,7 +227,7 @@ class VectorEncoder:
         if not with_picture:
             return self.embedder.embed_sentences([text for _, text in asked])
         places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-        if self.embedder.composes_vectors:
+        if isinstance(self.embedder, VectorComposer):
             pairs = self.embedder.pairs_of_vectors(self._vectors(pictures)[list(places)], texts)
         else:
             pairs = self.embedder.embed_pairs([pictures[place] for place in places], texts)
@@ -239,7 +239,7 @@ class VectorEncoder:
         """Return them as queries, and each picture as a candidate."""
         with_picture, _ = _apart(asked)
         pairs_asked = [asked[row] for row in with_picture]
-        if self.embedder.composes_vectors:
+        if isinstance(self.embedder, VectorComposer):
             seen = self._vectors(pictures)
             texts = [text for _, text in pairs_asked]
             pairs = self.embedder.pairs_of_vectors(seen[[place for place, _ in pairs_asked]], texts)

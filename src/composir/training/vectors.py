@@ -16,7 +16,7 @@ from torch import Tensor
 from composir.data import Split
 from composir.data.images import ImageSource, file_of
 from composir.features import BaseEmbedder
-from composir.models.embedder import VectorEmbedder
+from composir.models.embedder import VectorComposer
 from composir.progress import Counted
 from composir.token_cache import DISK, TokenPlace, default_cache_dir, image_id
 from composir.token_store import TokenStore
@@ -108,7 +108,7 @@ class Vectors:
 
     def _compose(self, pairs: Sequence[Pair]) -> Float[Tensor, "batch dim"]:
         paths, texts = [path for path, _ in pairs], [text for _, text in pairs]
-        if isinstance(self.base, VectorEmbedder) and self.base.composes_vectors:
+        if isinstance(self.base, VectorComposer):
             return self.base.pairs_of_vectors(self.embed_gallery(paths)[:, 0], texts)
         return self.base.embed_queries(paths, texts)
 

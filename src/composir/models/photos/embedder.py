@@ -8,7 +8,6 @@ Figures, and what was tried and left out: docs/photos.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize, softmax
 
-from composir.data.images import ImageSource, read_image
 from composir.models.backbones.mini import lite0_file, minilm_file
-from composir.models.embedder import VectorEmbedder, distinct
+from composir.models.embedder import VectorComposer
+from composir.models.identity import files_hash
 from composir.models.photos.classifier import Classifier, view
 from composir.models.photos.colours import COLOURS
-from composir.models.photos.ground import cut_out, look_at
+from composir.models.photos.ground import cut_out, look_at, look_vectors
 from composir.models.photos.minilm import WIDTH, embed
 from composir.models.photos.sentences import Reading, main_part, read_sentence
 from composir.models.photos.vocabulary import (
@@ -99,14 +98,14 @@ class Prepared:
     white: float
 
 
-class PhotosEmbedder(VectorEmbedder):
+class PhotosEmbedder(VectorComposer):
     """The model on pictures, image files and sentences; a picture is one vector."""
 
     kind = backbone = PHOTOS
     about = ABOUT
     batch_size = TOWER_BATCH
     side = SIDE
-    composes_vectors = has_words = True
+    has_words = True
 
     @cached_property
     def dim(self) -> int:
@@ -136,9 +135,7 @@ class PhotosEmbedder(VectorEmbedder):
         centred = self._class_vectors[places] - self._centre  # (batch, meant, width)
         meaning = normalize((likely[..., None] * centred).sum(dim=1), dim=-1)
         classes = softmax(logits, dim=-1).sqrt()
-        colours = normalize(torch.tensor(np.stack([one.colours for one in prepared])).float().sqrt(), dim=-1)
-        angles = torch.tensor([one.white for one in prepared]) * (torch.pi / 2)
-        ground = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        colours, ground = look_vectors([one.colours for one in prepared], [one.white for one in prepared])
         return torch.cat([meaning, classes, colours, ground], dim=-1) / len(PARTS) ** 0.5
 
     def compose(self, reference: Float[Tensor, " dim"] | None, text: str) -> Float[Tensor, " dim"]:
@@ -166,15 +163,6 @@ class PhotosEmbedder(VectorEmbedder):
             ground = torch.tensor([0.0, GROUND_ASKED])
         return normalize(torch.cat([meaning, classes, colours, ground]), dim=0)
 
-    def embed_documents(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "batch 1 dim"]:
-        """Return the vector of every picture."""
-        return self.embed_prepared([self.prepare(picture) for picture in pictures]).unsqueeze(1)
-
-    def embed_pairs(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the query of every picture with its sentence."""
-        different, places = distinct(pictures)
-        return self.embed_pairs_and_pictures(different, list(zip(places, texts, strict=True)))[0]
-
     def pairs_of_vectors(self, vectors: Float[Tensor, "batch dim"], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the query of every picture's vector with its sentence."""
         return torch.stack([self.compose(*pair) for pair in zip(vectors, texts, strict=True)])
@@ -186,14 +174,6 @@ class PhotosEmbedder(VectorEmbedder):
     def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch 384"]:
         """Return MiniLM's vector of every sentence, whether or not the rules understand it: what a head reads."""
         return torch.stack([embed(text) for text in texts])
-
-    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch 1 dim"]:
-        """Return the vector of every image file."""
-        return self.embed_documents([read_image(path, side=SIDE) for path in paths])
-
-    def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the query of every image file with its sentence."""
-        return self.embed_pairs([read_image(path, side=SIDE) for path in paths], texts)
 
     def read(self, text: str) -> Reading:
         """Return how the rules read a sentence."""
@@ -213,10 +193,8 @@ class PhotosEmbedder(VectorEmbedder):
 
     def weights_hash(self) -> str:
         """Return what identifies the weights, the words and the rules."""
-        digest = hashlib.sha256(f"{VERSION}".encode())
-        for file in (lite0_file(), minilm_file(), FOLDER / CLASSES, FOLDER / CLASS_VECTORS, FOLDER / NOUNS):
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return f"{PHOTOS}-{digest.hexdigest()[:16]}"
+        files = lite0_file(), minilm_file(), FOLDER / CLASSES, FOLDER / CLASS_VECTORS, FOLDER / NOUNS
+        return f"{PHOTOS}-{files_hash(VERSION, files)}"
 
     def _compute_say(self, phrase: str) -> tuple[Float[Tensor, " width"], Float[Tensor, " classes"]]:
         """Return the meaning of a phrase, and the square roots of the probabilities of classes that it stands for."""

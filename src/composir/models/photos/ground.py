@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from composir.models.photos.colours import colour_shares, to_lab
 
@@ -59,6 +63,19 @@ def look_at(picture: Image.Image) -> Ground:
         middle_out = np.exp(-(places**2) / (2 * SPREAD**2))
         weights, box = np.outer(middle_out, middle_out), None
     return Ground(colour_shares(lab.reshape(-1, 3), weights.ravel()), white, box, (red, green, blue))
+
+
+def look_vectors(
+    colours: Sequence[Float[np.ndarray, " colours"]], white: Sequence[float]
+) -> tuple[Float[Tensor, "batch colours"], Float[Tensor, "batch 2"]]:
+    """Return colours and ground of pictures as vectors of length 1, to be compared by their products.
+
+    Of shares the square roots, so that the product is Bhattacharyya's coefficient; of white its place on a quarter of
+    a circle.
+    """
+    angles = torch.tensor(white) * (torch.pi / 2)
+    ground = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return normalize(torch.tensor(np.stack(colours)).float().sqrt(), dim=-1), ground
 
 
 def cut_out(picture: Image.Image, ground: Ground) -> Image.Image | None:
