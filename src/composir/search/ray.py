@@ -17,6 +17,7 @@ from composir.errors import ComposirError
 from composir.search.embedding import Embedded, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import open_encoder
 from composir.search.table import FileRecord
+from composir.version import pip_install
 
 BATCHES_A_BLOCK = 8
 """Batches that Ray hands a worker at once."""
@@ -156,6 +157,6 @@ def _ray() -> Any:
         import ray.data  # noqa: PLC0415
     except ImportError:
         raise ComposirError(
-            "the ray engine needs the package ray, which is not installed", fix="pip install 'composir[ray]'"
+            "the ray engine needs the package ray, which is not installed", fix=pip_install("ray")
         ) from None
     return ray
