@@ -10,7 +10,7 @@ DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test fuzz mutants real-size lint format clean
+.PHONY: help install quickstart docs test fuzz mutants real-size lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ $(DEV): $(READY)
 
 quickstart: $(READY)  ## Generate data, train the mini model, measure it, search by it, and search photographs.
 	$(BIN)/composir quickstart
+
+docs: $(DEV)  ## Build the documentation as a site into site/; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 test: $(DEV)  ## Run the tests, on all cores.
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
