@@ -49,7 +49,7 @@ def test_index_prints_what_the_contract_names(run, gallery, model, tmp_path):
     code, out, _ = run("index", tmp_path / "pictures", "--out", tmp_path / "other")
     assert code == 0
     assert "skipped broken.png: not an image of a format that is read" in out
-    assert "1 pictures in" in out
+    assert "1 picture in" in out
     assert "next: composir search" in out
 
 
@@ -128,29 +128,50 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
     assert f"is not complete; composir index {gallery} --out {index} goes on" in err
 
 
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["index", "no/where", "--out", "x"], ["no/where: is not a folder"]),
+        (["index", "no/where", "--out", "x"], ["no/where: is not a folder", "fix: check the path"]),
+        (["index", "PICTURE", "--out", "x"], ["is not a folder", "fix: give the folder that it is in"]),
+        (["index", "INDEX"], ["is an index, not a folder of pictures", "fix: composir search ", " asks it; to make"]),
         (
             ["index", ".", "--out", "x", "--backend", "faiss", "--url", "u"],
             ["--url is for --backend qdrant, not faiss"],
         ),
-        (["search", "no/index", "--text", "x"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
-        (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
-        (["serve", "no/index", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
+        (
+            ["search", "no/index", "--text", "x"],
+            ["no/index: is not an index", "composir index PICTURES --out no/index"],
+        ),
+        (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index PICTURES --out no/index"]),
+        (["search", "PICTURES", "--text", "x"], ["is a folder of pictures, not its index; fix: composir index "]),
+        (["search", "INDEX", "--image", "no.png"], ["error: no.png: no such image file; fix: check the path"]),
+        (
+            ["search", "INDEX", "--image", "https://example.org/a.png"],
+            ["error: https://example.org/a.png: is an address, and a file is wanted; fix: download it, then give"],
+        ),
+        (["serve", "INDEX", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
         (["serve", "no/index", "--queue", "0"], ["--queue", "0"]),
-        (["index", ".", "--out", "x", "--model", "m", "--device", "foo"], ["--device 'foo' is none", "expected cpu"]),
-        (["search", "no/index", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
+        (
+            ["index", "PICTURES", "--out", "x", "--model", "photos", "--device", "foo"],
+            ["--device 'foo' is none", "expected cpu"],
+        ),
+        (["search", "INDEX", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run(*arguments)
+def test_a_mistake_is_one_line_with_exit_code_2(run, in_tmp_path, shapes_index, arguments, words):
+    pictures = shapes_index.parent / "pictures"
+    place_by_name = {"INDEX": shapes_index, "PICTURES": pictures, "PICTURE": next(pictures.iterdir())}
+    code, out, err = run(*(place_by_name.get(word, word) for word in arguments))
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1, err
     assert all(word in err for word in words), err
-    assert list(tmp_path.iterdir()) == []
+    assert list(in_tmp_path.iterdir()) == []
 
 
 def test_folders_are_left_out_by_pattern_and_kept_files_are_warned_of(run, gallery, model, tmp_path):

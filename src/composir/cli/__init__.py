@@ -16,11 +16,12 @@ from typing import Any
 import typer
 
 from composir.cli.common import INTERRUPTED, USER_ERROR, app
-from composir.cli.console import count_problems, err, one_line
+from composir.cli.console import err, one_line, printable
 from composir.cli.published import INSTEAD
-from composir.errors import ComposirError, ProblemsError, nearest
+from composir.errors import ComposirError, ProblemsError, counted, nearest
 
 LONG_NUMBER = re.compile(r"\d{40,}")
+SHOW_WARNING = warnings.showwarning
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
@@ -50,8 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     if not debug:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
-        # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
-        warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+        _name_pictures_in_warnings()
     code = USER_ERROR
     try:
         _meet_other_processes(arguments)
@@ -76,6 +76,23 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _print_error(_usage_error(error, arguments))
     sys.exit(code)
+
+
+def _name_pictures_in_warnings() -> None:
+    """Have what Pillow warns of, such as damaged EXIF data, say of which picture; each is told once a picture."""
+    warnings.filterwarnings("always", module=r"PIL\.")
+    # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
+    warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+        from composir.data.images import being_read
+
+        if Path(filename).parent.name == "PIL" and being_read():
+            err.print(f"note: {printable(being_read())}: {' '.join(str(message).split())}", soft_wrap=True)
+        else:
+            SHOW_WARNING(message, category, filename, *more)
+
+    warnings.showwarning = show
 
 
 def _meet_other_processes(arguments: Sequence[str]) -> None:
@@ -134,8 +151,5 @@ def _summary(error: ComposirError) -> str:
     if rest > 0:
         err.print(f"... and {rest:,} more")
     files = list(dict.fromkeys(problem.file for problem in error.problems))
-    return (
-        f"{count_problems(error.problems)} in "
-        + (files[0] if len(files) == 1 else f"{len(files):,} files")
-        + ", see above"
-    )
+    place = files[0] if len(files) == 1 else counted(len(files), "file")
+    return f"{counted(len(error.problems), 'problem')} in {place}, see above"

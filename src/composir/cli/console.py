@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,6 @@ def one_line(problem: Problem | Note) -> str:
 def printable(path: object) -> str:
     """Return a path in which line breaks and what a terminal would obey are spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-def count_problems(problems: Sequence[Problem]) -> str:
-    """Return how many there are, in words."""
-    return f"{len(problems):,} problem{'' if len(problems) == 1 else 's'}"
 
 
 def tell_left(left_by_key: Mapping[str, Left]) -> None:

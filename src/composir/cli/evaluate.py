@@ -29,7 +29,9 @@ from composir.cli.common import (
     splits_of_flags,
 )
 from composir.cli.console import Bars, one_line, out, print_json
-from composir.errors import ComposirError, Problem
+from composir.cli.early import require_data_root, require_model, require_sources
+from composir.errors import ComposirError, Problem, counted
+from composir.paths import require_there
 
 if TYPE_CHECKING:
     from composir.data import Split
@@ -109,19 +111,25 @@ def evaluate(
     A model is also asked with the picture alone and with the sentence alone.
     Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
     """
-    from composir.evaluation import audit_lines, rerank_lines, table
-    from composir.evaluation import contact_sheet as write_sheet
-    from composir.evaluation import save_rankings as write_rankings
-    from composir.token_cache import TokenPlace
-
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
-    model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     if data_root is None and (rankings is None or contact_sheet):
         raise ComposirError(
             "--data-root is missing",
             expected="with --model, --predictions and --contact-sheet; --rankings goes without",
             fix="give the data set's folder, or its parent",
         )
+    if rerank and model is None:
+        raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
+    for file in (*(predictions or ()), *([rankings] if rankings else ())):
+        require_there(file, "a file of predictions, or of --save-rankings")
+    require_data_root(dataset, data_root, split)
+    require_model(model)
+    from composir.evaluation import audit_lines, rerank_lines, table
+    from composir.evaluation import contact_sheet as write_sheet
+    from composir.evaluation import save_rankings as write_rankings
+    from composir.token_cache import TokenPlace
+
+    model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     splits = None
     if data_root is not None:
         splits = splits_of_flags(
@@ -135,8 +143,6 @@ def evaluate(
             skip_missing=skip_missing_images,
             annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )
-    if rerank and model is None:
-        raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
     result = _measure(
         model,
         predictions,
@@ -228,11 +234,17 @@ def submit(
 
     Example: composir submit --model models/RUN/best --dataset CIRR --data-root DIR --out submission
     """
+    require_one({"--model": model, "--validate": validate})
+    if out_ is None and not validate:
+        raise ComposirError("--out is missing", fix="give the folder that the files are written to")
+    for file in validate or ():
+        require_there(file, "a file in the form that the test server takes")
+    require_data_root(dataset, data_root, split)
+    require_model(model)
     from composir.data.datasets import DATASETS, find_dataset
     from composir.evaluation import check_predictions, rank_splits, require_test_server, write_submission
     from composir.token_cache import TokenPlace
 
-    require_one({"--model": model, "--validate": validate})
     model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     dataset = find_dataset(dataset)
     split = split or DATASETS[dataset].submitted
@@ -244,9 +256,8 @@ def submit(
             problems += check_predictions(file, splits)
     else:
         assert model is not None
+        assert out_ is not None
         require_test_server(dataset)
-        if out_ is None:
-            raise ComposirError("--out is missing", fix="give the folder that the files are written to")
         splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule)
         with Bars() as bars:
             embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
@@ -260,7 +271,7 @@ def submit(
         for problem in problems:
             out.print(one_line(problem), soft_wrap=True)
         if validate:
-            out.print(f"{len(problems)} problems in {len(validate)} {'file' if len(validate) == 1 else 'files'}")
+            out.print(f"{counted(len(problems), 'problem')} in {counted(len(validate), 'file')}")
     return USER_ERROR if problems else 0
 
 
@@ -285,6 +296,7 @@ def compare(
 
     Example: composir compare plain=models/A,models/B gate=models/C,models/D
     """
+    require_sources(sources)
     from composir.evaluation import compare as run_comparison
     from composir.evaluation import comparison_tables, load_groups
 

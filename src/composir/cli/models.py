@@ -9,7 +9,9 @@ import typer
 
 from composir.cli.common import Categories, Dataset, Json, Seed, app, require_choice, require_one, splits_of_flags
 from composir.cli.console import Bars, out, print_json
-from composir.errors import ComposirError, command, listed
+from composir.cli.early import require_data_root, require_model
+from composir.errors import ComposirError, command, counted, listed
+from composir.paths import require_picture, require_there
 
 
 @app.command(rich_help_panel="Models")
@@ -50,11 +52,15 @@ def convert(
 
     Example: composir convert --from lavis blip2_pretrained.pth --vision-tower eva_vit_g.pth --out models/blip2
     """
+    require_one({"--from": from_, "--to": to})
+    require_model(source)
+    for file in (vision_tower, qformer_config):
+        if file is not None:
+            require_there(Path(file), "a file of that kind")
     from composir.models.catalogue import source_of_name
     from composir.models.transfer import convert as convert_weights
     from composir.models.transfer import export_sprc
 
-    require_one({"--from": from_, "--to": to})
     if to is not None:
         require_choice("--to", to, ("sprc",))
         done = export_sprc(source, out_)
@@ -93,7 +99,7 @@ def convert(
         out.print("the vision tower is stored, as the source alone does not bring it back", soft_wrap=True)
     if to is None and not done.has_tokenizer:
         out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
-    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True)
+    out.print(f"{counted(len(done.mapped), 'weight')}: {done.out}", soft_wrap=True)
     return 0
 
 
@@ -123,6 +129,12 @@ def visualize(
 
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
+    require_model(model)
+    for one in (image, *([target] if target else ())):
+        require_picture(one)
+    if gallery is not None:
+        require_there(gallery, "a folder of pictures")
+    require_data_root(dataset, data_root, split)
     from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
     from composir.visualize import (

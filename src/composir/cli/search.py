@@ -14,7 +14,9 @@ import typer
 from composir.cli.choices import INDEXES, with_notes
 from composir.cli.common import Dtype, Json, MaxPixels, NumWorkers, Prompt, app, model_of_flags
 from composir.cli.console import Bars, err, out, print_json, printable
-from composir.errors import ComposirError, command
+from composir.cli.early import require_model
+from composir.errors import ComposirError, command, counted
+from composir.paths import require_index, require_picture, require_pictures
 
 if TYPE_CHECKING:
     from composir.search import Retriever
@@ -71,9 +73,6 @@ def index(
 
     Example: composir index holiday-pictures && composir serve holiday-pictures.index
     """
-    from composir.search import index_folder
-
-    start = time.perf_counter()
     out_ = out_ or Path(f"{images_dir.resolve().name}.index")
     is_new = not out_.exists()
     options = {"url": url, "shards": shards, "replicas": replicas}
@@ -82,6 +81,11 @@ def index(
         raise ComposirError(f"--{next(iter(options))} is for --backend qdrant, not {backend}")
     if address and engine != "ray":
         raise ComposirError(f"--address is for --engine ray, not {engine}")
+    require_pictures(images_dir, is_new=is_new)
+    require_model(model)
+    from composir.search import index_folder
+
+    start = time.perf_counter()
     with Bars() as bars:
         report = index_folder(
             images_dir,
@@ -101,8 +105,8 @@ def index(
     seconds = time.perf_counter() - start
     if report.num_kept:
         err.print(
-            f"warning: {report.num_kept:,} files in the index could not be looked at, and stay in it; "
-            "see what was skipped",
+            f"warning: {counted(report.num_kept, 'file')} in the index could not be looked at, and "
+            f"{'stays' if report.num_kept == 1 else 'stay'} in it; see what was skipped",
             soft_wrap=True,
         )
     if json_:
@@ -115,7 +119,7 @@ def index(
     if report.excluded:
         out.print(f"left out: {', '.join(map(printable, report.excluded))}", soft_wrap=True)
     out.print(
-        f"{report.num_images:,} pictures in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
+        f"{counted(report.num_images, 'picture')} in {out_} ({report.num_added:,} new, {report.num_removed:,} gone, "
         f"{len(report.skipped):,} skipped) after {seconds:.1f} s",
         soft_wrap=True,
     )
@@ -181,12 +185,16 @@ def search(
 
     Example: composir search holiday.index --image beach.jpg --text "the same beach at night"
     """
-    from composir.search import Retriever, Sentence, load_reranker
-
+    require_index(index_)
+    for one in image or ():
+        require_picture(one)
+    require_model(model)
     if rerank_model and not rerank:
         raise ComposirError(
             "--rerank-model is for --rerank", fix="add --rerank 20, say: how many of the best it scores"
         )
+    from composir.search import Retriever, Sentence, load_reranker
+
     texts = [Sentence.parse(one) for one in text or ()]
     with Retriever(index_, model=model, device=device) as retriever:
         _note_if_incomplete(retriever)
@@ -246,7 +254,7 @@ def search(
     for hit, words in zip(hits, seen, strict=True):
         sees = f"  [{words}]" if words else ""
         out.print(f"{hit.rank:3}  {hit.score:.3f}  {printable(hit.path)}{sees}", soft_wrap=True)
-    out.print(f"{len(hits)} of {len(retriever):,} pictures in {milliseconds:.0f} ms")
+    out.print(f"{len(hits)} of {counted(len(retriever), 'picture')} in {milliseconds:.0f} ms")
     out.print(f"model: {printable(retriever.model_line)}", soft_wrap=True)
     if contact_sheet:
         out.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
@@ -312,6 +320,7 @@ def serve(
 
     Example: composir serve holiday.index
     """
+    require_index(index_)
     from composir.web import Limits, open_server
     from composir.web.log import log_as_json
 
@@ -333,8 +342,8 @@ def serve(
     )
     _note_if_incomplete(server.retriever)
     out.print(
-        f"{len(server.retriever):,} pictures at {server.address} (interface for programs: {server.address}/docs); "
-        "Ctrl-C stops",
+        f"{counted(len(server.retriever), 'picture')} at {server.address} "
+        f"(interface for programs: {server.address}/docs); Ctrl-C stops",
         soft_wrap=True,
     )
     out.print(f"model: {printable(server.retriever.model_line)}", soft_wrap=True)

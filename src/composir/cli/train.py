@@ -15,7 +15,8 @@ from rich.table import Table
 from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, HEADS, LOSSES, TRANSFORMS, one_of, with_notes
 from composir.cli.common import INTERRUPTED, Cache, CacheDir, DataRoot, Dataset, Json, app, key_and_value
 from composir.cli.console import Bars, TrainBars, err, out, print_json, tell_features, tell_left
-from composir.errors import ComposirError, command, short
+from composir.cli.early import require_data_root, require_training, require_weights
+from composir.errors import ComposirError, command, counted, short
 from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def train(
 
     Example: composir train --dataset CIRR --data-root DIR --backbone mini
     """
+    require_training(context.params, config, resume)
     from composir.token_cache import TokenPlace
     from composir.training import load_recipe, resume_recipe
     from composir.training import train as run_training
@@ -196,8 +198,6 @@ def train(
 
 def _of_feedback(given: dict[str, Any], file: Path, index: Path) -> dict[str, Any]:
     """Return the settings with those of a head on an index; ``ComposirError`` where they say that otherwise."""
-    from composir.training.feedback import index_model
-
     said = sorted({"dataset", "data_root", "index"} & given.keys())
     if said:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in said)
@@ -206,6 +206,8 @@ def _of_feedback(given: dict[str, Any], file: Path, index: Path) -> dict[str, An
         raise ComposirError(
             "no such file of examples", file=file, fix=f"{command('serve', index, '--record', file)} makes one"
         )
+    from composir.training.feedback import index_model
+
     return {"backbone": index_model(index), **given, "dataset": "own", "data_root": str(file), "index": str(index)}
 
 
@@ -295,10 +297,6 @@ def ablate(
 
     Example: composir ablate --seeds 5 --dataset CIRR --data-root DIR --backbone mini --max-steps 300
     """
-    from composir.token_cache import TokenPlace
-    from composir.training.ablation import ablate as run_ablation
-    from composir.training.ablation_report import sections, write_report
-
     train_command: Any = typer.main.get_command(app)
     train_context = train_command.commands["train"].make_context("composir ablate", list(context.args))
     parameters = train_context.params
@@ -313,11 +311,17 @@ def ablate(
         )
     if parameters["batch_size"] == AUTO:
         raise ComposirError("trainings are compared at one batch size", fix="give --batch-size a number")
+    values_by_key, seeds_ = _vary(vary or [GATE_ABLATION]), _seeds(seeds)
+    require_training(parameters, parameters["config"], None)
+    from composir.token_cache import TokenPlace
+    from composir.training.ablation import ablate as run_ablation
+    from composir.training.ablation_report import sections, write_report
+
     with Bars() as bars:
         ablation = run_ablation(
             _given(parameters, parameters["settings"]),
-            vary=_vary(vary or [GATE_ABLATION]),
-            seeds=_seeds(seeds),
+            vary=values_by_key,
+            seeds=seeds_,
             out=out_,
             config=parameters["config"],
             metrics=metric or (),
@@ -394,6 +398,8 @@ def features(
 
     Example: composir features --backbone mini --dataset CIRR --data-root DIR
     """
+    require_data_root(dataset, data_root, next(iter(split or ["train"])))
+    require_weights(backbone, weights)
     from composir.files import size_text
     from composir.training import compute_features, load_recipe
 
@@ -413,7 +419,7 @@ def features(
     else:
         speed = f"{filled.images_per_second:.1f} images/s" if filled.num_computed else "nothing to compute"
         out.print(
-            f"{filled.num_images:,} images, {size_text(filled.bytes)} in {filled.folder}; "
+            f"{counted(filled.num_images, 'image')}, {size_text(filled.bytes)} in {filled.folder}; "
             f"{filled.num_computed:,} computed now, {speed}",
             soft_wrap=True,
         )

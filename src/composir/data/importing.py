@@ -44,7 +44,7 @@ from composir.data.own import (
     triplets_file,
 )
 from composir.data.triplets import Query
-from composir.errors import ComposirError, Problem, ProblemsError, nearest
+from composir.errors import ComposirError, Problem, ProblemsError, counted, nearest
 from composir.files import replacing_folder, write_text
 from composir.progress import Counted
 
@@ -263,7 +263,7 @@ def _read_csv(text: str, file: Path, known: set[str], problems: list[Problem]) -
                 if len(cells) == len(columns):
                     rows.append(Entry(file, where, dict(zip(columns, cells, strict=True)), problems, "remove the row"))
                 else:
-                    message = f"the row has {len(cells)} cells, the header {len(columns)}"
+                    message = f"the row has {counted(len(cells), 'cell')}, the header {len(columns)}"
                     fix = f"write every cell, and put quotes around a text that holds {delimiter!r}"
                     problems.append(Problem(str(file), where, message, fix))
             where = f"line {num_before + reader.line_num + 1}"

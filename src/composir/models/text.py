@@ -51,7 +51,7 @@ class Tokenizer:
         self._tokenizer.save(str(file))
 
     def check_same_words(self, file: Path) -> None:
-        """Return nothing; raise ``ComposirError`` where a ``tokenizer.json`` gives a word of this one another id."""
+        """Raise ``ComposirError`` where a ``tokenizer.json`` gives a word of this one another id."""
         theirs = Tokenizer.load(file)._tokenizer.get_vocab()
         words = self._tokenizer.get_vocab(with_added_tokens=False)
         wrong = [word for word, index in words.items() if theirs.get(word) != index]

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from composir.data.images import content_id, read_bytes, read_image
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
+from composir.paths import require_picture
 from composir.search.encoder import NO_PICTURE, Encoder
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
         raise ComposirError(f"the image weight is {query.image_weight:g}, and there is no sentence", fix="give one")
     if 1 < len(sentences) != len(query.images) > 1:
         raise ComposirError(
-            f"there are {len(query.images)} pictures and {len(sentences)} sentences",
+            f"there are {counted(len(query.images), 'picture')} and {counted(len(sentences), 'sentence')}",
             expected="one sentence for all pictures, or one for each, in their order",
         )
     if not query.images or query.image_weight < COMPOSED:
@@ -177,6 +178,8 @@ def read_pictures(queries: Sequence[SearchQuery], side: int) -> tuple[list[list[
             if isinstance(picture, Image.Image):
                 pictures[-1].append(picture)
             else:
+                if not isinstance(picture, bytes):
+                    require_picture(Path(picture))
                 content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
                 pictures[-1].append(read_picture(content if isinstance(picture, bytes) else Path(picture), side))
                 ids[-1].append(content_id(content))

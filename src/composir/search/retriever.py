@@ -19,10 +19,11 @@ from composir.models.config import CONFIG, WEIGHTS
 from composir.models.heads.folder import read_head
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
+from composir.paths import MANIFEST
 from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder, with_head
 from composir.search.folder import usable_device
 from composir.search.index import Index, float32
-from composir.search.manifest import EXACT, MANIFEST, Manifest, read_manifest, rebuild_command
+from composir.search.manifest import EXACT, Manifest, read_manifest, rebuild_command
 from composir.search.mapped import MappedIndex
 from composir.search.query import (
     COMPOSED,

@@ -19,7 +19,7 @@ from torch import Tensor
 from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
 from composir.evaluation import COMPOSED, Embedder, Result, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder
@@ -335,7 +335,7 @@ class Run:
     def _tell_start(self) -> None:
         given, size = self.recipe.batch_size, self.batches.size
         if size < given:
-            there = f"{size:,} triplet{'' if size == 1 else 's'}"
+            there = counted(size, "triplet")
             self.observer.on_note(f"batch size {given:,} is more than there are: a batch is all {there}")
         temperature, (lowest, highest) = self.model.temperature.item(), TEMPERATURE_RANGE
         if not lowest <= temperature <= highest:
