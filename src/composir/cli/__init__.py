@@ -21,18 +21,23 @@ from composir.cli.published import INSTEAD
 from composir.errors import ComposirError, ProblemsError, counted, nearest
 
 LONG_NUMBER = re.compile(r"\d{40,}")
+GROUPS = ([], ["data"], ["benchmark"])
+"""What asks for nothing but what there is to ask for."""
 SHOW_WARNING = warnings.showwarning
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
 for _module in (
-    "train",
     "start",
+    "search",
+    "serve",
+    "train",
+    "ablate",
+    "features",
     "evaluate",
     "models",
     "catalogue",
     "figures",
-    "search",
     "data",
     "benchmark",
 ):  # as --help lists them
@@ -42,13 +47,13 @@ for _module in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, ``--debug`` shows where it came from."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in GROUPS:
+        arguments.append("--help")
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
-            stream.reconfigure(errors="backslashreplace")
+    _print_any_name()
     if not debug:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
         _name_pictures_in_warnings()
@@ -76,6 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _print_error(_usage_error(error, arguments))
     sys.exit(code)
+
+
+def _print_any_name() -> None:
+    """Have names of files printed that hold bytes which are no text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _name_pictures_in_warnings() -> None:

@@ -62,7 +62,12 @@ def data_import(
         typer.Option("--column", help="What FILE calls a column, as reference=ref_img; repeatable."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test where FILE has no column split; val unless given.")
+        str | None,
+        typer.Option(
+            help="Where FILE has no column split: train, val or test; or 80/20, which shares the rows out at random, "
+            "80 % to train and 20 % to val, no reference in both.",
+            show_default="val",
+        ),
     ] = None,
     gallery: Annotated[
         str, typer.Option(help="folder: every picture of the folder; named: those in FILE alone.")
@@ -178,7 +183,7 @@ def data_check(
 def data_stats(
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
-    split: Annotated[str | None, typer.Option(help="One split; all that are there unless given.")] = None,
+    split: Annotated[str | None, typer.Option(help="One split.", show_default="all that are there")] = None,
     categories: Categories = None,
     model: Annotated[
         Path | None,

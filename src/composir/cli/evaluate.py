@@ -10,6 +10,9 @@ import typer
 
 from composir.cli.choices import SUBMITTED, one_of
 from composir.cli.common import (
+    ANSWER,
+    ASKED,
+    MODELS,
     USER_ERROR,
     BatchSize,
     Cache,
@@ -38,18 +41,31 @@ if TYPE_CHECKING:
     from composir.evaluation import Result
     from composir.token_cache import TokenPlace
 
-Gallery = Annotated[str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.")]
+RULES = "Rules of the measurement"
+Gallery = Annotated[
+    str, typer.Option("--gallery", help="original, or val-union: FashionIQ's smaller one.", rich_help_panel=RULES)
+]
 ExcludeReference = Annotated[
     bool | None,
-    typer.Option("--exclude-reference/--keep-reference", help="Instead of the data set's own rule."),
+    typer.Option(
+        "--exclude-reference/--keep-reference",
+        help="Whether a query's own picture is left out of its ranking.",
+        show_default="the data set's own rule",
+        rich_help_panel=RULES,
+    ),
 ]
 TextRule = Annotated[
     str | None,
-    typer.Option("--text-rule", help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."),
+    typer.Option(
+        "--text-rule",
+        help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'.",
+        show_default="the data set's own rule",
+        rich_help_panel=RULES,
+    ),
 ]
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def evaluate(
     model: Annotated[
         Path | None,
@@ -70,7 +86,10 @@ def evaluate(
     ] = None,
     dataset: Dataset = "CIRR",
     split: Annotated[
-        str | None, typer.Option(help="The split whose answers are public unless given; train: learned by heart?")
+        str | None,
+        typer.Option(
+            help="Which split is measured; train: learned by heart?", show_default="the one whose answers are public"
+        ),
     ] = None,
     categories: Categories = None,
     gallery: Gallery = "original",
@@ -78,15 +97,26 @@ def evaluate(
     text_rule: TextRule = None,
     skip_missing_images: Annotated[
         bool,
-        typer.Option("--skip-missing-images", help="Measure the queries whose images are all there; says how many."),
+        typer.Option(
+            "--skip-missing-images",
+            help="Measure the queries whose images are all there; says how many.",
+            rich_help_panel=RULES,
+        ),
     ] = False,
     scoring: Annotated[
-        str, typer.Option(help="How a model's queries are scored: global (its embedding), local (part by part), both.")
+        str,
+        typer.Option(
+            help="How a model's queries are scored: global (its embedding), local (part by part), both.",
+            rich_help_panel=ASKED,
+        ),
     ] = "global",
     rerank: Annotated[
         int,
         typer.Option(
-            min=0, max=10_000, help="Score so many of each query's best again with the matching head; 0: none."
+            min=0,
+            max=10_000,
+            help="Score so many of each query's best again with the matching head; 0: none.",
+            rich_help_panel=ASKED,
         ),
     ] = 0,
     prompt: Prompt = None,
@@ -97,13 +127,19 @@ def evaluate(
     cache: Cache = "disk",
     cache_dir: CacheDir = None,
     save_rankings: Annotated[
-        Path | None, typer.Option(help="Write the rankings; --rankings and compare read them.")
+        Path | None,
+        typer.Option(help="Write the rankings; --rankings and compare read them.", rich_help_panel=ANSWER),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML page into this folder.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML page into this folder.", rich_help_panel=ANSWER)
+    ] = None,
     contact_sheet: Annotated[
-        Path | None, typer.Option(help="Write a PNG: queries with their top 10, the target framed.")
+        Path | None,
+        typer.Option(help="Write a PNG: queries with their top 10, the target framed.", rich_help_panel=ANSWER),
     ] = None,
-    num_queries: Annotated[int, typer.Option(min=1, max=500, help="Rows of the contact sheet.")] = 8,
+    num_queries: Annotated[
+        int, typer.Option(min=1, max=500, help="Rows of the contact sheet.", rich_help_panel=ANSWER)
+    ] = 8,
     json_: Json = False,
 ) -> int:
     """Measure a model, a file of predictions or saved rankings on a split.
@@ -208,7 +244,7 @@ def _measure(
         )
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def submit(
     data_root: DataRoot,
     dataset: Annotated[str, typer.Option(help=f"{one_of(SUBMITTED)}; with --validate any other, too.")] = "CIRR",
@@ -219,7 +255,11 @@ def submit(
         list[Path] | None, typer.Option(help="Instead of a model: only check this file; repeatable.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="The test server's (test1, test) unless given; val is a dry run.")
+        str | None,
+        typer.Option(
+            help="Which split is answered; val is a dry run.",
+            show_default="the test server's: test1 of CIRR, test of CIRCO",
+        ),
     ] = None,
     text_rule: TextRule = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder of the files.")] = None,
@@ -275,7 +315,7 @@ def submit(
     return USER_ERROR if problems else 0
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def compare(
     sources: Annotated[
         list[str],
@@ -287,7 +327,11 @@ def compare(
     ],
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="Compare by this, such as recall_at_5, not the primary one; repeatable."),
+        typer.Option(
+            "--metric",
+            help="Compare by this, such as recall_at_5; repeatable.",
+            show_default="the data set's primary one",
+        ),
     ] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare each with each.")] = False,
     json_: Json = False,

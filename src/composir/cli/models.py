@@ -7,14 +7,24 @@ from typing import Annotated
 
 import typer
 
-from composir.cli.common import Categories, Dataset, Json, Seed, app, require_choice, require_one, splits_of_flags
+from composir.cli.common import (
+    MODELS,
+    Categories,
+    Dataset,
+    Json,
+    Seed,
+    app,
+    require_choice,
+    require_one,
+    splits_of_flags,
+)
 from composir.cli.console import Bars, out, print_json
 from composir.cli.early import require_data_root, require_model
 from composir.errors import ComposirError, command, counted, listed
 from composir.paths import require_picture, require_there
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def convert(
     source: Annotated[str, typer.Argument(help="A file, a folder, a hub id or a name of composir models.")],
     out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
@@ -33,14 +43,19 @@ def convert(
         typer.Option(help="The vision tower's own file, where the source has none: eva_vit_g.pth, clip_vit_L.pth."),
     ] = None,
     state_dict: Annotated[
-        str, typer.Option(help="Which weights, where a file holds several sets, such as model and ema.")
+        str,
+        typer.Option(
+            help="Which weights, where a file holds several sets, such as model and ema.", show_default="the only set"
+        ),
     ] = "",
     qformer_config: Annotated[
         Path | None, typer.Option(help="JSON with what weights do not show, such as num_attention_heads.")
     ] = None,
     gated_fusion: Annotated[
         bool | None,
-        typer.Option("--gated-fusion/--no-gated-fusion", help="A fresh gate, or none; else as in the source."),
+        typer.Option(
+            "--gated-fusion/--no-gated-fusion", help="A fresh gate, or none.", show_default="as in the source"
+        ),
     ] = None,
     embed_tower: Annotated[
         bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
@@ -103,7 +118,7 @@ def convert(
     return 0
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def visualize(
     model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best, or that of a head.")],
     image: Annotated[Path, typer.Option(help="The reference picture.")],
@@ -115,11 +130,15 @@ def visualize(
         Path | None, typer.Option(help="Or a data set whose gallery is ranked: its folder, or its parent.")
     ] = None,
     dataset: Dataset = "CIRR",
-    split: Annotated[str | None, typer.Option(help="The split whose answers are public unless given.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Whose gallery.", show_default="the split whose answers are public")
+    ] = None,
     categories: Categories = None,
     target: Annotated[
         Path | None,
-        typer.Option(help="A picture whose score is explained; else the known answer, else the first retrieved."),
+        typer.Option(
+            help="A picture whose score is explained.", show_default="the known answer, else the first retrieved"
+        ),
     ] = None,
     json_: Json = False,
 ) -> int:
