@@ -23,6 +23,7 @@ from composir.cli.common import (
     Prompt,
     app,
     model_of_flags,
+    note_if_incomplete,
 )
 from composir.cli.console import Bars, err, out, print_json, printable
 from composir.cli.early import require_model
@@ -290,9 +291,10 @@ def search(
         raise ComposirError(
             "--rerank-model is for --rerank", fix="add --rerank 20, say: how many of the best it scores"
         )
-    from composir.search import Retriever, Sentence, load_reranker
+    from composir.search import Retriever, SearchQuery, Sentence, load_reranker
 
     texts = [Sentence.parse(one) for one in text or ()]
+    less_of = [Sentence.parse(one) for one in without or ()]
     with Retriever(index_, model=model, device=device) as retriever:
         note_if_incomplete(retriever)
         reranker = load_reranker(rerank_model, device=device) if rerank_model else None
@@ -301,7 +303,7 @@ def search(
             image or (),
             texts=texts,
             negative_text=negative_text,
-            without=[Sentence.parse(one) for one in without or ()],
+            without=less_of,
             image_weight=image_weight,
             more=[_id_of(retriever, one) for one in more or ()],
             less=[_id_of(retriever, one) for one in less or ()],
@@ -319,6 +321,12 @@ def search(
         }
         told = {one: reading.told(with_reference=bool(image)) for one, reading in readings.items()}
         seen = retriever.explain(hits) if explain else [None] * len(hits)
+        asked = SearchQuery(
+            images=tuple(image or ()), texts=tuple(texts), without=tuple(less_of), negative_text=negative_text
+        )
+        warnings = retriever.warnings(asked)
+    for line in warnings:
+        err.print(f"warning: {printable(line)}", soft_wrap=True)
     for one, reading in readings.items():
         if not reading.is_usable:
             err.print(f"note: {printable(repr(one))} did not count: {told[one]}", soft_wrap=True)
@@ -344,7 +352,7 @@ def search(
             for hit, words in zip(hits, seen, strict=True)
         ]
         read = {"reading": " | ".join(told.values()) or None} if explain else {}
-        print_json({"results": results, **read, "milliseconds": round(milliseconds, 1)})
+        print_json({"results": results, **read, "warnings": warnings, "milliseconds": round(milliseconds, 1)})
         return 0
     if explain and said:
         out.print(f"read as: {' | '.join(told.values()) or 'a whole, by the network'}", soft_wrap=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from composir.data.images import content_id, read_bytes, read_image
 from composir.errors import ComposirError, counted
+from composir.models.scripts import unread_share
 from composir.paths import require_picture
 from composir.search.encoder import NO_PICTURE, Encoder
 
@@ -30,6 +31,9 @@ COMPOSED = 0.5
 """The image weight at which a query is the model's own composition."""
 MAX_WEIGHT = 10.0
 """Of a sentence."""
+UNREAD = 0.3
+"""Share of a sentence's letters that the model does not know, from which on the answer says so."""
+NO_WORD = "it holds no word that the model knows"
 ROCCHIO = (1.0, 0.75, 0.15)
 """What the query, the pictures to be like and those not to be like count: alpha, beta and gamma."""
 WEIGHTED = re.compile(r"(?P<text>.*\D):(?P<weight>-?(\d+\.?\d*|\.\d+))", re.DOTALL)
@@ -157,6 +161,25 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
             raise NotInIndexError(
                 f"{name}: {unknown[0]!r} is not in the index", expected="the id of one of its images, as a search gives"
             )
+
+
+def warnings_of(query: SearchQuery, encoder: Encoder) -> list[str]:
+    """Return a line for each sentence, of a query that ``check_query`` lets pass, of which the model reads little.
+
+    Those are sentences with ``UNREAD`` or more of their letters in scripts in which the model's tokenizer has no words,
+    and those without any word. What rules make of a sentence they tell themselves (``Encoder.read``).
+    """
+    lines = []
+    for text in dict.fromkeys(one.text for one in (*query.sentences, *query.left_out) if one.text.strip()):
+        beside = bool(query.images)
+        known = encoder.scripts(with_reference=beside)
+        if known is None or encoder.read(text, with_reference=beside) is not None:
+            continue
+        share = unread_share(text, known)
+        if share >= UNREAD:
+            what = f"{share:.0%} of it is in a script that the model does not know" if share < 1 else NO_WORD
+            lines.append(f"{text!r} is hardly read: {what}; the answers owe it little")
+    return lines
 
 
 def _check_weight(sentence: Sentence) -> None:
