@@ -287,7 +287,7 @@ def test_import_says_what_it_made_and_what_comes_next(run, shapes_root, tmp_path
     assert code == 0, err
     assert out.splitlines() == [
         "test: 1 query, 2 images in the gallery",
-        "note: there is no column 'split', so all rows are in test; --split changes that",
+        "note: there is no column 'split', so all rows are in test; --split 80/20 makes train and val of them",
         "note: columns not used: why",
         f"next: composir data check --dataset own --data-root {tmp_path / 'root'}",
     ]

@@ -75,7 +75,9 @@ def test_a_csv_file_becomes_a_data_root(import_, tmp_path, photos):
         progress=lambda *told: calls.append(told),
     )
     assert imported.counts == {"val": {"num_queries": 2, "num_gallery": 5}}
-    assert imported.notes == ["there is no column 'split', so all rows are in val; --split changes that"]
+    assert imported.notes == [
+        "there is no column 'split', so all rows are in val; --split 80/20 makes train and val of them"
+    ]
     assert calls == [(number, 5) for number in range(1, 6)]
     (split,) = load_splits("own", tmp_path / "root", "val")
     text = "the same, in red"
@@ -160,14 +162,14 @@ def test_a_line_of_jsonl_is_blank_by_json_s_own_rule(import_, problems_of):
     ("text", "problem"),
     [
         (
-            "sep=|\nreference|text|target\na.jpg|red|b.jpg\n",
-            "t.csv (line 1): the delimiter is to be '|', expected a comma, a semicolon or a tab; "
+            "sep=:\nreference:text:target\na.jpg:red:b.jpg\n",
+            "t.csv (line 1): the delimiter is to be ':', expected a comma, a semicolon, a tab or a bar (|); "
             "fix: save it with one of them",
         ),
         (
-            "reference|text|target\na.jpg|red|b.jpg\n",
-            "t.csv: the header is one column, 'reference|text|target', expected a comma, a semicolon or a tab between "
-            "columns; fix: save it with one of them",
+            "reference:text:target\na.jpg:red:b.jpg\n",
+            "t.csv: the header is one column, 'reference:text:target', expected a comma, a semicolon, a tab or a bar "
+            "(|) between columns; fix: save it with one of them",
         ),
     ],
 )
@@ -248,7 +250,9 @@ def test_columns_can_have_other_names(import_, tmp_path):
 def test_a_file_without_a_split_column_goes_where_it_is_told(import_):
     imported = import_("reference,text,target\na.jpg,red,b.jpg\n", split="test")
     assert list(imported.counts) == ["test"]
-    assert imported.notes == ["there is no column 'split', so all rows are in test; --split changes that"]
+    assert imported.notes == [
+        "there is no column 'split', so all rows are in test; --split 80/20 makes train and val of them"
+    ]
 
 
 def test_the_gallery_can_be_the_named_pictures_alone(import_, tmp_path, photos):

@@ -103,7 +103,7 @@ class Bars:
         parts = [f"{name}: {done:,} of {total:,}"]
         rate = (done - begun.count) / (now - begun.at) if now > begun.at else 0.0
         if rate:
-            parts.append(f"{rate:.3g} a second")
+            parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second")
         if rate and done < total:
             parts.append(f"{in_words((total - done) / rate)} left")
         err.print(", ".join(parts) + (f"; {note}" if note else ""), soft_wrap=True)

@@ -24,6 +24,7 @@ from composir.cli.common import (
 from composir.cli.console import Bars, one_line, out, print_json, printable
 from composir.cli.early import require_model
 from composir.errors import Problem, ProblemsError, command, counted
+from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from composir.data import Split
@@ -72,6 +73,7 @@ def data_import(
     gallery: Annotated[
         str, typer.Option(help="folder: every picture of the folder; named: those in FILE alone.")
     ] = "folder",
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --split 80/20: which rows go where.")] = 0,
     copy_images: Annotated[
         bool, typer.Option("--copy-images", help="Copy the pictures into the data root instead of pointing to them.")
     ] = False,
@@ -98,6 +100,7 @@ def data_import(
                 split=split,
                 gallery=gallery,
                 copy_images=copy_images,
+                seed=seed,
                 progress=lambda *told: bars.tell("images", *told),
             )
     except ProblemsError as error:
