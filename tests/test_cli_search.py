@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
@@ -301,3 +302,46 @@ def test_more_sentences_than_pictures_are_one_line(run, shapes_index, shapes_roo
     code, _, err = run("search", shapes_index, "--image", file, "--image", file, *texts)
     assert code == 2
     assert "there are 2 pictures and 3 sentences; expected one sentence for all pictures, or one for each" in err
+
+
+def test_a_sentence_in_an_unread_script_is_warned_of_on_the_shell(run, shapes_index):
+    code, out, err = run("search", shapes_index, "--text", "红色的狗", "--top-k", 1, "--json")
+    (line,) = json.loads(out)["warnings"]
+    assert line.startswith("'红色的狗' is hardly read: it holds no word that the model knows")
+    assert (code, err) == (0, f"warning: {line}\n")
+    code, out, err = run("search", shapes_index, "--text", "make it red", "--json")
+    assert (json.loads(out)["warnings"], err) == ([], "")
+
+
+def test_damaged_exif_is_told_with_the_name_of_the_picture(run, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\x0f\x01\x02\0\xff\0\0\0\xff\xff\0\0"
+    for name, options in (("odd.jpg", {"exif": damaged}), ("fine.jpg", {})):
+        Image.new("RGB", (64, 64), "red").save(pictures / name, **options)
+    code, _, err = run("index", pictures, "--model", "lite0", "--out", tmp_path / "index")
+    assert code == 0
+    notes = [line for line in err.splitlines() if "EXIF" in line]
+    assert notes
+    assert all(line.startswith(f"note: {pictures / 'odd.jpg'}: Corrupt EXIF data.") for line in notes)
+    assert "site-packages" not in err
+
+
+def test_what_a_skipped_file_is_stands_in_words(run, tmp_path):
+    for name, content in (
+        ("a.jpg", b"<!DOCTYPE html><html>"),
+        ("b.jpg", "kein Bild, nur Töne".encode()),
+        ("c.png", b"\x00\x01\x02\x03\xff"),
+        ("d.png", b"version https://git-lfs.github.com/spec/v1"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    code, _, err = run("index", tmp_path, "--out", tmp_path / "index", "--model", "lite0")
+    assert code == 2
+    for words in (
+        "(it is a web page)",
+        "(it is text, which begins 'kein Bild, nur Töne')",
+        "(its first bytes are 00 01 02 03 ff)",
+        "(it is a pointer of Git LFS, not the file itself)",
+    ):
+        assert f"1 x not an image of a format that is read {words}" in err
+    assert "b'" not in err

@@ -1,4 +1,7 @@
-"""Paths that people give, and what is wrong with one that leads nowhere: told before torch is imported."""
+"""Paths that people give, and what is wrong with one that leads nowhere: told before torch is imported.
+
+What reads pictures is imported where it is needed: ``--help`` goes without numpy as well.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import difflib
 import re
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from composir.data.images import MISSING, PICTURE_SUFFIXES, Pictures, find_pictures
 from composir.errors import ComposirError, command
+
+if TYPE_CHECKING:
+    from composir.data.images import Pictures
 
 MANIFEST = "index.json"
 """What an index folder says of itself."""
@@ -66,6 +72,8 @@ def require_picture(picture: Path) -> None:
     if address := ADDRESS.match(str(picture)):
         whole = f"{address[1]}://{str(picture)[address.end() :]}"
         raise ComposirError("is an address, and a file is wanted", file=whole, fix="download it, then give the file")
+    from composir.data.images import MISSING
+
     raise ComposirError(MISSING, file=picture, fix=check_the_path(picture))
 
 
@@ -73,6 +81,8 @@ def require_index(folder: Path) -> None:
     """Raise ``ComposirError`` where a folder is no index; of a folder of pictures with the command that makes one."""
     if (folder / MANIFEST).is_file():
         return
+    from composir.data.images import find_pictures
+
     if folder.is_dir() and find_pictures(folder).names:
         index = folder.with_name(f"{folder.resolve().name}.index")
         made = (index / MANIFEST).is_file()
@@ -98,6 +108,8 @@ def require_pictures(folder: Path, *, is_new: bool) -> None:
             expected="a folder with pictures",
             fix="give the folder that it is in" if folder.is_file() else check_the_path(folder),
         )
+    from composir.data.images import PICTURE_SUFFIXES, find_pictures
+
     if is_new and not any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*")):
         raise holds_no_picture(folder, find_pictures(folder))
 
@@ -110,6 +122,8 @@ def holds_no_picture(folder: Path, found: Pictures) -> ComposirError:
             file=folder,
             fix=f"{command('search', folder, '--text', 'SENTENCE')} asks it; to make one, give the folder of pictures",
         )
+    from composir.data.images import PICTURE_SUFFIXES
+
     there = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found.num_by_suffix.items()]
     parts = [f"files: {', '.join(there[:NUM_SUFFIXES_SHOWN])}"] if there else []
     parts += [f"{name}: {reason}" for name, reason in list(found.reasons.items())[:1]]

@@ -541,6 +541,30 @@ def test_a_broken_jsonl_file(problems_of, text, expected):
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
 
 
+@pytest.mark.parametrize("text", ["a.jpg,red,b.jpg\n", "list,red,gone.png\nlist,blue,gone.png\n"])
+def test_a_file_without_a_header_is_told_so(problems_of, text):
+    (problem,) = problems_of(text)
+    assert problem.startswith("t.csv (line 1): the first line looks like data, '")
+    assert problem.endswith(": the header is missing; fix: write reference,text,target above it, in its columns' order")
+
+
+def test_a_name_in_another_case_is_suggested_before_one_that_is_spelt_alike(problems_of):
+    rows = (("C.PNG", "b.jpg", "reference 'C.PNG'", "c.png"), ("d.png", "b.jpg", "reference 'd.png'", "d.PNG"))
+    rows += (("a.jpg", "SHOES/E.webp", "target 'SHOES/E.webp'", "shoes/e.webp"),)
+    problems = problems_of(HEAD + "".join(f"{reference},red,{target}\n" for reference, target, _, _ in rows))
+    assert problems == [
+        f"t.csv (line {line}): {what} is not in photos; fix: did you mean {near!r}? names differ by upper and lower case"
+        for line, (_, _, what, near) in enumerate(rows, start=2)
+    ]
+
+
+@pytest.mark.parametrize("start", ["", "sep=|\n"])
+def test_columns_may_be_parted_by_bars(import_, tmp_path, start):
+    assert import_(f"{start}reference|text|target\na.jpg|red, or blue|b.jpg\n").counts["val"]["num_queries"] == 1
+    (split,) = load_splits("own", tmp_path / "root", "val")
+    assert split.queries[0].text == "red, or blue"
+
+
 def test_a_renamed_column_that_is_not_there(problems_of):
     assert problems_of(HEAD + GOOD, columns={"subset": "group"}) == [
         "t.csv: the column 'group' for 'subset' is missing, there are 'reference', 'text', 'target'; fix: add it"
