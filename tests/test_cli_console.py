@@ -71,7 +71,7 @@ def test_a_training_is_told_by_its_losses(capsys, clock):
         told.on_epoch(1, losses)
         clock.now += 500  # a validation
         told.on_validation(1, SimpleNamespace(metrics={"recall_at_1": 0.5}), is_best=True)
-        clock.now += 10
+        clock.now += 40
         told.on_step(3, losses, None)
         told.on_step(4, losses, None)
         told.on_epoch(2, losses)
@@ -84,10 +84,28 @@ def test_a_training_is_told_by_its_losses(capsys, clock):
         f"training: 2 of 4, 0.033 a second, 1 min 0 s left; loss 2.70  1 images/s  alpha 0.500  {terms}",
         f"epoch 1: {means}  1 images/s",
         "epoch 1: R@1 50.00  (best)",
-        f"training: 3 of 4, 0.0037 a second, 4 min 30 s left; loss 2.70  3 images/s  {terms}",
-        f"training: 4 of 4, 0.0056 a second; loss 2.70  6 images/s  {terms}",
-        f"epoch 2: {means}  6 images/s",
+        f"training: 3 of 4, 0.0035 a second, 4 min 45 s left; loss 2.70  1 images/s  {terms}",
+        f"training: 4 of 4, 0.0053 a second; loss 2.70  2 images/s  {terms}",
+        f"epoch 2: {means}  2 images/s",
     ]
+
+
+def test_of_brief_epochs_those_are_told_that_are_validated(capsys, clock):
+    losses = {"loss_itc": 2.0, "total": 2.0}
+    with Bars() as bars:
+        told = TrainBars(bars)
+        told.on_start(Path("run"), SimpleNamespace(batch_size=10, gradient_accumulation=1, subset_negatives=0), 0, 100)
+        for epoch in range(1, 8):
+            clock.now += 5
+            told.on_epoch(epoch, losses)
+            if epoch == 3:
+                told.on_validation(epoch, SimpleNamespace(metrics={"recall_at_1": 0.5}), is_best=False)
+    told_epochs = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()[1:]]
+    assert told_epochs == ["epoch 3", "epoch 3"]  # its losses, its figures
+    with Bars() as bars:
+        clock.now += 5 * bars.seconds
+        told.on_epoch(8, losses)
+    assert capsys.readouterr().err.startswith("epoch 8: loss 2.0000  loss_itc 2.0000  ")
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def here(tmp_path, monkeypatch) -> Path:
         ("holiday/BEACH.jpg", "Holiday/beach.jpg"),
         ("Holiday/beach.jpeg", "Holiday/beach.jpg"),
         ("Holiday/café.png", unicodedata.normalize("NFD", "Holiday/café.png")),
-        ("Holliday", "Holiday"),
-        ("Holliday/beach.jpg", None),  # which of several slips it is, nobody can tell
+        ("Holidai", "Holiday"),
+        ("Holidai/beach.jpg", None),  # which of several slips it is, nobody can tell
         ("Holiday/x.gif", None),
         ("no/where", None),
     ],

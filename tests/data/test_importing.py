@@ -553,7 +553,8 @@ def test_a_name_in_another_case_is_suggested_before_one_that_is_spelt_alike(prob
     rows += (("a.jpg", "SHOES/E.webp", "target 'SHOES/E.webp'", "shoes/e.webp"),)
     problems = problems_of(HEAD + "".join(f"{reference},red,{target}\n" for reference, target, _, _ in rows))
     assert problems == [
-        f"t.csv (line {line}): {what} is not in photos; fix: did you mean {near!r}? names differ by upper and lower case"
+        f"t.csv (line {line}): {what} is not in photos; "
+        f"fix: did you mean {near!r}? names differ by upper and lower case"
         for line, (_, _, what, near) in enumerate(rows, start=2)
     ]
 

@@ -126,6 +126,7 @@ class TrainBars:
         self.step = self.first_step = 0
         self.images_per_step = 0
         self.start = 0.0
+        self.epoch_line, self.epoch_printed = "", 0.0
 
     def on_missing_images(self, left_by_key: Mapping[str, Left]) -> None:
         """Tell what is left of each split."""
@@ -144,6 +145,7 @@ class TrainBars:
         self.num_steps, self.step = num_steps, first_step
         # Of each triplet: reference, target and look-alikes.
         self.images_per_step = recipe.batch_size * recipe.gradient_accumulation * (2 + recipe.subset_negatives)
+        self.epoch_printed = time.monotonic()
         self._begin()
         err.print(f"run folder: {run}", soft_wrap=True)
         if self.tells_batch:
@@ -161,14 +163,17 @@ class TrainBars:
         self.bars.tell("training", step, self.num_steps, "  ".join([*parts, *_terms(losses)]))
 
     def on_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
-        """Print its mean losses and images a second."""
-        err.print(
-            "  ".join(
-                [f"epoch {epoch}: loss {losses['total']:.4f}", *_terms(losses, digits=4), self._speed(self.step)]
-            ),
-            soft_wrap=True,
-        )
+        """Print its mean losses and images a second, at once or with its validation; of brief epochs not each."""
+        means = [f"epoch {epoch}: loss {losses['total']:.4f}", *_terms(losses, digits=4), self._speed(self.step)]
+        self.epoch_line = "  ".join(means)
+        if time.monotonic() - self.epoch_printed >= self.bars.seconds:
+            self._print_epoch()
         self._begin()
+
+    def _print_epoch(self) -> None:
+        if self.epoch_line:
+            err.print(self.epoch_line, soft_wrap=True)
+        self.epoch_line, self.epoch_printed = "", time.monotonic()
 
     def _begin(self) -> None:
         """Count images a second from here on."""
@@ -181,6 +186,7 @@ class TrainBars:
         """Print the figures."""
         from composir.evaluation import metric_label
 
+        self._print_epoch()
         figures = "  ".join(f"{metric_label(key)} {100 * value:.2f}" for key, value in result.metrics.items())
         err.print(f"epoch {epoch}: {figures}{'  (best)' if is_best else ''}", soft_wrap=True)
         self._begin()
