@@ -229,7 +229,7 @@ def test_more_than_100_problems_are_counted(run, dress_root):
 
 
 def test_problems_of_several_files_are_counted_by_file(run, dress_root):
-    code, _, err = run("evaluate", "--model", "none", "--dataset", "FashionIQ", "--data-root", dress_root)
+    code, _, err = run("evaluate", "--model", "photos", "--dataset", "FashionIQ", "--data-root", dress_root)
     lines = err.splitlines()
     assert code == 2
     assert lines[0].endswith("fix: put it and split.shirt.val.json there, or choose what is: --categories dress")
@@ -286,8 +286,8 @@ def test_import_says_what_it_made_and_what_comes_next(run, shapes_root, tmp_path
     )  # fmt: skip
     assert code == 0, err
     assert out.splitlines() == [
-        "test: 1 queries, 2 images in the gallery",
-        "note: there is no column 'split', so all rows are in test; --split changes that",
+        "test: 1 query, 2 images in the gallery",
+        "note: there is no column 'split', so all rows are in test; --split 80/20 makes train and val of them",
         "note: columns not used: why",
         f"next: composir data check --dataset own --data-root {tmp_path / 'root'}",
     ]

@@ -114,7 +114,7 @@ def first_ranks(hits: Bool[np.ndarray, "num_queries depth"]) -> Int64[np.ndarray
 
 
 def check_gallery(split: Split) -> None:
-    """Return nothing; raise ``ProblemsError`` naming every target, candidate and subset member outside the gallery.
+    """Raise ``ProblemsError`` naming every target, candidate and subset member outside the gallery.
 
     A split without queries or without a gallery is a ``ComposirError``.
     """
