@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+import composir
+
 PASSING = re.compile(
     r"^[\w :]+: [\d,]+ of [\d,]+\b.*$| (in|after) [\d.]+ m?s$|  [\d,]+ images/s\b|\x1b\[[0-9;?]*[A-Za-z]"
 )
@@ -42,8 +44,6 @@ def shown(text: str, folder: Path) -> str:
 
     The package's own folder stands there as ``composir/``, and what is another at every run is left out.
     """
-    import composir
-
     text = text.replace(f"{Path(composir.__file__).parent}{os.sep}", "composir/")
     text = text.replace(f"{folder.resolve()}{os.sep}", "")
     lines = [PASSING.sub("", line) for line in text.splitlines()]

@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import groupby
 from pathlib import Path
@@ -41,7 +42,7 @@ def code_cells(file):
 
 def shell(command):
     if not command.startswith("composir "):
-        print(subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout, end="")
+        sys.stdout.write(subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout)
         return
     with pytest.raises(SystemExit) as stop:  # in this process, which has torch loaded
         main(shlex.split(command)[1:])
