@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -30,10 +30,7 @@ TOLERANCE = {"first-search": {3: 0.003}, "own-model": {2: 8, 3: 0.1, 4: 0.5}}
 @pytest.fixture(scope="module")
 def shown():
     """Return the function of the script that made the notebooks, which leaves out what differs at every run."""
-    described = importlib.util.spec_from_file_location("run_notebook", ROOT / "scripts/run_notebook.py")
-    script = importlib.util.module_from_spec(described)
-    described.loader.exec_module(script)
-    return script.shown
+    return runpy.run_path(str(ROOT / "scripts/run_notebook.py"))["shown"]
 
 
 def code_cells(file):
