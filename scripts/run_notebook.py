@@ -1,5 +1,7 @@
 """Run a notebook of the tutorials from its first cell to its last in a folder of its own, and keep what it prints.
 
+The Chinese one of the same name gets the same code and outputs; its texts stay.
+
 Usage: python scripts/run_notebook.py docs/tutorials/NAME.ipynb...
 """
 
@@ -52,9 +54,14 @@ def shown(text: str, folder: Path) -> str:
 
 def main() -> None:
     """Run the notebooks that are named and write them back."""
-    for name in sys.argv[1:]:
+    for file in map(Path, sys.argv[1:]):
         with tempfile.TemporaryDirectory() as folder:
-            nbformat.write(run_notebook(Path(name), Path(folder)), name)
+            notebook = run_notebook(file, Path(folder))
+        nbformat.write(notebook, file)
+        chinese = nbformat.read(file.parent / "zh" / file.name, as_version=4)
+        cells = zip(notebook.cells, chinese.cells, strict=True)
+        chinese.cells = [own if own.cell_type == "code" else translated for own, translated in cells]
+        nbformat.write(chinese, file.parent / "zh" / file.name)
 
 
 if __name__ == "__main__":
