@@ -60,7 +60,7 @@ def test_check_of_a_whole_root(run, shapes_root):
         "not there: test1",
         "0 problems",
     ]
-    assert "24/24" in err
+    assert "images: 24 of 24" in err
     code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
     document = json.loads(out)
     assert (code, document["problems"], document["absent"]) == (0, [], ["test1"])
@@ -291,7 +291,7 @@ def test_import_says_what_it_made_and_what_comes_next(run, shapes_root, tmp_path
         "note: columns not used: why",
         f"next: composir data check --dataset own --data-root {tmp_path / 'root'}",
     ]
-    assert "2/2" in err
+    assert "images: 2 of 2" in err
     assert (tmp_path / "root/images/dev/val-red-ellipse.png").is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -345,3 +346,12 @@ def test_what_a_skipped_file_is_stands_in_words(run, tmp_path):
     ):
         assert f"1 x not an image of a format that is read {words}" in err
     assert "b'" not in err
+
+
+def test_a_folder_of_heic_alone_names_the_plugin_that_lacks(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(100))
+    code, _, err = run("index", tmp_path, "--out", tmp_path / "index", "--model", "lite0")
+    assert code == 2
+    assert "1 x a HEIC picture needs the package pillow-heif, which is not installed; fix: pip install" in err
+    assert "composir[heic]" in err

@@ -39,12 +39,6 @@ def test_the_path_that_was_most_likely_meant(here, given, near):
     assert near_path(here / given) == (None if near is None else here / near)
 
 
-def test_two_names_that_differ_in_case_alone_are_no_guess(here):
-    (here / "a.PNG").touch()
-    (here / "A.png").touch()
-    assert near_path(Path("A.PNG")) is None or near_path(Path("A.PNG")) in (Path("a.PNG"), Path("A.png"))
-
-
 def test_a_picture_that_is_not_there(here):
     require_picture(Path("Holiday/beach.jpg"))
     for given, words in (

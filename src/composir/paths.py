@@ -6,8 +6,10 @@ What reads pictures is imported where it is needed: ``--help`` goes without nump
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,18 +39,32 @@ def near_path(path: Path) -> Path | None:
         if (found / part).exists():
             found /= part
             continue
-        names = [one.name for one in found.iterdir()] if found.is_dir() else []
-        alike = [name for name in names if same_name(name) == same_name(part)]
+        names = _names_in(found)
+        alike = [name for name in names if folded(name) == folded(part)]
         if len(alike) != 1:
             is_last = found / part == path
-            alike = difflib.get_close_matches(part, names, n=1, cutoff=0.75) if is_last else []
+            alike = _close(part, names) if is_last else []
         if not alike:
             return None
         found /= alike[0]
     return found
 
 
-def same_name(name: str) -> str:
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 (names alone, of which there may be many)
+    except OSError:  # no folder, or one that cannot be listed
+        return []
+
+
+def _close(name: str, names: Sequence[str]) -> list[str]:
+    """Return the nearest name, if one is near: a slip leaves half of a name as it was, quick to look up among many."""
+    half = len(name) // 2
+    alike = [other for other in names if other.startswith(name[:half]) or other.endswith(name[half:])]
+    return difflib.get_close_matches(name, alike, n=1, cutoff=0.75)
+
+
+def folded(name: str) -> str:
     """Return what a name is compared by: not its case, nor whether an accent is a character of its own (macOS)."""
     return unicodedata.normalize("NFC", name).casefold()
 

@@ -46,10 +46,11 @@ def print_json(document: dict[str, Any]) -> None:
 
 @dataclass
 class _Begun:
-    """When a piece of work was first told of, at what count, and when it was last printed."""
+    """A piece of work: when and at what count it was first told of, the count told last, and when it was printed."""
 
     at: float
-    count: int
+    first: int
+    last: int
     printed: float
 
 
@@ -94,14 +95,15 @@ class Bars:
         now = time.monotonic()
         is_first = not self.begun
         begun = self.begun.get(name)
-        if begun is None or done < begun.count:
-            begun = self.begun[name] = _Begun(now, done, now)
+        if begun is None or done < begun.last:
+            begun = self.begun[name] = _Begun(now, done, done, now)
+        begun.last = done
         is_due = is_first or now - begun.printed >= self.seconds
         if not is_due and done < total:
             return
         begun.printed = now
         parts = [f"{name}: {done:,} of {total:,}"]
-        rate = (done - begun.count) / (now - begun.at) if now > begun.at else 0.0
+        rate = (done - begun.first) / (now - begun.at) if now > begun.at else 0.0
         if rate:
             parts.append(f"{rate:,.0f} a second" if rate >= 10 else f"{rate:.2g} a second")
         if rate and done < total:

@@ -1,6 +1,6 @@
 """What a command needs on this machine, looked for before torch is imported, which takes seconds.
 
-What these pass is looked at again where it is opened, and refused there in the same words.
+What these let pass is looked at again where it is opened.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from composir.cli.early import require_data_root, require_model
 from composir.errors import ComposirError, command, counted, listed
 from composir.paths import require_picture, require_there
 
+STORED = "What is stored"
+
 
 @app.command(rich_help_panel=MODELS)
 def convert(
@@ -54,11 +56,19 @@ def convert(
     gated_fusion: Annotated[
         bool | None,
         typer.Option(
-            "--gated-fusion/--no-gated-fusion", help="A fresh gate, or none.", show_default="as in the source"
+            "--gated-fusion/--no-gated-fusion",
+            help="A fresh gate, or none.",
+            show_default="as in the source",
+            rich_help_panel=STORED,
         ),
     ] = None,
     embed_tower: Annotated[
-        bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
+        bool,
+        typer.Option(
+            "--embed-tower",
+            help="Store the frozen vision tower, too, instead of where it was read.",
+            rich_help_panel=STORED,
+        ),
     ] = False,
     seed: Seed = 0,
     json_: Json = False,

@@ -11,6 +11,7 @@ import typer
 
 from composir.cli.common import OWN_PICTURES, Device, app, note_if_incomplete
 from composir.cli.console import out, printable
+from composir.cli.early import require_model
 from composir.errors import ComposirError, counted
 from composir.paths import require_index
 
@@ -75,6 +76,8 @@ def serve(
     Example: composir serve holiday.index
     """
     require_index(index_)
+    if record is None:  # with it, a head may come later
+        require_model(model)
     from composir.web import Limits, open_server
     from composir.web.log import log_as_json
 

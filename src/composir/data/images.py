@@ -542,6 +542,8 @@ def _kind_of(start: bytes) -> str:
     for signature, kind in OTHER_KINDS.items():
         if start.lower().startswith(signature):
             return f"it is {kind}"
+    if start[4:8] == b"ftyp":
+        return "it is a film, or a damaged HEIC or AVIF"
     text = start.decode("utf-8", "ignore")
     if text.isprintable() and len(text.encode()) > len(start) - 4:  # a character may be cut
         return f"it is text, which begins {text!r}"
