@@ -30,14 +30,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-BRIDGE, NODES = "composir-ray", ("composir-ray-1", "composir-ray-2")
+BRIDGE, NODES, ENDS = "composir-ray", ("composir-ray-1", "composir-ray-2"), ("composir-end-1", "composir-end-2")
 ADDRESSES, PORT = ("10.77.0.1", "10.77.0.2"), 6379
 OBJECT_STORE_BYTES = 200 * 2**20
 ENVIRONMENT = os.environ | {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "300",  # on a machine that others use
 }
 RUN = """
 import json, sys, time
@@ -82,8 +81,7 @@ def _cluster(num_nodes: int, folder: Path) -> Iterator[None]:
     try:
         _ip("link", "add", BRIDGE, "type", "bridge")
         _ip("link", "set", BRIDGE, "up")
-        for node, address in zip(NODES[:num_nodes], ADDRESSES, strict=False):
-            end = f"c{node[-10:]}"  # 15 characters at most
+        for node, end, address in zip(NODES[:num_nodes], ENDS, ADDRESSES, strict=False):
             _ip("netns", "add", node)
             _ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", node)
             _ip("link", "set", end, "master", BRIDGE, "up")
@@ -99,7 +97,8 @@ def _cluster(num_nodes: int, folder: Path) -> Iterator[None]:
         for node in NODES[:num_nodes]:
             _kill(node)
             subprocess.run(["ip", "netns", "del", node], check=False)
-        subprocess.run(["ip", "link", "del", BRIDGE], check=False)
+        for link in (*ENDS[:num_nodes], BRIDGE):
+            subprocess.run(["ip", "link", "del", link], check=False, stderr=subprocess.DEVNULL)  # its end may be gone
         shutil.rmtree(folder / "ray", ignore_errors=True)
 
 

@@ -194,12 +194,12 @@ def _started(ray: Any, address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of one's own pictures is reported anywhere
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ComposirError(
             f"Ray cannot be reached ({' '.join(str(error).split())[:200]})",
             file=address,
             expected="the address of a running cluster",
-            fix="ray start --head on its first machine prints it",
+            fix="ray start --head on its first machine prints it; if that has a token, export RAY_AUTH_MODE=token",
         ) from None
     try:
         yield
