@@ -91,7 +91,8 @@ def _cluster(num_nodes: int, folder: Path) -> Iterator[None]:
             command = ["ip", "netns", "exec", node, ray, "start", "--node-ip-address", address, "--num-cpus", "1"]
             command += ["--object-store-memory", str(OBJECT_STORE_BYTES)]
             command += head if node == NODES[0] else ["--address", f"{ADDRESSES[0]}:{PORT}"]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+            # In a session of its own, a node has a share of the processor of its own (sched_autogroup_enabled).
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT, start_new_session=True)
         yield
     finally:
         for node in NODES[:num_nodes]:
