@@ -66,7 +66,7 @@ def test_what_a_killed_worker_had_is_done_by_the_next(cluster, pictures, tmp_pat
     files = [PictureFile(name, 1, 2, 3) for name in names]
     work = Work(model_folder, pictures, num_vectors=2, batch_size=4, device="cpu", num_threads=1)
     embedder = PictureEmbedder(open_encoder(model_folder, "cpu"), pictures, num_vectors=2, is_known=lambda _: False)
-    (expected,) = embedder.batches(files, num_workers=1)
+    expected = itertools.chain(*embedder.batches(files, num_workers=1))
     blocks = list(embed_by_ray(work, files, np.empty(0, "S32"), address=None))
     assert died.exists()
     assert list(map(len, blocks)) == [4] * 5
