@@ -96,10 +96,10 @@ class Ray:
 
     def get(self, call):
         worker, files = call
-        if worker in self.dead or (files is not None and self.is_lost(files)):
+        if worker in self.dead or self.is_lost(files):
             self.dead.append(worker)
             raise next(self.losses)
-        return files and [f"{file} is done" for file in files]
+        return [f"{file} is done" for file in files or ()]
 
     def kill(self, worker):
         self.dead.append(worker)
@@ -123,7 +123,7 @@ def test_blocks_come_whole_and_in_order_whatever_is_lost():
 
     def is_lost(files):
         asked[files] += 1
-        return files[0] % 5 == 0 and asked[files] == 1
+        return files is not None and files[0] % 5 == 0 and asked[files] == 1
 
     blocks = [(number, number + 1000) for number in range(60)]
     found = list(pool_of(Ray(is_lost)).embed(blocks, 3))
@@ -133,10 +133,18 @@ def test_blocks_come_whole_and_in_order_whatever_is_lost():
 
 def test_files_that_workers_die_of_are_named():
     blocks = [[PictureFile(f"{number}.png", 1, 2, 3)] for number in range(4)]
-    found = pool_of(Ray(lambda files: files[0].path == "2.png")).embed(blocks, 1)
+    found = pool_of(Ray(lambda files: files is not None and files[0].path == "2.png")).embed(blocks, 1)
     assert len(list(itertools.islice(found, 2))) == 2
-    with pytest.raises(ComposirError, match=rf"2\.png: {MOST_LOSSES} Ray workers were lost, .*; expected 1 files from"):
+    with pytest.raises(ComposirError, match=rf"2\.png: {MOST_LOSSES} Ray workers were lost, .* the same 1 files, from"):
         next(found)
+
+
+def test_workers_that_die_while_they_open_the_model_end_the_run():
+    ray = Ray(lambda files: files is None)
+    with pytest.raises(
+        ComposirError, match=rf"{MOST_LOSSES} Ray workers were lost, .* while they opened the model; fix: "
+    ):
+        list(pool_of(ray).embed([[1], [2]], 1))
 
 
 def test_a_cluster_that_is_lost_is_one_line():

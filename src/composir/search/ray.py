@@ -26,7 +26,7 @@ BLOCKS_IN_FLIGHT = 2
 BLOCKS_AHEAD = 8
 """A worker, that may be done before the first that is not: what waits for its turn takes memory."""
 MOST_LOSSES = 3
-"""Of one block, with workers that died of it or beside it."""
+"""Of one block, with workers that died of it or beside it, or of openings of the model with none between that did."""
 SECONDS_A_LOOK = 10
 """After which, if no worker has answered, the cluster is looked at."""
 
@@ -100,7 +100,7 @@ class _Pool:
         """Yield what became of each block, in order."""
         waiting = list(range(len(blocks)))  # a heap: what is lost goes first
         done: dict[int, list[Outcome]] = {}
-        losses: Counter[int] = Counter()
+        losses: Counter[int | None] = Counter()
         for _ in range(num_workers):
             self._start()
         for number in range(len(blocks)):
@@ -109,22 +109,23 @@ class _Pool:
                     block, worker = heapq.heappop(waiting), self._free.pop()
                     self._running[worker.embed.remote(blocks[block])] = worker, block
                 for block, outcomes in self._next():
-                    if outcomes is not None:
+                    if outcomes is None:
+                        losses[block] += 1
+                        if losses[block] == MOST_LOSSES:
+                            raise _lost_again(None if block is None else blocks[block])
+                        if block is not None:
+                            heapq.heappush(waiting, block)
+                    elif block is None:
+                        losses[None] = 0
+                    else:
                         done[block] = outcomes
-                        continue
-                    heapq.heappush(waiting, block)
-                    losses[block] += 1
-                    if losses[block] == MOST_LOSSES:
-                        raise ComposirError(
-                            f"{MOST_LOSSES} Ray workers were lost, one after the other, with the same files",
-                            file=blocks[block][0].path,
-                            expected=f"{len(blocks[block]):,} files from here on that no worker dies of",
-                            fix="look at the memory of the machines, then run composir index again: it goes on",
-                        )
             yield done.pop(number)
 
-    def _next(self) -> Iterator[tuple[int, list[Outcome] | None]]:
-        """Wait, then yield each block that is done, with what became of its files, or lost, with None."""
+    def _next(self) -> Iterator[tuple[int | None, list[Outcome] | None]]:
+        """Wait, then yield each block that is done, with what became of its files, or lost, with None.
+
+        A block of None is the opening of a model.
+        """
         ready, _ = self.ray.wait(list(self._running), timeout=SECONDS_A_LOOK)
         if not ready and self.ray.cluster_resources().get(self.resource, 0) < 1:
             raise ComposirError(
@@ -141,8 +142,7 @@ class _Pool:
                 self._replace(worker)
             else:
                 self._free += [worker] * (BLOCKS_IN_FLIGHT if block is None else 1)
-            if block is not None:
-                yield block, outcomes
+            yield block, outcomes
 
     def _start(self) -> None:
         worker = self._worker.remote(*self._arguments)
@@ -158,6 +158,19 @@ class _Pool:
             self._start()
 
 
+def _lost_again(files: Sequence[PictureFile] | None) -> ComposirError:
+    """Return the error for files, or for the opening of a model, of which workers die."""
+    if files is None:
+        what, path = "while they opened the model", None
+    else:
+        what, path = f"with the same {len(files):,} files, from this one on", files[0].path
+    return ComposirError(
+        f"{MOST_LOSSES} Ray workers were lost, one after the other, {what}",
+        file=path,
+        fix="look at the memory of the machines, then run composir index again: it goes on",
+    )
+
+
 class _Worker:
     """The embedding code, once on each GPU or core of the cluster."""
 
@@ -165,14 +178,15 @@ class _Worker:
         self.work = work
         self.known = known
 
-    def open(self) -> None:
-        """Open the model."""
+    def open(self) -> list[Outcome]:
+        """Open the model; nothing became of any file."""
         self.embedder = PictureEmbedder(
             open_encoder(self.work.model, self.work.device),
             self.work.root,
             num_vectors=self.work.num_vectors,
             is_known=lambda image_id: _is_in(self.known, image_id.encode()),
         )
+        return []
 
     def embed(self, files: Sequence[PictureFile]) -> list[Outcome]:
         """Return what became of the files."""
