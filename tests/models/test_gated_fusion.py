@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from composir.models.gated_fusion import GatedFusion

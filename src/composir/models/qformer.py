@@ -250,7 +250,7 @@ class Widen(nn.Module):
         return functional.gelu(self.dense(states))
 
 
-class _Heads(nn.Module):
+class Heads(nn.Module):
     """The projections of an attention with several heads; ``width`` is that of the states looked at."""
 
     def __init__(self, sizes: Sizes, width: int) -> None:
@@ -263,7 +263,7 @@ class _Heads(nn.Module):
         self.value = nn.Linear(width, sizes.hidden_size)
 
 
-class SelfAttention(_Heads):
+class SelfAttention(Heads):
     """Attention of sequences to themselves on rows: padding costs a place in the products of weights, no more."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -288,7 +288,7 @@ class SelfAttention(_Heads):
         return layout.rows(seen.transpose(1, 2).flatten(2))
 
 
-class FewQueriesAttention(_Heads):
+class FewQueriesAttention(Heads):
     """Attention of few queries to many states, without a key or a value of any state.
 
     For every head h ``(Q_h K_h^T) x^T`` instead of ``Q_h (x K_h)^T``, and ``(P_h x) V_h`` instead of ``P_h (x V_h)``:
