@@ -278,8 +278,9 @@ class SelfAttention(Heads):
         dropout = self.dropout if self.training else 0.0
         if value.dtype == torch.bfloat16 and value.device.type == "cpu":  # the fused kernel is slow there (backward)
             scores = query * self.scaling @ key.transpose(2, 3)  # (batch, heads, length, length)
-            if layout.attend is not None:
-                scores = scores.masked_fill(~layout.attend, -torch.inf)
+            if layout.attend is not None:  # added in place, so that neither scores nor their gradient are copied
+                unseen = scores.new_zeros(layout.attend.shape).masked_fill_(~layout.attend, -torch.inf)
+                scores = scores.add_(unseen)
             seen = functional.dropout(scores.softmax(dim=-1), dropout) @ value
         else:
             seen = functional.scaled_dot_product_attention(
