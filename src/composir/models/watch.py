@@ -114,7 +114,7 @@ class _Watcher:
         if self.tokens:
             before = self.tokens[0]
         else:
-            image_tokens, _, _, affine = (*inputs, None)[:4]  # the gate scales and shifts the tokens itself
+            image_tokens, affine = inputs[0], next(iter(inputs[3:]), None)  # which the gate applies itself
             before = image_tokens.detach() if affine is None else affine(image_tokens)
         self.tokens = (before, output.detach())
         with torch.autocast(output.device.type, enabled=False):
