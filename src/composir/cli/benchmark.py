@@ -292,14 +292,18 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     if json_:
         print_json(document)
         return
+    floors = document.get("floor_seconds", {})  # train knows them alone
     view = Table()
-    for name in ("part", "median seconds", "all seconds", "peak memory"):
+    for name in ("part", "median seconds", "all seconds", "peak memory", *(("floor", "over floor") if floors else ())):
         view.add_column(name, justify="left" if name == "part" else "right")
     for name, seconds in document["seconds"].items():
         peak = document.get("peak_memory_bytes", {}).get(name)  # methods measures seconds alone
         memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
-        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
+        floor = [f"{floors[name]:.3f}", f"{document['over_floor'][name]:.2f}"] if name in floors else []
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory, *floor)
     out.print(view)
+    for name, rates in document.get("peak_gflops", {}).items():
+        out.print(f"{name}: {median(rates):,.0f} GFLOP/s")
     _print_ratios_and_machine(document)
 
 

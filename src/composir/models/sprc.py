@@ -93,11 +93,6 @@ class Sprc(nn.Module):
         tokens = image_tokens.to(self.query_tokens.dtype)
         return tokens if self.standardise is None else self.standardise(tokens)
 
-    def _scaled(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        """Return the tokens as fusions read them; where there are none, the Q-Former scales and shifts them itself."""
-        tokens = self._normalised(image_tokens)
-        return tokens if self.ln_vision is None else self.ln_vision(tokens)
-
     def _fusions_at(self, place: str) -> list[nn.Module]:
         """Return the modules that act there, the gate first."""
         modules = {GATE: self.gated_fusion, **self.fusions}
@@ -123,13 +118,14 @@ class Sprc(nn.Module):
         text: Float[Tensor, "batch words hidden"],
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch queries hidden"]:
-        fusions, affine = self._fusions_at("tokens"), self.ln_vision
-        if fusions:
-            tokens, affine = self._scaled(image_tokens), None
-        else:
-            tokens = self._normalised(image_tokens)
-        for fuse in fusions:
-            tokens = fuse(tokens, *self._pooled_words(text, attention_mask))
+        tokens, affine = self._normalised(image_tokens), self.ln_vision
+        for fuse in self._fusions_at("tokens"):
+            words = self._pooled_words(text, attention_mask)
+            if isinstance(fuse, GatedFusion):  # the first, if it is there: it scales and shifts the tokens itself
+                tokens = fuse(tokens, *words, affine)
+            else:
+                tokens = fuse(tokens if affine is None else affine(tokens), *words)
+            affine = None
         queries = slice(self.config.num_query_tokens)
         return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), affine, at=queries)
 
@@ -325,7 +321,7 @@ class Sprc(nn.Module):
         if self.gated_fusion is None:
             raise RuntimeError("this model has no gated fusion")
         words = self._pooled_words(self.text_embeddings(input_ids), attention_mask)
-        return self.gated_fusion.gate_and_delta(self._scaled(image_tokens), *words)[0]
+        return self.gated_fusion.gate_and_delta(self._normalised(image_tokens), *words, self.ln_vision)[0]
 
     @torch.no_grad()
     def center(
