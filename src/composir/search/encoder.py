@@ -20,7 +20,6 @@ from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
 from composir.models.embedder import Reading, VectorComposer, VectorEmbedder
 from composir.models.heads.folder import SavedHead
-from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
@@ -166,7 +165,7 @@ class ComposerEncoder:
         self, pictures: Sequence[Image.Image], contents: Sequence[bytes]
     ) -> Float[Tensor, "pictures tokens width"]:
         def look(new: list[int]) -> Tensor:
-            batches = [new[start : start + TOWER_BATCH] for start in range(0, len(new), TOWER_BATCH)]
+            batches = [new[start : start + self.batch_size] for start in range(0, len(new), self.batch_size)]
             return torch.cat([self.model.tokens([pictures[place] for place in batch]) for batch in batches])
 
         return self._tokens.of(contents, look)
