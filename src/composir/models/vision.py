@@ -23,8 +23,9 @@ class Tower(nn.Module):
     """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.
 
     ``weights`` is where its weights were read from, "" for a pip package; ``details`` is what they do not show and
-    takes to build the network again; ``cpu_batch`` is how many pictures a pass takes on a CPU. On CUDA the network
-    computes in fp16 where ``half_on_gpu`` says so; on MPS in fp32 as on a CPU, as no one has compared the two there.
+    takes to build the network again; ``cpu_batch`` is how many pictures a pass takes on a CPU, ``TOWER_BATCH`` unless
+    given. On CUDA the network computes in fp16 where ``half_on_gpu`` says so; on MPS in fp32 as on a CPU, as no one has
+    compared the two there.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Tower(nn.Module):
         image_size: int = IMAGE_SIZE,
         weights: str = "",
         half_on_gpu: bool = False,
-        cpu_batch: int = TOWER_BATCH,
+        cpu_batch: int | None = None,
         details: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Tower(nn.Module):
     @property
     def batch_size(self) -> int:
         """Pictures that one pass should take where the tower is."""
-        return self.cpu_batch if self.mean.device.type == "cpu" else GPU_BATCH
+        return self.cpu_batch or TOWER_BATCH if self.mean.device.type == "cpu" else GPU_BATCH
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""
