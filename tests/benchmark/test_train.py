@@ -122,7 +122,7 @@ def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch)
     document = json.loads(out)
     assert document["cache_bytes"] == 300 * 9 * 24 * 2
     assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
-    of_index = [f"index: {part}" for part in ("decode", "square", "tower", "Q-Former")]
+    of_index = [f"index: {part}" for part in ("open", "decode", "square", "tower", "Q-Former")]
     parts = ["read cold", "read warm", "decode", "prepare", "tower", *of_index, "index"]
     assert list(document["images_per_second"]) == parts
     taken = document["seconds"]

@@ -58,8 +58,8 @@ def benchmark_features(
     - ``decode``: pictures decoded to RGB by Pillow, by as many threads; ``prepare``: what the tower takes in, from
       the file: checked, upright, targetpad, resized.
     - ``tower``: the backbone's tokens of pictures that are ready; ``real`` is EVA ViT-g with random weights.
-    - ``index``, of any other backbone: ``composir index`` over the pictures on the CPU, and ``index: decode``,
-      ``square``, ``tower`` and ``Q-Former``, what each part of it takes alone. These are processor time.
+    - ``index``, of any other backbone: ``composir index`` over the pictures on the CPU, and ``index: open`` (of the
+      model), ``decode``, ``square``, ``tower`` and ``Q-Former``, what each takes alone. These are processor time.
 
     In ``ratios``: ``prepare_over_decode``, in time an image; ``tower_over_prepare`` and ``tower_over_read_cold``: how
     many times longer the tower takes for an image than preparing it, and than reading its tokens from the cache;

@@ -36,12 +36,13 @@ def index(pictures: Path, model: Path) -> float:
 def parts(pictures: Sequence[Path], model: Path) -> dict[str, float]:
     """Return the seconds of each part over all pictures, by the batches in which they are indexed.
 
-    Pillow decodes them to RGB, they become the tower's squares, then tokens, and the Q-Former makes vectors of these.
+    The model is opened, Pillow decodes the pictures to RGB, they become the tower's squares, then tokens, and the
+    Q-Former makes vectors of these.
     """
-    encoder = open_encoder(model, CPU)
+    seconds: dict[str, float] = {}
+    seconds["open"], encoder = _timed(lambda: open_encoder(model, CPU))
     assert isinstance(encoder, ComposerEncoder) and encoder.model.tower is not None
     tower, look = encoder.model.tower, encoder.model.encode_target
-    seconds = {}
     seconds["decode"], decoded = _timed(lambda: [Image.open(picture).convert("RGB") for picture in pictures])
     seconds["square"], squares = _timed(lambda: [encoder.prepare(one) for one in decoded])
     batches = torch.from_numpy(np.stack(squares)).split(encoder.batch_size)
