@@ -175,6 +175,7 @@ def test_settings_of_a_step_reach_the_loss():
 
 def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch):
     monkeypatch.setattr("composir.benchmark.features.alone", alone_here)
+    monkeypatch.setattr("composir.benchmark.features.in_fresh_process", here)
     monkeypatch.setattr("composir.benchmark.features.NUM_PICTURES", 4)
     command = ("benchmark", "features", "--backbone", "tiny", "--num-images", 300, "--num-reads", 70, "--repeats", 2)
     code, out, err = run(*command, "--directory", tmp_path, "--json")
@@ -182,7 +183,12 @@ def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch)
     document = json.loads(out)
     assert document["cache_bytes"] == 300 * 9 * 24 * 2
     assert {"ratios", "seconds", "peak_memory_bytes", "machine"} <= set(document)
-    assert list(document["images_per_second"]) == ["read cold", "read warm", "decode", "prepare", "tower"]
+    of_index = [f"index: {part}" for part in ("open", "decode", "square", "tower", "Q-Former")]
+    parts = ["read cold", "read warm", "decode", "prepare", "tower", *of_index, "index"]
+    assert list(document["images_per_second"]) == parts
+    taken = document["seconds"]
+    ratios = [whole / sum(taken[part][run] for part in of_index) for run, whole in enumerate(taken["index"])]
+    assert document["ratios"]["index_over_parts"] == pytest.approx(sum(ratios) / 2, rel=0.1)
     assert all(rate > 0 for rate in document["images_per_second"].values())
     assert all(len(times) == 2 for times in document["seconds"].values())
     assert not list(tmp_path.iterdir())

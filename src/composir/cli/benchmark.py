@@ -143,7 +143,7 @@ def benchmark_features(
     directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
     json_: Json = False,
 ) -> int:
-    """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
+    """Read a token cache at random, decode and prepare pictures, run the tower, index: images a second of each."""
     from composir.benchmark.features import benchmark_features as run
 
     _require_free_backbone(backbone)

@@ -208,34 +208,46 @@ class Sprc(nn.Module):
         if scoring == LOCAL:
             return parts
         query = _embed(self.text_proj, words[:, 0])
-        prompt = self.encode_prompt(input_ids, attention_mask) if self._fusions_at("query") else query
-        return torch.cat([self._join(query, image_tokens, prompt)[:, None], parts], dim=1) / 2
+        if self.joins_targets:
+            prompt = self.encode_prompt(input_ids, attention_mask)
+            query = self._join(query, self.encode_target(image_tokens), prompt)
+        return torch.cat([query[:, None], parts], dim=1) / 2
 
     def encode_query(
         self,
         image_tokens: Float[Tensor, "batch tokens width"],
         input_ids: Int[Tensor, "batch words"],
         attention_mask: Int[Tensor, "batch words"],
+        targets: Float[Tensor, "batch queries dim"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        if not self._fusions_at("query"):
+        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence.
+
+        ``targets`` are the references' own vectors (``encode_target``), where they are there already; a model that
+        does not join them (``joins_targets``) does without.
+        """
+        if not self.joins_targets:
             return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
         words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
         text = words + self.text_embeddings.position_embeddings.weight[: input_ids.shape[1]]
         fused = self._fuse(image_tokens, text, attention_mask)
         states = self._answers_and_prompts(fused, words, text, attention_mask, num_words=1)
         query, prompt = (_embed(self.text_proj, one[:, 0]) for one in states)
-        return self._join(query, image_tokens, prompt)
+        return self._join(query, self.encode_target(image_tokens) if targets is None else targets, prompt)
+
+    @property
+    def joins_targets(self) -> bool:
+        """Whether a fusion joins the query with the reference's vectors as a target."""
+        return bool(self._fusions_at("query"))
 
     def _join(
         self,
         query: Float[Tensor, "batch dim"],
-        image_tokens: Float[Tensor, "batch tokens width"],
+        targets: Float[Tensor, "batch queries dim"],
         sentence: Float[Tensor, "batch dim"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the query after the fusions that act on it; the reference is the mean of its vectors as a target."""
+        reference = nn.functional.normalize(targets.mean(dim=1), dim=-1)
         for fuse in self._fusions_at("query"):
-            reference = nn.functional.normalize(self.encode_target(image_tokens).mean(dim=1), dim=-1)
             query = nn.functional.normalize(fuse(query, reference, sentence), dim=-1)
         return query
 
@@ -376,7 +388,8 @@ class Sprc(nn.Module):
         read = num_words if local else 1
         answers, prompted = self._answers_and_prompts(fused, words, text, attention_mask, num_words=read)
         query, prompt = (_embed(self.text_proj, states[:, 0]) for states in (answers, prompted))
-        query = self._join(query, reference_tokens, prompt)
+        if self.joins_targets:
+            query = self._join(query, self.encode_target(reference_tokens), prompt)
         query, prompt, target = (
             gather(query, num_queries),
             gather(prompt, num_queries),
