@@ -177,6 +177,7 @@ def test_reading_decoding_and_the_tower_are_measured(run, tmp_path, monkeypatch)
     monkeypatch.setattr("composir.benchmark.features.alone", alone_here)
     monkeypatch.setattr("composir.benchmark.features.in_fresh_process", here)
     monkeypatch.setattr("composir.benchmark.features.NUM_PICTURES", 4)
+    monkeypatch.setattr("composir.benchmark.features.NUM_INDEXED", 6)
     command = ("benchmark", "features", "--backbone", "tiny", "--num-images", 300, "--num-reads", 70, "--repeats", 2)
     code, out, err = run(*command, "--directory", tmp_path, "--json")
     assert code == 0, err

@@ -37,7 +37,7 @@ IMAGES_A_BLOCK = 256
 BATCH = 64
 """Images that are read at once."""
 INDEX = "index"
-NUM_PICTURES, PICTURE_SIZE, JPEG_QUALITY = 256, (640, 480), 90
+NUM_PICTURES, NUM_INDEXED, PICTURE_SIZE, JPEG_QUALITY = 256, 1_024, (640, 480), 90
 """Of the generated photographs: smooth noise, so that they take a decoder as long as photographs of this size."""
 
 
@@ -58,18 +58,19 @@ def benchmark_features(
     - ``decode``: pictures decoded to RGB by Pillow, by as many threads; ``prepare``: what the tower takes in, from
       the file: checked, upright, targetpad, resized.
     - ``tower``: the backbone's tokens of pictures that are ready; ``real`` is EVA ViT-g with random weights.
-    - ``index``, of any other backbone: ``composir index`` over the pictures on the CPU, and ``index: open`` (of the
-      model), ``decode``, ``square``, ``tower`` and ``Q-Former``, what each takes alone. These are processor time.
+    - ``index``, of any other backbone: ``composir index`` over 1,024 pictures on the CPU, its start included, and what
+      each part takes alone: ``index: decode``, ``square``, ``tower`` and ``Q-Former`` of a picture, and ``open``, the
+      opening of the model, once. These are processor time.
 
     In ``ratios``: ``prepare_over_decode``, in time an image; ``tower_over_prepare`` and ``tower_over_read_cold``: how
     many times longer the tower takes for an image than preparing it, and than reading its tokens from the cache;
-    ``index_over_parts``: how many times longer than its parts together indexing takes.
+    ``index_over_parts``: how many times longer than the four parts of a picture indexing takes for one.
     """
     shape = REAL_TOKENS if backbone == REAL else _shape(backbone)
     with tempfile.TemporaryDirectory(prefix="composir-benchmark-", dir=directory) as name:
         folder = Path(name)
         alone(fill_store, folder / "tokens", shape, num_images)
-        pictures = _make_pictures(folder / "pictures")
+        pictures = _make_pictures(folder / "pictures", NUM_PICTURES)
         work: dict[str, tuple[int, Callable[..., float], tuple[Any, ...]]] = {
             "read cold": (num_reads, _read, (folder / "tokens", shape, num_reads, True)),
             "read warm": (num_reads, _read, (folder / "tokens", shape, num_reads, False)),
@@ -85,16 +86,21 @@ def benchmark_features(
         if backbone != REAL:
             model = folder / "model"
             in_fresh_process(indexing.save_untrained, backbone, model)
+            indexed = _make_pictures(folder / "indexed", NUM_INDEXED)
             for _ in range(repeats):
                 taken, peak = in_fresh_process(indexing.parts, pictures, model)
                 for part, one in taken.items():
                     runs.setdefault(f"{INDEX}: {part}", []).append(Measured(one, peak))
-                whole = alone(indexing.index, pictures[0].parent, model)
+                whole = alone(indexing.index, indexed[0].parent, model)
                 runs.setdefault(INDEX, []).append(whole)
-                over_parts.append(whole.seconds / sum(taken.values()))
+                of_picture = sum(one for part, one in taken.items() if part != indexing.OPEN) / len(pictures)
+                over_parts.append(whole.seconds / len(indexed) / of_picture)
         num_bytes = (folder / "tokens" / DATA).stat().st_size
     seconds = {part: [run.seconds for run in measured] for part, measured in runs.items()}
-    counts = {part: count for part, (count, _, _) in work.items()}
+    counts = {part: count for part, (count, _, _) in work.items()} | {
+        INDEX: NUM_INDEXED,
+        f"{INDEX}: {indexing.OPEN}": 1,
+    }
     per_image = {part: median(times) / counts.get(part, len(pictures)) for part, times in seconds.items()}
     ratios = {
         "prepare_over_decode": per_image["prepare"] / per_image["decode"],
@@ -150,10 +156,10 @@ def forget(file: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _make_pictures(folder: Path) -> list[Path]:
+def _make_pictures(folder: Path, count: int) -> list[Path]:
     chance = np.random.default_rng(0)
     folder.mkdir()
-    pictures = [folder / f"{number:03}.jpg" for number in range(NUM_PICTURES)]
+    pictures = [folder / f"{number:04}.jpg" for number in range(count)]
     for picture in pictures:
         coarse = Image.fromarray(chance.integers(0, 256, (60, 80, 3), dtype=np.uint8))
         coarse.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(picture, quality=JPEG_QUALITY)

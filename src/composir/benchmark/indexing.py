@@ -18,6 +18,7 @@ from composir.search.encoder import ComposerEncoder, open_encoder
 from composir.search.folder import index_folder
 
 CPU = "cpu"
+OPEN = "open"
 Made = TypeVar("Made")
 
 
@@ -40,7 +41,7 @@ def parts(pictures: Sequence[Path], model: Path) -> dict[str, float]:
     Q-Former makes vectors of these.
     """
     seconds: dict[str, float] = {}
-    seconds["open"], encoder = _timed(lambda: open_encoder(model, CPU))
+    seconds[OPEN], encoder = _timed(lambda: open_encoder(model, CPU))
     assert isinstance(encoder, ComposerEncoder) and encoder.model.tower is not None
     tower, look = encoder.model.tower, encoder.model.encode_target
     seconds["decode"], decoded = _timed(lambda: [Image.open(picture).convert("RGB") for picture in pictures])
