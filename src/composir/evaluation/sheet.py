@@ -147,7 +147,9 @@ def _query_row(ranking: Ranking, row: int) -> Row:
         )
         for image in retrieved(ranking, row)
     ]
-    return Row(split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip())
+    more = f" and {len(query.further_references)} more" if query.further_references else ""
+    note = f"{split.category} {query.id}".strip() + more
+    return Row(split.images[query.reference], query.text, tuple(cells), note=note)
 
 
 def _missed_target(ranking: Ranking, row: int) -> Retrieved:
