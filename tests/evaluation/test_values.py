@@ -156,7 +156,7 @@ def test_what_is_left_of_a_group_is_measured_anew(make_split, make_query):
     ]
     split = make_split(queries, NUM_IMAGES, dataset="i-CIR", exclude_reference=False)
     ranking = descending(split)
-    audit = measure(dict.fromkeys(("composed", "image_only", "text_only"), [ranking])).audit
+    audit = measure(dict.fromkeys(("composed", "image_only", "text_only"), (ranking,))).audit
     assert audit.num_shortcut_solvable == 1
     assert audit.shortcut_free["instance_map"] == pytest.approx(1 / 20 / 2)
     assert select(ranking, np.array([False, True])).split.queries == (queries[1],)

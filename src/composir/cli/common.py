@@ -152,6 +152,7 @@ def splits_of_flags(
     exclude_reference: bool | None = None,
     *,
     text_rule: str | None = None,
+    only: Path | None = None,
     skip_missing: bool = False,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
@@ -170,6 +171,7 @@ def splits_of_flags(
         gallery=gallery,
         exclude_reference=exclude_reference,
         text_rule=text_rule,
+        only=only,
         annotations_only=annotations_only,
     )
     for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):

@@ -74,6 +74,9 @@ def evaluate(
     gallery: Gallery = "original",
     exclude_reference: ExcludeReference = None,
     text_rule: TextRule = None,
+    only: Annotated[
+        Path | None, typer.Option(help="A list of query ids, such as CIRCUS's: measure these alone; says how many.")
+    ] = None,
     skip_missing_images: Annotated[
         bool,
         typer.Option("--skip-missing-images", help="Measure the queries whose images are all there; says how many."),
@@ -132,6 +135,7 @@ def evaluate(
             gallery,
             exclude_reference,
             text_rule=text_rule,
+            only=only,
             skip_missing=skip_missing_images,
             annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )

@@ -93,9 +93,10 @@ def without_missing_images(splits: Sequence[Split]) -> tuple[tuple[Split, ...], 
     """Return the splits without what needs a missing image, and what is left of each, by ``split_key``.
 
     A file counts as missing where ``require_images`` would refuse it: not there, or empty. A query goes where one of
-    its references, right answers and negatives, a member of its subset or one of its own candidates is missing. Where the
-    categories of a split lost a query or an image, all of them say how much is left in their ``gallery_rule``, so that
-    the signature differs from that of the whole set. Raises ``ComposirError`` where a split has nothing left.
+    its references, right answers and negatives, a member of its subset or one of its own candidates is missing.
+    Where the categories of a split lost a query or an image, all of them say how much is left in their
+    ``gallery_rule``, so that the signature differs from that of the whole set. Raises ``ComposirError`` where a split
+    has nothing left.
     """
     reduced: list[Split] = []
     left_by_key: dict[str, Left] = {}

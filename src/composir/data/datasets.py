@@ -8,8 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composir.data import circo, cirr, fashion200k, fashioniq, genecis, lasco, own, shoes
+from composir.data import (
+    circo,
+    cirr,
+    edir,
+    fashion200k,
+    fashioniq,
+    genecis,
+    icir,
+    lasco,
+    mtfashioniq,
+    own,
+    pinpoint,
+    shoes,
+)
 from composir.data.annotations import AnnotationsError, SplitNotFoundError
+from composir.data.only import only as only_listed
 from composir.data.trees import find_images
 from composir.data.triplets import Split, split_key
 from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest
@@ -48,6 +62,10 @@ DATASETS: Table[Dataset] = Table(
         "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
         "Shoes": Dataset(shoes.load, shoes.SPLITS),
         "LaSCo": Dataset(lasco.load, lasco.SPLITS),
+        "i-CIR": Dataset(icir.load, icir.SPLITS, evaluated="test"),
+        "PinPoint": Dataset(pinpoint.load, pinpoint.SPLITS, evaluated="test"),
+        "EDIR": Dataset(edir.load, edir.SPLITS, evaluated="test"),
+        "MT-FashionIQ": Dataset(mtfashioniq.load, mtfashioniq.SPLITS, categories=mtfashioniq.CATEGORIES),
         "own": Dataset(own.load, own.SPLITS),
     },
 )
@@ -77,6 +95,7 @@ def load_splits(
     gallery: str = "original",
     exclude_reference: bool | None = None,
     text_rule: str | None = None,
+    only: Path | None = None,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
     """Return the splits of that name: one, or one a category for FashionIQ. No image is opened.
@@ -88,7 +107,8 @@ def load_splits(
 
     ``gallery`` is ``original`` (the split file) or ``val-union`` (only the references and targets of the
     queries); ``exclude_reference`` and ``text_rule`` (one of ``Dataset.text_rules``) replace the data set's own rules.
-    All change the figures a great deal and stay on the ``Split``, so that a report can name them.
+    ``only`` is a list of queries, the others being left out (``composir.data.only``). All change the figures a great
+    deal and stay on the ``Split``, so that a report can name them.
     """
     if gallery not in GALLERIES:
         raise ComposirError(
@@ -107,6 +127,8 @@ def load_splits(
         splits = found.splits
     if gallery == "val-union":
         splits = tuple(val_union(one) for one in splits)
+    if only is not None:
+        splits = only_listed(splits, only)
     if exclude_reference is not None:
         splits = tuple(dataclasses.replace(one, exclude_reference=exclude_reference) for one in splits)
     return splits

@@ -16,13 +16,13 @@ from composir.evaluation.ranking import Ranking, check_gallery, describe, first_
 from composir.evaluation.values import (
     Metric,
     average_precision,
-    found,
     hit_by_round,
     last_round,
     negative_rate,
     num_targets,
     of_groups,
     precision_at,
+    target_found,
     whole_precision,
     within,
 )
@@ -55,8 +55,8 @@ class MetricProtocol:
     map_ks: tuple[int, ...] = ()
     """The K of ``map_at_K``: the mean over queries of the average precision over all right answers (CIRCO)."""
     others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """The K of ``NAME_at_K`` for further metrics, by their name in ``METRICS``; without a K the figure is ``NAME``, over
-    the whole gallery."""
+    """The K of ``NAME_at_K`` for further metrics, by their name in ``METRICS``; without a K the figure is ``NAME``,
+    over the whole gallery."""
     by_aspect: str = ""
     """The figure that is also given for every aspect of the queries, as ``ASPECT.FIGURE``; empty for none."""
     means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -126,7 +126,7 @@ PROTOCOLS: Table[MetricProtocol] = Table(
             recall_ks=(1, 10, 50),
             any_target=True,
             map_ks=(10,),
-            others={name: (10,) for name in ("negative_rate", *_PARAPHRASE_METRICS)},
+            others=dict.fromkeys(("negative_rate", *_PARAPHRASE_METRICS), (10,)),
             by_aspect="map_at_10",
         ),
         "EDIR": MetricProtocol(
@@ -154,8 +154,10 @@ METRICS: Table[Metric] = Table(
         "paraphrase_best": of_groups(precision_at, np.max),
         "paraphrase_worst": of_groups(precision_at, np.min),
         "paraphrase_deviation": of_groups(precision_at, np.std),
-        "last_round_recall": of_groups(found, last_round),
-        **{f"hits_round_{number}": of_groups(found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)},
+        "last_round_recall": of_groups(target_found, last_round),
+        **{
+            f"hits_round_{number}": of_groups(target_found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)
+        },
     },
 )
 """Further metrics by name: each query's own value of ``NAME_at_K``, of its ranking and K; a protocol's ``others`` says

@@ -74,7 +74,8 @@ def pack_rankings(result: Result) -> bytes:
     A safetensors file: ``splits`` is JSON in UTF-8 with what ``signature_fields`` cannot tell from a split and every
     ``Split`` less its images; for each split and kind (``0.composed``, ``0.image_only``, ...) ``.top``, ``.scores``,
     ``.target_ranks``, ``.subset`` and perhaps ``.right_ranks`` hold a ``Ranking``, subset members as places in the
-    query's own list. Galleries of queries are kept once each, as places in the gallery of the split. The metadata hold a digest of it all: a file that was changed is not read.
+    query's own list. Galleries of queries are kept once each, as places in the gallery of the split. The metadata hold
+    a digest of it all: a file that was changed is not read.
     """
     tensors: dict[str, np.ndarray] = {}
     for kind, rankings in result.rankings.items():

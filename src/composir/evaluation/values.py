@@ -53,7 +53,7 @@ def whole_precision(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queri
     return (precision_before + (before + 1) / ranks).sum(axis=1) / 2 / num_targets(ranking.split)
 
 
-def found(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
+def target_found(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
     """Return whether the annotated target is among the best K, 1 or 0."""
     return within(first_ranks(hits(ranking, annotated_only=True)), k)
 
