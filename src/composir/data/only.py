@@ -9,7 +9,7 @@ from pathlib import Path
 
 from composir.data.annotations import WORD_BY_TYPE, parse_json, read_text
 from composir.data.triplets import ALL_QUERIES, Split
-from composir.errors import ComposirError, Problem, ProblemsError, listed, short
+from composir.errors import ComposirError, Problem, ProblemsError, short
 
 WRITE_AGAIN = "write the list again (docs/data.md says in which form)"
 HASH_DIGITS = 8
@@ -32,11 +32,10 @@ def only(splits: Sequence[Split], file: Path) -> tuple[Split, ...]:
         unknown = [query_id for query_id in dict.fromkeys(ids) if query_id not in known]
         repeated = [query_id for query_id in dict.fromkeys(ids) if ids.count(query_id) > 1]
         if unknown:
-            what = f"{len(unknown):,} queries are not in {split.dataset} {split.name}"
-            message = f"{what}: {listed([repr(name) for name in unknown])}"
+            message = f"{split.dataset} {split.name} has no such queries ({len(unknown):,}): {_named(unknown)}"
             problems.append(Problem(str(file), split.category, message, f"name queries of {split.file or split.name}"))
         if repeated:
-            message = f"named more than once: {listed([repr(name) for name in repeated])}"
+            message = f"named more than once: {_named(repeated)}"
             problems.append(Problem(str(file), split.category, message, "name every query once"))
         if not ids and not problems:
             problems.append(Problem(str(file), split.category, "names no query", "leave the category or the list out"))
@@ -44,6 +43,10 @@ def only(splits: Sequence[Split], file: Path) -> tuple[Split, ...]:
         raise ProblemsError(problems)
     rule = _rule(splits, ids_by_category)
     return tuple(_restricted(split, set(ids_by_category[split.category]), rule) for split in splits)
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids))
 
 
 def _restricted(split: Split, ids: set[str], rule: str) -> Split:
