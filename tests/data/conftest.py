@@ -248,6 +248,22 @@ for _category in ("dress", "shirt", "toptee"):
         },
     ]
 
+OACIRR_FILES = {}
+for _domain in ("fashion", "car", "product", "landmark"):
+    _annotations = f"OACIRR-Subset/OACIRR-{_domain.capitalize()}/oacirr-{_domain}"
+    _images = {f"{_domain}-{name}": f"./val/{name[0]}/{_domain}-{name}.jpg" for name in ("a1", "a2", "a3", "b1", "b2")}
+    OACIRR_FILES[f"{_annotations}/image_splits/split.val.json"] = _images
+    OACIRR_FILES[f"{_annotations}/quadruple_captions/caption_full.val.json"] = [
+        {
+            "reference": f"{_domain}-{reference}",
+            "target": f"{_domain}-{target}",
+            "reference_bounding_box": [10, 5.5, 60, 80],
+            "object_category": "thing",
+            "modification_text_mllm": f"at {target}",
+        }
+        for reference, target in (("a1", "a3"), ("b1", "b2"))
+    ]
+
 OWN_FILES = {
     "own.json": {"format": 1, "images": "images"},
     "gallery.json": ["a.jpg", "b/c.png", "d.jpg"],
@@ -272,6 +288,7 @@ TREES = {
     "PinPoint": PINPOINT_FILES,
     "EDIR": EDIR_FILES,
     "MT-FashionIQ": MT_FASHIONIQ_FILES,
+    "OACIRR": OACIRR_FILES,
     "own": OWN_FILES,
 }
 """The annotation files of a whole little data root, by data set and path: JSON, or text."""

@@ -37,6 +37,7 @@ SPLITS = [
     ("PinPoint", "test"),
     ("EDIR", "test"),
     ("MT-FashionIQ", "val"),
+    ("OACIRR", "val"),
     ("own", "val"),
 ]
 ODD_TEXTS = (

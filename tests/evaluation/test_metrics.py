@@ -236,10 +236,10 @@ def test_golden_figures_of_the_reference_evaluator(golden):
     assert fashioniq["recall_at_50"] == pytest.approx(entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6)
 
 
-SEVERAL_RIGHT = ("CIRCO", "Fashion200k", "i-CIR", "PinPoint")
+SEVERAL_RIGHT = ("CIRCO", "Fashion200k", "i-CIR", "PinPoint", "OACIRR")
 NUM_OF_OWN = {"GeneCIS": 9, "i-CIR": 55}
 """How many wrong answers a query's own gallery holds."""
-GROUPED = ("i-CIR", "PinPoint", "MT-FashionIQ")
+GROUPED = ("i-CIR", "PinPoint", "MT-FashionIQ", "OACIRR")
 
 
 @pytest.fixture
@@ -314,6 +314,10 @@ def slow_figures(scores: list[float], query: Query, split: Split) -> dict[str, f
         figures["negative_rate_at_10"] = sum(name in query.negatives for name in order[:10]) / 10
     if "map" in protocol.others:
         figures["map"] = slow_whole_precision([name in query.targets for name in order])
+    if "instance_recall" in protocol.others:
+        figures |= {
+            f"instance_recall_at_{k}": float(any(name in query.targets for name in order[:k])) for k in (1, 3, 5)
+        }
     if "last_round_recall" in protocol.others:
         figures |= {f"own recall {k}": float(query.targets[0] in order[:k]) for k in (5, 8, 10)}
     return figures | {f"{aspect}.{protocol.by_aspect}": figures[protocol.by_aspect] for aspect in query.aspects}

@@ -19,6 +19,7 @@ DATASETS = (
     "PinPoint",
     "EDIR",
     "MT-FashionIQ",
+    "OACIRR",
     "own",
 )
 SUBMITTED = ("CIRR", "CIRCO")

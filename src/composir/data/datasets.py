@@ -18,6 +18,7 @@ from composir.data import (
     icir,
     lasco,
     mtfashioniq,
+    oacirr,
     own,
     pinpoint,
     shoes,
@@ -66,6 +67,7 @@ DATASETS: Table[Dataset] = Table(
         "PinPoint": Dataset(pinpoint.load, pinpoint.SPLITS, evaluated="test"),
         "EDIR": Dataset(edir.load, edir.SPLITS, evaluated="test"),
         "MT-FashionIQ": Dataset(mtfashioniq.load, mtfashioniq.SPLITS, categories=mtfashioniq.CATEGORIES),
+        "OACIRR": Dataset(oacirr.load, oacirr.SPLITS, categories=oacirr.CATEGORIES),
         "own": Dataset(own.load, own.SPLITS),
     },
 )

@@ -25,7 +25,8 @@ class Query:
     texts: tuple[str, ...]
     """The sentences training chooses from with equal chance; ``(text,)`` unless the data set varies it."""
     targets: tuple[str, ...] = ()
-    """Names of the right answers, the annotated one first; empty where the test server hides them."""
+    """Names of the right answers, the annotated one first; empty where the test server hides them. OACIRR: the further
+    ones show the right instance, no more."""
     subset: tuple[str, ...] = ()
     """CIRR: the other members of the image set, reference left out; empty for other data sets."""
     gallery: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from composir.errors import ComposirError, nearest
 from composir.evaluation.ranking import Ranking, check_gallery, describe, first_ranks, hits
 from composir.evaluation.values import (
     Metric,
+    any_found,
     average_precision,
     hit_by_round,
     last_round,
@@ -138,6 +139,12 @@ PROTOCOLS: Table[MetricProtocol] = Table(
             others={"last_round_recall": (5, 8)} | {f"hits_round_{n}": (10,) for n in range(1, NUM_ROUNDS + 1)},
             means={"mean_last_r5_r8": ("last_round_recall_at_5", "last_round_recall_at_8")},
         ),
+        "OACIRR": MetricProtocol(
+            primary="mean_rid1_r1_r5",
+            recall_ks=(1, 5, 10, 50),
+            others={"instance_recall": (1, 3, 5)},
+            means={"mean_rid1_r1_r5": ("instance_recall_at_1", "recall_at_1", "recall_at_5")},
+        ),
         "own": MetricProtocol(
             primary="recall_at_10", recall_ks=(1, 5, 10, 50), subset_ks=(1, 2, 3), subsets_required=False
         ),
@@ -149,6 +156,7 @@ METRICS: Table[Metric] = Table(
     {
         "map": whole_precision,
         "instance_map": of_groups(whole_precision, np.mean),
+        "instance_recall": any_found,
         "instance_worst_map": of_groups(whole_precision, np.min),
         "negative_rate": negative_rate,
         "paraphrase_best": of_groups(precision_at, np.max),
@@ -171,11 +179,12 @@ _LABELS = {
     "mean_r10_r50": "mean(R@10+R@50)",
     "mean_r1_r10_r50": "mean(R@1+R@10+R@50)",
     "mean_last_r5_r8": "mean(R@5+R@8) of last rounds",
+    "mean_rid1_r1_r5": "mean(R_ID@1+R@1+R@5)",
     "map": "mAP",
     "instance_map": "mAP per instance",
     "instance_worst_map": "worst mAP per instance",
 }
-_PREFIXES = {"recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
+_PREFIXES = {"instance_recall_at_": "R_ID@", "recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
 
 
 def protocol_of(dataset: str) -> MetricProtocol:

@@ -58,6 +58,11 @@ def target_found(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"
     return within(first_ranks(hits(ranking, annotated_only=True)), k)
 
 
+def any_found(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
+    """Return whether any right answer is among the best K, 1 or 0."""
+    return within(first_ranks(hits(ranking)), k)
+
+
 def within(ranks: Int64[np.ndarray, " num_queries"], k: int) -> Float64[np.ndarray, " num_queries"]:
     """Return whether ranks, 0 for none, are among the best K, 1 or 0."""
     return ((ranks >= 1) & (ranks <= k)).astype(np.float64)
