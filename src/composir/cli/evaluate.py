@@ -119,10 +119,10 @@ def evaluate(
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
     model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
-    if data_root is None and (rankings is None or contact_sheet):
+    if data_root is None and (rankings is None or contact_sheet or only):
         raise ComposirError(
             "--data-root is missing",
-            expected="with --model, --predictions and --contact-sheet; --rankings goes without",
+            expected="with --model, --predictions, --contact-sheet and --only; --rankings goes without",
             fix="give the data set's folder, or its parent",
         )
     splits = None

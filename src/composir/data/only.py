@@ -71,10 +71,13 @@ def _read(file: Path, splits: Sequence[Split], problems: list[Problem]) -> dict[
     categories = [split.category for split in splits if split.category]
     if not categories and not text.lstrip().startswith(("[", "{")):
         return {"": [line.strip() for line in text.split("\n") if line.strip()]}
-    content = parse_json(text, dict if categories else list, file, problems, restore=WRITE_AGAIN)
-    if content is None:
+    if categories:
+        lists = parse_json(text, dict, file, problems, restore=WRITE_AGAIN)
+    else:
+        ids = parse_json(text, list, file, problems, restore=WRITE_AGAIN)
+        lists = None if ids is None else {"": ids}
+    if lists is None:
         raise ProblemsError(problems)
-    lists = content if isinstance(content, dict) else {"": content}
     for category in lists:
         if categories and category not in categories:
             raise ComposirError(

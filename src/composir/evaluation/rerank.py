@@ -101,9 +101,10 @@ def _rerank(  # noqa: PLR0917
         new_scores[row, : len(best)] = [known[place] for place in best]
         if query.targets and place_by_name[query.targets[0]] in best:
             target_ranks[row] = best.index(place_by_name[query.targets[0]]) + 1
-        for number, name in enumerate(query.targets if right_ranks is not None else ()):
-            if place_by_name[name] in best:
-                right_ranks[row, number] = best.index(place_by_name[name]) + 1
+        if right_ranks is not None:
+            for number, name in enumerate(query.targets):
+                if place_by_name[name] in best:
+                    right_ranks[row, number] = best.index(place_by_name[name]) + 1
         members = sorted((place_by_name[name] for name in query.subset), key=key)
         subsets.append(tuple(split.gallery[place] for place in members))
     return _cut(Ranking(split, new_top, new_scores, target_ranks, tuple(subsets), right_ranks))

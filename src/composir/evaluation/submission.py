@@ -358,10 +358,10 @@ def _ranking(split: Split, parts: Sequence[Predictions]) -> Ranking:
         subset=tuple(subset_lists.get(query.id, ()) for query in split.queries),
     )
     ranks = first_ranks(hits(ranking, annotated_only=True))
-    has_own_galleries = lists is not None and all(query.gallery for query in split.queries)
-    return dataclasses.replace(
-        ranking, target_ranks=ranks, right_ranks=_right_ranks(split, lists) if has_own_galleries else None
-    )
+    right_ranks = None
+    if lists is not None and all(query.gallery for query in split.queries):
+        right_ranks = _right_ranks(split, lists)
+    return dataclasses.replace(ranking, target_ranks=ranks, right_ranks=right_ranks)
 
 
 def _right_ranks(split: Split, lists: Lists) -> Int64[np.ndarray, "num_queries num_right"]:
