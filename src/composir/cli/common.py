@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help=f"Check, describe and make data sets: {one_of(DATASETS)}.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 models_app = typer.Typer(help="List the field's public models, and download them.", invoke_without_command=True)
 app.add_typer(models_app, name="models", rich_help_panel="Models")
