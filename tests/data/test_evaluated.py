@@ -137,6 +137,9 @@ def test_only_measures_the_queries_of_a_list(run, model, root_with_pictures, tmp
     assert document["signature_fields"]["queries"].startswith("2 of 3, list ")
     code, out, _ = run("evaluate", "--rankings", file, "--json")
     assert (code, json.loads(out)) == (0, document)
+    code, _, err = run("evaluate", "--rankings", file, "--only", listed)
+    assert code == 2
+    assert "--data-root is missing" in err
     run("evaluate", *where, "--save-rankings", tmp_path / "all.safetensors")
     code, _, err = run("compare", file, tmp_path / "all.safetensors")
     assert code == 2

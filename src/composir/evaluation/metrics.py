@@ -204,14 +204,17 @@ def protocol_of(dataset: str) -> MetricProtocol:
 
 
 def metric_label(key: str) -> str:
-    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``."""
+    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``.
+
+    An arrow stands behind one of which less is better: ``negative rate@10 ↓``.
+    """
     category, _, name = key.rpartition(".")
     name = _LABELS.get(name, name)
     for prefix, short in _PREFIXES.items():
         name = re.sub(f"^{prefix}", short, name)
     for other in METRICS:
-        name = re.sub(f"^{other}_at_", f"{other}@", name)
-    return f"{category} {name}".strip()
+        name = re.sub(f"^{other}_at_", f"{other.replace('_', ' ')}@", name)
+    return f"{category} {name}{' ↓' if lower_is_better(key) else ''}".strip()
 
 
 def lower_is_better(key: str) -> bool:
