@@ -147,8 +147,8 @@ def _query_row(ranking: Ranking, row: int) -> Row:
         )
         for image in retrieved(ranking, row)
     ]
-    more = f" and {len(query.further_references)} more" if query.further_references else ""
-    note = f"{split.category} {query.id}".strip() + more
+    number = f" · 1 of {len(query.references)} pictures" if query.further_references else ""
+    note = f"{split.category} {query.id}{number}".strip()
     return Row(split.images[query.reference], query.text, tuple(cells), note=note)
 
 
