@@ -28,7 +28,7 @@ from composir.cli.common import (
     require_one,
     splits_of_flags,
 )
-from composir.cli.console import Bars, one_line, out, print_json
+from composir.cli.console import Bars, err, one_line, out, print_json
 from composir.errors import ComposirError, Problem
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ ExcludeReference = Annotated[
 ]
 TextRule = Annotated[
     str | None,
-    typer.Option("--text-rule", help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."),
+    typer.Option(
+        "--text-rule", help="How CIRR's, FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."
+    ),
 ]
 
 
@@ -193,6 +195,7 @@ def _measure(
         ranked = read_predictions(predictions, splits)
         return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
     assert model is not None
+    _tell_trained_rule(model, splits[0])
     with Bars() as bars:
         embedder, weights_hash = embedder_of_flags(
             model, splits, bars, place=place, scoring=scoring, rerank=bool(rerank)
@@ -200,6 +203,21 @@ def _measure(
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
         )
+
+
+def _tell_trained_rule(model: Path, split: Split) -> None:
+    """Say so on stderr where a model that was trained here is asked with sentences of another text rule."""
+    from composir.data.datasets import DATASETS
+    from composir.evaluation.saved import RECIPE
+    from composir.files import read_toml
+
+    recipe = read_toml(model / RECIPE) if (model / RECIPE).is_file() else {}
+    if recipe.get("dataset") != split.dataset:
+        return
+    trained = recipe.get("text_rule") or next(iter(DATASETS[split.dataset].text_rules), split.text_rule)
+    if trained != split.text_rule:
+        line = f"note: trained with --text-rule {trained!r}, and asked with {split.text_rule!r}"
+        err.print(line, soft_wrap=True, markup=False)
 
 
 @app.command(rich_help_panel="Models")
@@ -248,6 +266,7 @@ def submit(
         if out_ is None:
             raise ComposirError("--out is missing", fix="give the folder that the files are written to")
         splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule)
+        _tell_trained_rule(model, splits[0])
         with Bars() as bars:
             embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
             rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)

@@ -66,12 +66,12 @@ def load(
 
     ``root`` holds ``captions/``, or is the parent of such a ``fashionIQ_dataset/``. The gallery is the split
     file's list (the *original* one) and keeps the reference. A query's id is its number in the caption file,
-    from 0. ``text_rule``, one of ``TEXT_RULES``, makes the sentence; training draws from four (``training_texts``) by
-    the first rule, and has the one that is evaluated by the others. ``CORRECTED`` needs
-    ``captions/correction_dict_CATEGORY.json``, which TG-CIR publishes. Image files are not touched, and expected in ``images/`` as PNG (``find_images`` looks for them elsewhere
-    and under other suffixes). Raises ``SplitNotFoundError``
-    when no category has the split and ``AnnotationsError`` with everything wrong in all of them; a category that is
-    not there is wrong, too.
+    from 0. ``text_rule``, one of ``TEXT_RULES``, makes the sentence: by the first training draws from four
+    (``training_texts``), by the others from that which is evaluated alone. ``CORRECTED`` reads
+    ``captions/correction_dict_CATEGORY.json``, which TG-CIR publishes. Image files are not touched, and expected in
+    ``images/`` as PNG (``find_images`` looks for them elsewhere and under other suffixes). Raises
+    ``SplitNotFoundError`` when no category has the split and ``AnnotationsError`` with everything wrong in all of them;
+    a category that is not there is wrong, too.
     """
     categories = choose_categories("FashionIQ", categories, CATEGORIES)
     check_split_name("FashionIQ", split, SPLITS)

@@ -1,4 +1,4 @@
-"""What stands around a caption where a model is asked with more than it: text rules of CIRR, one of them CIRCO's too."""
+"""What stands around a caption where a model is asked with more: text rules of CIRR, and one of CIRCO."""
 
 from __future__ import annotations
 
