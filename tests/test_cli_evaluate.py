@@ -312,6 +312,10 @@ def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["evaluate", "--model", "photos", "--data-root", "x", "--text-only", "t.json"],
+            "--text-only goes with --predictions; expected files of predictions for both; fix: leave it out",
+        ),
         (["evaluate", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --predictions"),
         (
             ["evaluate", "--model", "x", "--rankings", "y", "--data-root", "x"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +63,14 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
     ] = None,
+    image_only: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --predictions: what the same tool answers to the pictures alone; repeatable."),
+    ] = None,
+    text_only: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --predictions: what it answers to the sentences alone; with both, the audit is made."),
+    ] = None,
     rankings: Annotated[
         Path | None, typer.Option(help="Instead of a model: what --save-rankings wrote; needs no data root.")
     ] = None,
@@ -117,6 +126,13 @@ def evaluate(
     from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
+    for flag, given in {"--image-only": image_only, "--text-only": text_only}.items():
+        if given and not predictions:
+            raise ComposirError(
+                f"{flag} goes with --predictions",
+                expected="files of predictions for both",
+                fix="leave it out: a model is asked with either alone anyway",
+            )
     model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     if data_root is None and (rankings is None or contact_sheet):
         raise ComposirError(
@@ -141,7 +157,7 @@ def evaluate(
         raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
     result = _measure(
         model,
-        predictions,
+        {"composed": predictions, "image_only": image_only, "text_only": text_only} if predictions else {},
         rankings,
         splits,
         scoring=scoring,
@@ -173,7 +189,7 @@ def evaluate(
 
 def _measure(
     model: Path | None,
-    predictions: list[Path] | None,
+    predictions: Mapping[str, list[Path] | None],
     rankings: Path | None,
     splits: tuple[Split, ...] | None,
     *,
@@ -182,7 +198,10 @@ def _measure(
     batch_size: int,
     place: TokenPlace,
 ) -> Result:
-    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
+    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``.
+
+    ``predictions`` are files by kind of ranking, as ``measure`` calls them.
+    """
     from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
     from composir.evaluation import evaluate as evaluate_model
 
@@ -192,8 +211,8 @@ def _measure(
     assert splits is not None
     check_scorable(splits)
     if predictions:
-        ranked = read_predictions(predictions, splits)
-        return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
+        ranked = {kind: read_predictions(files, splits) for kind, files in predictions.items() if files}
+        return measure(ranked, weights_hash=predictions_hash(predictions["composed"] or []))
     assert model is not None
     _tell_trained_rule(model, splits[0])
     with Bars() as bars:
