@@ -137,11 +137,13 @@ def test_a_model_that_was_trained_on_other_sentences_is_told_of(run, model, shap
         ("", ("--text-rule", "in a prompt"), [note.format("as annotated", "in a prompt")]),
     ]:
         recipe.write_text(f'dataset = "CIRR"\ntext_rule = "{text_rule}"\n')
-        code, out, err = run(*asked, *given)
+        code, out, err = run(*asked, *given, "--save-rankings", tmp_path / f"{bool(given)}.safetensors")
         assert (code, notes_in(err)) == (0, expected)
         assert f"text:{'in-a-prompt' if given else 'as-annotated'}|" in json.loads(out)["signature"]
     recipe.write_text('dataset = "LaSCo"\n')
     assert notes_in(run(*asked)[2]) == []
+    code, _, err = run("compare", tmp_path / "False.safetensors", tmp_path / "True.safetensors")
+    assert (code, "text is 'in a prompt', not 'as annotated'" in err) == (2, True), err
     recipe.write_text('dataset = "CIRR"\ntext_rule = "in a prompt"\n')
     _, _, err = run("submit", *flags, "--split", "val", "--out", tmp_path / "submission")
     assert notes_in(err) == [note.format("in a prompt", "as annotated")]
