@@ -312,6 +312,23 @@ def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe,
     assert {text for text in texts if "red" in text or text == "Is another one"} >= kinds
 
 
+def test_a_text_rule_makes_the_sentences_of_training_and_validation(make_recipe, fashion_root, monkeypatch):
+    texts = set()
+    words = Composer.words
+
+    def remember(self, given):
+        texts.update(given)
+        return words(self, given)
+
+    monkeypatch.setattr(Composer, "words", remember)
+    rule = "both captions, comma between"
+    run = train(make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=1, text_rule=rule)).run
+    assert len(texts) > 3
+    assert all(text.startswith("is another one., and like ") for text in texts if text)
+    assert resume_recipe(run).text_rule == rule
+    assert load_rankings(run / "best/rankings.safetensors").signature_fields["text"] == rule
+
+
 def test_validation_takes_the_split_whose_answers_are_public(make_recipe, shapes_root, tmp_path):
     root = tmp_path / "Fashion200k"
     shutil.copytree(shapes_root, root)
@@ -783,6 +800,27 @@ def test_resuming_on_other_annotations_is_refused_with_what_has_changed(stopped,
     assert str(problem).startswith(f"{root / CAPTIONS.format(split)} {words}fix: put it back as it was, or start ")
     assert str(problem).endswith(f"composir train --config {run}/recipe.toml")
     assert (run / "last/training.pt").read_bytes() == before
+
+
+def test_resuming_with_another_text_rule_is_refused_and_runs_of_before_do_not_say_theirs(stopped):
+    run, _ = stopped
+    other = resume_recipe(run).model_copy(update={"text_rule": "in a prompt"})
+    with pytest.raises(ProblemsError) as caught:
+        train(other, resume=run)
+    assert [problem.message for problem in caught.value.problems] == [
+        "makes its sentences by the text rule 'in a prompt', the run began with 'as annotated'"
+    ] * 2
+
+    def forget(document):
+        return {
+            **document,
+            "splits": [{k: v for k, v in one.items() if k != "text_rule"} for one in document["splits"]],
+        }
+
+    change(run / "data.json", forget)
+    with pytest.raises(ProblemsError, match="holds other sentences than when the run began"):
+        train(other, resume=run)
+    assert train(resume_recipe(run), resume=run).epochs == 2
 
 
 def test_annotations_that_read_the_same_are_the_same(stopped):

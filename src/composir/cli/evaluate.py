@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +29,7 @@ from composir.cli.common import (
     require_one,
     splits_of_flags,
 )
-from composir.cli.console import Bars, one_line, out, print_json
+from composir.cli.console import Bars, err, one_line, out, print_json
 from composir.errors import ComposirError, Problem
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ ExcludeReference = Annotated[
 ]
 TextRule = Annotated[
     str | None,
-    typer.Option("--text-rule", help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."),
+    typer.Option(
+        "--text-rule", help="How CIRR's, FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'."
+    ),
 ]
 
 
@@ -59,6 +62,14 @@ def evaluate(
     predictions: Annotated[
         list[Path] | None,
         typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
+    ] = None,
+    image_only: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --predictions: what the same tool answers to the pictures alone; repeatable."),
+    ] = None,
+    text_only: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --predictions: what it answers to the sentences alone; with both, the audit is made."),
     ] = None,
     rankings: Annotated[
         Path | None, typer.Option(help="Instead of a model: what --save-rankings wrote; needs no data root.")
@@ -118,6 +129,13 @@ def evaluate(
     from composir.token_cache import TokenPlace
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
+    for flag, given in {"--image-only": image_only, "--text-only": text_only}.items():
+        if given and not predictions:
+            raise ComposirError(
+                f"{flag} goes with --predictions",
+                expected="files of predictions for both",
+                fix="leave it out: a model is asked with either alone anyway",
+            )
     model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
     if data_root is None and (rankings is None or contact_sheet or only):
         raise ComposirError(
@@ -143,7 +161,7 @@ def evaluate(
         raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
     result = _measure(
         model,
-        predictions,
+        {"composed": predictions, "image_only": image_only, "text_only": text_only} if predictions else {},
         rankings,
         splits,
         scoring=scoring,
@@ -175,7 +193,7 @@ def evaluate(
 
 def _measure(
     model: Path | None,
-    predictions: list[Path] | None,
+    predictions: Mapping[str, list[Path] | None],
     rankings: Path | None,
     splits: tuple[Split, ...] | None,
     *,
@@ -184,7 +202,10 @@ def _measure(
     batch_size: int,
     place: TokenPlace,
 ) -> Result:
-    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
+    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``.
+
+    ``predictions`` are files by kind of ranking, as ``measure`` calls them.
+    """
     from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
     from composir.evaluation import evaluate as evaluate_model
 
@@ -194,9 +215,10 @@ def _measure(
     assert splits is not None
     check_scorable(splits)
     if predictions:
-        ranked = read_predictions(predictions, splits)
-        return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
+        ranked = {kind: read_predictions(files, splits) for kind, files in predictions.items() if files}
+        return measure(ranked, weights_hash=predictions_hash(predictions["composed"] or []))
     assert model is not None
+    _tell_trained_rule(model, splits[0])
     with Bars() as bars:
         embedder, weights_hash = embedder_of_flags(
             model, splits, bars, place=place, scoring=scoring, rerank=bool(rerank)
@@ -204,6 +226,21 @@ def _measure(
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
         )
+
+
+def _tell_trained_rule(model: Path, split: Split) -> None:
+    """Say so on stderr where a model that was trained here is asked with sentences of another text rule."""
+    from composir.data.datasets import DATASETS
+    from composir.evaluation.saved import RECIPE
+    from composir.files import read_toml
+
+    recipe = read_toml(model / RECIPE) if (model / RECIPE).is_file() else {}
+    if recipe.get("dataset") != split.dataset:
+        return
+    trained = recipe.get("text_rule") or next(iter(DATASETS[split.dataset].text_rules), split.text_rule)
+    if trained != split.text_rule:
+        line = f"note: trained with --text-rule {trained!r}, and asked with {split.text_rule!r}"
+        err.print(line, soft_wrap=True, markup=False)
 
 
 @app.command(rich_help_panel="Models")
@@ -252,6 +289,7 @@ def submit(
         if out_ is None:
             raise ComposirError("--out is missing", fix="give the folder that the files are written to")
         splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule)
+        _tell_trained_rule(model, splits[0])
         with Bars() as bars:
             embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
             rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)

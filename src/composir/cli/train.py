@@ -54,6 +54,10 @@ def train(
             help="Do without the queries that need a missing image; says how many are left.",
         ),
     ] = None,
+    text_rule: Annotated[
+        str | None,
+        typer.Option(help="How CIRR's and FashionIQ's sentences are made, such as 'MMEB instruction' (evaluate)."),
+    ] = None,
     blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
     backbone: Annotated[
         str | None,
@@ -213,7 +217,9 @@ def _next_command(recipe: Any, best: Path) -> str:
     if recipe.index:
         return command("search", recipe.index, "--model", best, "--image", "PICTURE", "--text", "SENTENCE")
     skip = ("--skip-missing-images",) * recipe.skip_missing_images
-    return command("evaluate", "--model", best, "--dataset", recipe.dataset, "--data-root", recipe.data_root, *skip)
+    rule = ("--text-rule", recipe.text_rule) if recipe.text_rule else ()
+    data = ("--dataset", recipe.dataset, "--data-root", recipe.data_root)
+    return command("evaluate", "--model", best, *data, *rule, *skip)
 
 
 def _put(best: Path | None, place: Path | None) -> Path | None:

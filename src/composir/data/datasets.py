@@ -54,7 +54,7 @@ class Dataset:
 DATASETS: Table[Dataset] = Table(
     "datasets",
     {
-        "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
+        "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1", text_rules=cirr.TEXT_RULES),
         "FashionIQ": Dataset(
             fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES, text_rules=fashioniq.TEXT_RULES
         ),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from composir.errors import ComposirError
 from composir.evaluation.metrics import (
     NUM_RESAMPLES,
     averages,
@@ -161,7 +162,7 @@ def measure(
 
     ``weights_hash`` identifies the model in the signature, unless the rankings come with one, ``signature`` by
     field, as saved ones do; ``rerank`` says what the rankings were before they were re-ranked; ``seed`` is the
-    bootstrap's.
+    bootstrap's. Raises ``ComposirError`` where a baseline gives other figures.
     """
     composed = rankings[COMPOSED]
     check_scorable([ranking.split for ranking in composed])
@@ -170,7 +171,15 @@ def measure(
     }
     figures = {kind: averages(values) for kind, values in values_by_kind.items()}
     groups = groups_of(composed)
-    audited = all(kind in rankings for kind in KINDS)
+    for kind, metrics in figures.items():
+        if metrics.keys() != figures[COMPOSED].keys():
+            raise ComposirError(
+                f"the {kind.replace('_', ' ')} ranking gives other figures than the composed one",
+                expected="files of predictions of the same kinds, with lists of the same length",
+                fix="give both of CIRR's files of each, or one of each",
+            )
+    primary = protocol_of(composed[0].split.dataset).primary  # half of CIRR's files do not give it
+    audited = all(kind in rankings for kind in KINDS) and primary in figures[COMPOSED]
     return Result(
         metrics=figures[COMPOSED],
         intervals=intervals(values_by_kind[COMPOSED], groups, num_resamples=num_resamples, seed=seed),

@@ -188,8 +188,9 @@ class Run:
         cls, recipe: Recipe, resume: Path | None, observer: Observer
     ) -> tuple[Sequence[Split], Sequence[Split], Mapping[str, Left]]:
         """Return what is trained on, what it is validated on, and what is left of each, all images looked at."""
-        train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-        val_splits = load_splits(recipe.dataset, recipe.data_root, DATASETS[find_dataset(recipe.dataset)].evaluated)
+        validated, text_rule = DATASETS[find_dataset(recipe.dataset)].evaluated, recipe.text_rule or None
+        train_splits = load_splits(recipe.dataset, recipe.data_root, "train", text_rule=text_rule)
+        val_splits = load_splits(recipe.dataset, recipe.data_root, validated, text_rule=text_rule)
         left_by_key: dict[str, Left] = {}
         if recipe.skip_missing_images:
             splits, left_by_key = without_missing_images([*train_splits, *val_splits])
