@@ -1,0 +1,171 @@
+"""What one run of a model has to do: open it once, and rank every data set of which its cell is not there."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from composir.bench.cells import Cell, Cost, Origin
+from composir.bench.config import DataEntry, ModelEntry
+from composir.data import Split
+from composir.data.check import require_images
+from composir.data.images import ImageSource
+from composir.errors import ComposirError
+from composir.evaluation import KINDS, Embedder, measure, rank_splits
+from composir.features import embedder_of, hash_of, open_model
+from composir.machine import default_device, describe_machine, peak_memory
+from composir.token_cache import TokenPlace
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a model, and the data sets it is asked on."""
+
+    name: str
+    entry: ModelEntry
+    run: int
+    datasets: dict[str, DataEntry]
+    out: Path
+    place: TokenPlace
+
+    @property
+    def address(self) -> str:
+        """What the run is opened by."""
+        return self.entry.model[self.run]
+
+    @property
+    def title(self) -> str:
+        """Return the run as messages name it."""
+        return self.name if len(self.entry.model) == 1 else f"{self.name}, run {self.run + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far something is within a cell."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A cell is there."""
+
+    title: str
+    dataset: str
+    reason: str
+    """Why it was computed; empty where it was there."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A cell, or every cell of a run that cannot be opened, will not be there."""
+
+    title: str
+    model: str
+    dataset: str
+    message: str
+
+
+Event = Step | Done | Failed
+Tell = Callable[[Event], None]
+
+
+def do_job(job: Job, tell: Tell) -> None:
+    """Compute the cells of a job that lack, and tell of each; what fails is told, and the others are computed.
+
+    A model may fail by any exception of its own code or of a library's, so all are told and none is raised.
+    """
+    try:
+        opened = open_model(job.address, default_device())
+        splits_by_name = {name: entry.load() for name, entry in job.datasets.items()}
+        weights_hash = hash_of(opened, scoring=job.entry.scoring)
+    except Exception as error:
+        for dataset in job.datasets:
+            tell(Failed(job.title, job.name, dataset, describe_error(error)))
+        return
+    in_several = _in_several([split for splits in splits_by_name.values() for split in splits])
+    known: dict[ImageSource, Tensor] = {}
+
+    def embedder_on(splits: Sequence[Split]) -> Embedder:
+        embedder = embedder_of(
+            opened,
+            splits,
+            scoring=job.entry.scoring,
+            place=job.place,
+            progress=lambda done, total: tell(Step("image tokens", done, total)),
+        )
+        return SharedGallery(embedder, in_several, known)
+
+    for name, splits in splits_by_name.items():
+        try:
+            tell(_do_cell(job, name, splits, weights_hash, embedder_on, tell))
+        except Exception as error:
+            tell(Failed(job.title, job.name, name, describe_error(error)))
+
+
+def _do_cell(
+    job: Job,
+    dataset: str,
+    splits: Sequence[Split],
+    weights_hash: str,
+    embedder_on: Callable[[Sequence[Split]], Embedder],
+    tell: Tell,
+) -> Done:
+    require_images(splits)
+    cell, origin = Cell(job.name, dataset, job.run), Origin.of(weights_hash, splits)
+    reason = cell.reason_to_compute(job.out, origin)
+    if not reason:
+        return Done(job.title, dataset, "")
+    start = time.perf_counter()
+    rankings = rank_splits(
+        embedder_on(splits),
+        splits,
+        kinds=KINDS,
+        batch_size=job.entry.batch_size,
+        progress=lambda what, done, total: tell(Step(what, done, total)),
+    )
+    seconds = time.perf_counter() - start
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    cost = Cost(seconds, peak_memory(), gpu, describe_machine())
+    cell.write(job.out, measure(rankings, weights_hash=weights_hash), origin, cost)
+    return Done(job.title, dataset, reason, seconds)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in one line; one that is not composir's with its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ComposirError) else f"{type(error).__name__}: {text}"
+
+
+def _in_several(splits: Sequence[Split]) -> frozenset[ImageSource]:
+    """Return the pictures that are in the galleries of two splits or more."""
+    counts = Counter(source for split in splits for source in split.gallery_sources)
+    return frozenset(source for source, count in counts.items() if count > 1)
+
+
+class SharedGallery:
+    """An embedder whose target embeddings of ``shared`` pictures are computed once, and kept in ``known``."""
+
+    def __init__(
+        self, embedder: Embedder, shared: frozenset[ImageSource], known: dict[ImageSource, Tensor]
+    ) -> None:
+        self.embedder, self.shared, self.known = embedder, shared, known
+        self.embed_queries = embedder.embed_queries
+        self.embed_text_only = embedder.embed_text_only
+
+    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
+        """Return the target embedding of every image."""
+        lacking = [path for path in paths if path not in self.known]
+        new = dict(zip(lacking, self.embedder.embed_gallery(lacking), strict=True)) if lacking else {}
+        self.known.update((path, row) for path, row in new.items() if path in self.shared)
+        return torch.stack([new[path] if path in new else self.known[path] for path in paths])
