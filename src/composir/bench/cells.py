@@ -106,7 +106,14 @@ class Cell:
 def _hash_data(splits: Sequence[Split]) -> str:
     digest = hashlib.sha256()
     for split in splits:
-        rules = (split.dataset, split.name, split.category, split.gallery_rule, split.exclude_reference, split.text_rule)
+        rules = (
+            split.dataset,
+            split.name,
+            split.category,
+            split.gallery_rule,
+            split.exclude_reference,
+            split.text_rule,
+        )
         parts = [rules, [asdict(query) for query in split.queries], split.gallery]
         digest.update(json.dumps(parts).encode())
         for source in split.images.values():

@@ -18,6 +18,8 @@ from composir.files import locked
 from composir.token_cache import ON_DISK, TokenPlace
 
 LOCK = ".lock"
+KILLED = -9
+"""The exit code of a process that was killed, as Python gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,7 @@ def run_bench(config: Config, out: Path, *, place: TokenPlace = ON_DISK, tell: T
                     tell(event)
     failed = {(failure.model, failure.dataset) for failure in failures}
     measured = {
-        dataset: {
-            name: _read(config, name, dataset, out) for name in config.models if (name, dataset) not in failed
-        }
+        dataset: {name: _read(config, name, dataset, out) for name in config.models if (name, dataset) not in failed}
         for dataset in config.datasets
     }
     return Bench(measured, tuple(failures))
@@ -94,8 +94,8 @@ def _in_own_process(job: Job) -> Iterator[Event]:
         process.join()
         receiver.close()
     for dataset in left:
-        why = f"its process ended with {process.exitcode}"
-        hint = ": killed, as it is where no memory is left" if process.exitcode == -signal.SIGKILL else ""
+        why = f"its process ended with code {process.exitcode}"
+        hint = ", killed, as where no memory is left" if process.exitcode == KILLED else ""
         yield Failed(job.title, job.name, dataset, why + hint)
 
 

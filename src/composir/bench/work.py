@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from composir.data.check import require_images
 from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import KINDS, Embedder, measure, rank_splits
-from composir.features import embedder_of, hash_of, open_model
+from composir.features import Opened, OpenedHead, embedder_of, hash_of, open_model
 from composir.machine import default_device, describe_machine, peak_memory
 from composir.token_cache import TokenPlace
 
@@ -88,57 +88,59 @@ def do_job(job: Job, tell: Tell) -> None:
     try:
         opened = open_model(job.address, default_device())
         splits_by_name = {name: entry.load() for name, entry in job.datasets.items()}
-        weights_hash = hash_of(opened, scoring=job.entry.scoring)
+        asked = _Asked(job, opened, hash_of(opened, scoring=job.entry.scoring), tell)
     except Exception as error:
         for dataset in job.datasets:
             tell(Failed(job.title, job.name, dataset, describe_error(error)))
         return
-    in_several = _in_several([split for splits in splits_by_name.values() for split in splits])
-    known: dict[ImageSource, Tensor] = {}
-
-    def embedder_on(splits: Sequence[Split]) -> Embedder:
-        embedder = embedder_of(
-            opened,
-            splits,
-            scoring=job.entry.scoring,
-            place=job.place,
-            progress=lambda done, total: tell(Step("image tokens", done, total)),
-        )
-        return SharedGallery(embedder, in_several, known)
-
+    asked.shared = _in_several([split for splits in splits_by_name.values() for split in splits])
     for name, splits in splits_by_name.items():
         try:
-            tell(_do_cell(job, name, splits, weights_hash, embedder_on, tell))
+            tell(asked.on(name, splits))
         except Exception as error:
             tell(Failed(job.title, job.name, name, describe_error(error)))
 
 
-def _do_cell(
-    job: Job,
-    dataset: str,
-    splits: Sequence[Split],
-    weights_hash: str,
-    embedder_on: Callable[[Sequence[Split]], Embedder],
-    tell: Tell,
-) -> Done:
-    require_images(splits)
-    cell, origin = Cell(job.name, dataset, job.run), Origin.of(weights_hash, splits)
-    reason = cell.reason_to_compute(job.out, origin)
-    if not reason:
-        return Done(job.title, dataset, "")
-    start = time.perf_counter()
-    rankings = rank_splits(
-        embedder_on(splits),
-        splits,
-        kinds=KINDS,
-        batch_size=job.entry.batch_size,
-        progress=lambda what, done, total: tell(Step(what, done, total)),
-    )
-    seconds = time.perf_counter() - start
-    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    cost = Cost(seconds, peak_memory(), gpu, describe_machine())
-    cell.write(job.out, measure(rankings, weights_hash=weights_hash), origin, cost)
-    return Done(job.title, dataset, reason, seconds)
+@dataclass
+class _Asked:
+    """An open model that is asked on one data set after another."""
+
+    job: Job
+    opened: Opened | OpenedHead
+    weights_hash: str
+    tell: Tell
+    shared: frozenset[ImageSource] = frozenset()
+    """Pictures that several galleries hold."""
+    known: dict[ImageSource, Tensor] = field(default_factory=dict)
+    """Target embeddings of those that were embedded already."""
+
+    def on(self, dataset: str, splits: Sequence[Split]) -> Done:
+        """Return what was done for the cell of a data set, which is there then."""
+        require_images(splits)
+        cell, origin = Cell(self.job.name, dataset, self.job.run), Origin.of(self.weights_hash, splits)
+        reason = cell.reason_to_compute(self.job.out, origin)
+        if not reason:
+            return Done(self.job.title, dataset, "")
+        start = time.perf_counter()
+        embedder = embedder_of(
+            self.opened,
+            splits,
+            scoring=self.job.entry.scoring,
+            place=self.job.place,
+            progress=lambda done, total: self.tell(Step("image tokens", done, total)),
+        )
+        rankings = rank_splits(
+            SharedGallery(embedder, self.shared, self.known),
+            splits,
+            kinds=KINDS,
+            batch_size=self.job.entry.batch_size,
+            progress=lambda what, done, total: self.tell(Step(what, done, total)),
+        )
+        seconds = time.perf_counter() - start
+        gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        cost = Cost(seconds, peak_memory(), gpu, describe_machine())
+        cell.write(self.job.out, measure(rankings, weights_hash=self.weights_hash), origin, cost)
+        return Done(self.job.title, dataset, reason, seconds)
 
 
 def describe_error(error: BaseException) -> str:
@@ -156,9 +158,7 @@ def _in_several(splits: Sequence[Split]) -> frozenset[ImageSource]:
 class SharedGallery:
     """An embedder whose target embeddings of ``shared`` pictures are computed once, and kept in ``known``."""
 
-    def __init__(
-        self, embedder: Embedder, shared: frozenset[ImageSource], known: dict[ImageSource, Tensor]
-    ) -> None:
+    def __init__(self, embedder: Embedder, shared: frozenset[ImageSource], known: dict[ImageSource, Tensor]) -> None:
         self.embedder, self.shared, self.known = embedder, shared, known
         self.embed_queries = embedder.embed_queries
         self.embed_text_only = embedder.embed_text_only
