@@ -27,6 +27,8 @@ COMPOSED = ("C1", "C2", "attributes")
 """The benchmark's queries of a picture and a sentence; the others ask with one of the two."""
 BASES, SEEDS = ("photos", "lite0"), (0, 1)
 """Of the heads."""
+LATE = ("--validation-frequency", 1000)
+"""One validation, at the end."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not (models / f"{backbone}-untrained").exists():
             torch.manual_seed(0)
             save_pretrained(build(backbone).eval(), models / f"{backbone}-untrained")
-    _train(models / "mini-scenes-0", sets / "scenes", 0, "--backbone", "mini", "--max-steps", 60)
+    _train(models / "mini-scenes-0", sets / "scenes", 0, "--backbone", "mini", "--max-steps", 60, *LATE)
     for base in BASES:
         for seed in SEEDS:
             _train(models / f"{base}-joint-drawings-{seed}", sets / "drawings", seed, "--backbone", base)
@@ -82,7 +84,7 @@ def _train(out: Path, data: Path, seed: int, *settings: object) -> None:
     runs = out.parent / "runs" / out.name
     shutil.rmtree(runs, ignore_errors=True)
     where = ("--dataset", "CIRR", "--data-root", data, "--output-dir", runs)
-    _composir("train", *settings, *where, "--seed", seed, "--validation-frequency", 1000)
+    _composir("train", *settings, *where, "--seed", seed)
     (run,) = runs.iterdir()
     (run / "best").rename(out)
     shutil.rmtree(runs)

@@ -180,10 +180,10 @@ def saved_of(file: Path, entry: Entry) -> tuple[Saved, ...]:
                 for kind in KINDS
             },
             {name: value for name, value in run.signature_fields.items() if name != "composir"},
-            path=file,
+            path=file if len(entry.runs) == 1 else Path(f"{file}, run {number}"),
             seed=run.seed,
         )
-        for run in entry.runs
+        for number, run in enumerate(entry.runs, 1)
     )
 
 

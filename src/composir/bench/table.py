@@ -38,7 +38,8 @@ class Row:
     p_values: dict[str, float]
     """That a difference to the best model of the metric is by chance: two-sided, after Holm; 1 for the best itself."""
     seconds: float
-    """The mean over the runs."""
+    processor_seconds: float
+    """Means over the runs."""
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int | None
     """The largest of the runs."""
@@ -65,6 +66,11 @@ class Section:
     """What was measured, by field; not the weights, in which the rows differ."""
     rows: tuple[Row, ...]
 
+    @property
+    def others(self) -> list[str]:
+        """The metrics but the primary one."""
+        return [key for key in self.keys if key != self.primary]
+
 
 @dataclass(frozen=True, slots=True)
 class BenchTable:
@@ -76,8 +82,9 @@ class BenchTable:
 
     @property
     def models(self) -> list[str]:
-        """Every model that has a figure, in the order in which they come."""
-        return list(dict.fromkeys(row.model for section in self.sections for row in section.rows))
+        """Every model, the best of the first data set first, those without any figure last."""
+        measured = [row.model for section in self.sections for row in section.rows]
+        return list(dict.fromkeys([*measured, *(failure.model for failure in self.failures)]))
 
     @property
     def machines(self) -> list[dict[str, Any]]:
@@ -88,6 +95,11 @@ class BenchTable:
     def row(self, section: Section, model: str) -> Row | None:
         """Return a model's row, None where it has none."""
         return next((row for row in section.rows if row.model == model), None)
+
+    def without_row(self, section: Section, model: str) -> str:
+        """Return what stands where a model has no row: that it failed there, or a dash where it was not asked."""
+        failed = any((one.model, one.dataset) == (model, section.dataset) for one in self.failures)
+        return "failed" if failed else "–"
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``composir bench --json``, made of plain JSON types."""
@@ -148,6 +160,7 @@ def _row(standing: Standing, measured: Measured, p_values: Mapping[str, Mapping[
         shortcut_free=_mean([_shortcut_free(result) for result in results]),
         p_values={key: by_model[standing.name] for key, by_model in p_values.items()},
         seconds=float(np.mean([cost.seconds for cost in measured.costs])),
+        processor_seconds=float(np.mean([cost.processor_seconds for cost in measured.costs])),
         peak_memory_bytes=max(cost.peak_memory_bytes for cost in measured.costs),
         peak_gpu_memory_bytes=max(cost.peak_gpu_memory_bytes or 0 for cost in measured.costs) or None,
         machine=measured.costs[0].machine,

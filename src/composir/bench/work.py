@@ -121,7 +121,7 @@ class _Asked:
         reason = cell.reason_to_compute(self.job.out, origin)
         if not reason:
             return Done(self.job.title, dataset, "")
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         embedder = embedder_of(
             self.opened,
             splits,
@@ -136,9 +136,9 @@ class _Asked:
             batch_size=self.job.entry.batch_size,
             progress=lambda what, done, total: self.tell(Step(what, done, total)),
         )
-        seconds = time.perf_counter() - start
+        seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
         gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-        cost = Cost(seconds, peak_memory(), gpu, describe_machine())
+        cost = Cost(seconds, processor_seconds, peak_memory(), gpu, describe_machine())
         cell.write(self.job.out, measure(rankings, weights_hash=self.weights_hash), origin, cost)
         return Done(self.job.title, dataset, reason, seconds)
 

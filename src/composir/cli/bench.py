@@ -138,7 +138,7 @@ def _views(table: BenchTable):
             )
             mark = " *" if row.stands_out(key) else "  "
             memory = size_text(row.peak_gpu_memory_bytes or row.peak_memory_bytes)
-            cost = (str(len(row.seeds)), seconds_text(row.seconds), memory)
+            cost = (str(len(row.seeds)), seconds_text(row), memory)
             view.add_row(row.model, figure_text(row, key) + mark, *audit, *cost)
         yield view
 
