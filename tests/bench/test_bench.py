@@ -16,14 +16,17 @@ from composir.bench import work
 from composir.bench.cells import CELL, Cell
 from composir.bench.config import ModelEntry, load_config
 from composir.bench.running import _in_own_process
-from composir.bench.work import Failed, Job, SharedGallery, Step, do_job
+from composir.bench.work import Failed, Job, Step, do_job
 from composir.errors import ProblemsError
 from composir.evaluation import evaluate
 from composir.evaluation.saved import RANKINGS
 from composir.features import open_embedder
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
+from composir.models.dual import DualEncoder
 from composir.token_cache import TokenPlace
+
+from ..small_duals import save_clip
 
 IN_MEMORY = TokenPlace("memory")
 
@@ -177,23 +180,23 @@ def test_a_process_that_dies_fails_what_it_did_not_come_to(job):
     ]
 
 
-def test_shared_pictures_are_embedded_once():
-    class Counting:
-        embed_queries = embed_text_only = None
-
-        def __init__(self):
-            self.asked = []
-
-        def embed_gallery(self, paths):
-            self.asked.append(list(paths))
-            return torch.tensor([[[float(path)]] for path in paths])
-
-    counting, known = Counting(), {}
-    for paths in (["1", "2"], ["3"], ["2", "1", "4"], ["1", "2"]):
-        found = SharedGallery(counting, frozenset({"1", "2"}), known).embed_gallery(paths)
-        assert found.flatten().tolist() == [float(path) for path in paths]
-    assert counting.asked == [["1", "2"], ["3"], ["4"]]
-    assert set(known) == {"1", "2"}, "only what several galleries hold is kept"
+def test_pictures_that_data_sets_share_are_embedded_once_by_a_model_of_vectors(job, tmp_path, monkeypatch):
+    address = f"clip-vit-b-32:{save_clip(tmp_path / 'clip')}"
+    asked = []
+    embed_gallery = DualEncoder.embed_gallery
+    monkeypatch.setattr(
+        DualEncoder, "embed_gallery", lambda self, paths: asked.extend(paths) or embed_gallery(self, paths)
+    )
+    tell_all(replace(job, name="clip", entry=ModelEntry(model=[address])))
+    splits = job.datasets["whole"].load()
+    assert sorted(asked) == sorted(splits[0].images.values())
+    monkeypatch.undo()
+    embedder, weights_hash = open_embedder(address, splits)
+    expected = evaluate(embedder, splits, weights_hash=weights_hash)
+    saved, _ = Cell("clip", "whole", 0).read(job.out, address)
+    assert saved.signature_fields == expected.signature_fields
+    for kind, (ranking,) in expected.rankings.items():
+        assert (saved.rankings[kind][0].top == ranking.top).all()
 
 
 def test_every_problem_of_a_file_is_told_at_once(tmp_path, shapes_root):

@@ -47,7 +47,7 @@ class Cost:
     """What computing a cell took."""
 
     seconds: float
-    """To embed and rank, by the clock; image tokens that were on disk already were not computed again."""
+    """To embed and rank, by the clock; image tokens and vectors that were kept already were not computed again."""
     processor_seconds: float
     """What the process had of all cores meanwhile, which others on the machine change less."""
     peak_memory_bytes: int

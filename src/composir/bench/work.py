@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from composir.bench.cells import Cell, Cost, Origin
 from composir.bench.config import DataEntry, ModelEntry
 from composir.data import Split
 from composir.data.check import require_images
-from composir.data.images import ImageSource
 from composir.errors import ComposirError
 from composir.evaluation import KINDS, Embedder, measure, rank_splits
-from composir.features import Opened, OpenedHead, embedder_of, hash_of, open_model
+from composir.features import Opened, OpenedHead, embedder_of, hash_of, identity_of, open_model
 from composir.machine import default_device, describe_machine, peak_memory
+from composir.models.embedder import VectorEmbedder
+from composir.models.heads.embedder import HeadEmbedder
 from composir.token_cache import TokenPlace
+from composir.training.vectors import Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,6 @@ def do_job(job: Job, tell: Tell) -> None:
         for dataset in job.datasets:
             tell(Failed(job.title, job.name, dataset, describe_error(error)))
         return
-    asked.shared = _in_several([split for splits in splits_by_name.values() for split in splits])
     for name, splits in splits_by_name.items():
         try:
             tell(asked.on(name, splits))
@@ -109,10 +108,28 @@ class _Asked:
     opened: Opened | OpenedHead
     weights_hash: str
     tell: Tell
-    shared: frozenset[ImageSource] = frozenset()
-    """Pictures that several galleries hold."""
-    known: dict[ImageSource, Tensor] = field(default_factory=dict)
-    """Target embeddings of those that were embedded already."""
+
+    @cached_property
+    def vectors(self) -> Vectors | None:
+        """What embeds each picture once for all data sets: a model of one vector a picture, or what is below a head."""
+        base = self.opened.base if isinstance(self.opened, OpenedHead) else self.opened
+        return Vectors(base, identity_of(base), self.job.place) if isinstance(base, VectorEmbedder) else None
+
+    def embedder(self, splits: Sequence[Split]) -> Embedder:
+        """Return what ranks the splits, all that takes long done once a picture."""
+        embedder = embedder_of(
+            self.opened,
+            splits,
+            scoring=self.job.entry.scoring,
+            place=self.job.place,
+            progress=lambda done, total: self.tell(Step("image tokens", done, total)),
+        )
+        if self.vectors is None:
+            return embedder
+        sources = list(dict.fromkeys(source for split in splits for source in split.images.values()))
+        image_by_source = self.vectors.images_of(sources)
+        self.vectors.fill_pictures(image_by_source, lambda done, total: self.tell(Step("vectors", done, total)))
+        return HeadEmbedder(embedder.head, self.vectors) if isinstance(embedder, HeadEmbedder) else self.vectors
 
     def on(self, dataset: str, splits: Sequence[Split]) -> Done:
         """Return what was done for the cell of a data set, which is there then."""
@@ -122,15 +139,8 @@ class _Asked:
         if not reason:
             return Done(self.job.title, dataset, "")
         start, processor_start = time.perf_counter(), time.process_time()
-        embedder = embedder_of(
-            self.opened,
-            splits,
-            scoring=self.job.entry.scoring,
-            place=self.job.place,
-            progress=lambda done, total: self.tell(Step("image tokens", done, total)),
-        )
         rankings = rank_splits(
-            SharedGallery(embedder, self.shared, self.known),
+            self.embedder(splits),
             splits,
             kinds=KINDS,
             batch_size=self.job.entry.batch_size,
@@ -147,25 +157,3 @@ def describe_error(error: BaseException) -> str:
     """Return an error in one line; one that is not composir's with its kind."""
     text = " ".join(str(error).split())
     return text if isinstance(error, ComposirError) else f"{type(error).__name__}: {text}"
-
-
-def _in_several(splits: Sequence[Split]) -> frozenset[ImageSource]:
-    """Return the pictures that are in the galleries of two splits or more."""
-    counts = Counter(source for split in splits for source in split.gallery_sources)
-    return frozenset(source for source, count in counts.items() if count > 1)
-
-
-class SharedGallery:
-    """An embedder whose target embeddings of ``shared`` pictures are computed once, and kept in ``known``."""
-
-    def __init__(self, embedder: Embedder, shared: frozenset[ImageSource], known: dict[ImageSource, Tensor]) -> None:
-        self.embedder, self.shared, self.known = embedder, shared, known
-        self.embed_queries = embedder.embed_queries
-        self.embed_text_only = embedder.embed_text_only
-
-    def embed_gallery(self, paths: Sequence[ImageSource]) -> Float[Tensor, "batch vectors dim"]:
-        """Return the target embedding of every image."""
-        lacking = [path for path in paths if path not in self.known]
-        new = dict(zip(lacking, self.embedder.embed_gallery(lacking), strict=True)) if lacking else {}
-        self.known.update((path, row) for path, row in new.items() if path in self.shared)
-        return torch.stack([new[path] if path in new else self.known[path] for path in paths])
