@@ -1,4 +1,4 @@
-"""Make what recipes/bench.toml names: bench_inputs.py OUT --drawings TWEMOJI --photographs BENCH.
+"""Make what leaderboard/bench.toml names: bench_inputs.py OUT --drawings TWEMOJI --photographs BENCH.
 
 OUT/sets gets the generated scenes, a link to the Twemoji drawings in CIRR's layout (docs/data.md) and the photographs
 of docs/photos.md as triplets of one's own; OUT/models a random CLIP, `mini` and `tiny` untrained, `mini` trained for 60

@@ -47,7 +47,7 @@ def bench(
     """Measure how well models answer: all models of a file on all its data sets, as one table with intervals.
 
     How fast composir computes is for composir benchmark.
-    Example: composir bench recipes/bench.toml --out bench --submit leaderboard
+    Example: composir bench leaderboard/bench.toml --out bench --submit leaderboard
     """  # fmt: skip
     require_one({"CONFIG.toml": config, "--verify": verify})
     if verify is not None:
