@@ -80,9 +80,9 @@ class Cell:
 
     def read(self, out: Path, address: str) -> tuple[Saved, Cost]:
         """Return the rankings, with the seed of the checkpoint folder ``address`` if it says one, and their cost."""
-        origin_and_cost = self._read_document(out)
+        _, cost = self._read_document(out)
         saved = load_rankings(self.folder(out) / RANKINGS)
-        return replace(saved, seed=seed_of(Path(address))), origin_and_cost[1]
+        return replace(saved, seed=seed_of(Path(address))), cost
 
     def reason_to_compute(self, out: Path, origin: Origin) -> str:
         """Return in a word or two why the cell must be computed; empty where it is there, whole, and of ``origin``."""

@@ -41,7 +41,7 @@ def to_markdown(table: BenchTable) -> str:
     parts.append(_markdown_table(head, [_overview(table, model) for model in table.models]))
     for section in table.sections:
         parts.append(
-            f"## {section.dataset}\n\n{section.num_queries:,} queries, {section.num_gallery:,} gallery images; "
+            f"### {section.dataset}\n\n{section.num_queries:,} queries, {section.num_gallery:,} gallery images; "
             f"`{signature_text(section.signature_fields)}`"
         )
         audit = ("image only", "text only", "shortcut-free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from composir.cli.console import Bars, err, one_line, out, print_json, printable
 from composir.errors import ComposirError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from composir.bench.table import BenchTable
     from composir.bench.work import Event
 
@@ -25,7 +28,7 @@ def bench(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder of what is measured and of the table; a second call goes on there [bench]. "
+            help="Folder of what is measured and of the table; a second call goes on there (bench). "
             "With --verify: write the table into it.",
         ),
     ] = None,
@@ -48,7 +51,7 @@ def bench(
 
     How fast composir computes is for composir benchmark.
     Example: composir bench leaderboard/bench.toml --out bench --submit leaderboard
-    """  # fmt: skip
+    """
     require_one({"CONFIG.toml": config, "--verify": verify})
     if verify is not None:
         if submit is not None:
@@ -113,7 +116,7 @@ def _show(table: BenchTable, folder: Path | None, *, json_: bool) -> None:
         out.print(f"{form}: {printable(file)}", soft_wrap=True)
 
 
-def _views(table: BenchTable):
+def _views(table: BenchTable) -> Iterator[Table]:
     """Give a table for the terminal of every data set; ``*`` marks what is bold in the files."""
     from rich.table import Table
 
