@@ -208,7 +208,7 @@ model = []
 batch_size = 0
 [models.b]
 scoring = "best"
-modle = "photos"
+models = "photos"
 [models."no/file"]
 model = "photos"
 [models.A]
@@ -239,7 +239,7 @@ dataset = "CIRR"
         "there is no such key",
         "batch_size = 0: input should be greater than or equal to 1",
         "model is missing",
-        "there is no setting 'modle'",
+        "there is no setting 'models'",
         "scoring = 'best': expected global or",
         "the name cannot be a file's",
         "differs from a in capitals alone",
@@ -248,6 +248,17 @@ dataset = "CIRR"
         "nowhere",
     ):
         assert expected in messages
+
+
+def test_missing_pictures_are_told_before_anything_is_computed(config, shapes_root, tmp_path):
+    moved = shutil.copytree(shapes_root, tmp_path / "moved")
+    lost = next((moved / "dev").iterdir())
+    lost.unlink()
+    file = config({"tiny": 'model = "photos"'}, ["whole"])
+    file.write_text(file.read_text().replace(str(shapes_root), str(moved)))
+    with pytest.raises(ProblemsError) as error:
+        load_config(file)
+    assert any(lost.stem in str(problem) for problem in error.value.problems)
 
 
 def test_a_file_without_tables_is_two_problems(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from composir.data import DATASETS, Split, find_dataset, load_splits
+from composir.data.check import require_images
 from composir.errors import ComposirError, Problem, ProblemsError, nearest, short
 from composir.evaluation import check_scorable
 from composir.files import read_toml
@@ -40,7 +41,7 @@ class DataEntry(BaseModel):
     text_rule: str | None = None
 
     def load(self) -> tuple[Split, ...]:
-        """Return the splits; raise what ``load_splits`` and ``check_scorable`` raise."""
+        """Return the splits; raise what ``load_splits``, ``check_scorable`` and ``require_images`` raise."""
         splits = load_splits(
             self.dataset,
             self.data_root,
@@ -51,6 +52,7 @@ class DataEntry(BaseModel):
             text_rule=self.text_rule,
         )
         check_scorable(splits)
+        require_images(splits)
         return splits
 
 
