@@ -2,7 +2,7 @@
 
 OUT/sets gets the generated scenes, a link to the Twemoji drawings in CIRR's layout (docs/data.md) and the photographs
 of docs/photos.md as triplets of one's own; OUT/models a random CLIP, `mini` and `tiny` untrained, `mini` trained for 60
-steps on the scenes, and heads on `photos` and `lite0`, two seeds of each. What is there is not made again. Ten minutes
+steps on the scenes, and heads on `photos` and `lite0`, three seeds of each. What is there is not made again. Ten minutes
 of one core.
 """
 
@@ -25,7 +25,7 @@ from small_duals import save_clip
 
 COMPOSED = ("C1", "C2", "attributes")
 """The benchmark's queries of a picture and a sentence; the others ask with one of the two."""
-BASES, SEEDS = ("photos", "lite0"), (0, 1)
+BASES, SEEDS = ("photos", "lite0"), (0, 1, 2)
 """Of the heads."""
 LATE = ("--validation-frequency", 1000)
 """One validation, at the end."""
