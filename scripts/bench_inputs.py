@@ -2,8 +2,8 @@
 
 OUT/sets gets the generated scenes, a link to the Twemoji drawings in CIRR's layout (docs/data.md) and the photographs
 of docs/photos.md as triplets of one's own; OUT/models a random CLIP, `mini` and `tiny` untrained, `mini` trained for 60
-steps on the scenes, and heads on `photos` and `lite0`, three seeds of each. What is there is not made again. Ten minutes
-of one core.
+steps on the scenes, and heads on `photos` and `lite0`, three seeds of each. What is there is not made again. Some ten
+minutes of one core.
 """
 
 from __future__ import annotations
