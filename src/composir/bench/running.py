@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -101,4 +102,5 @@ def _in_own_process(job: Job) -> Iterator[Event]:
 
 def _do_and_send(job: Job, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
-    do_job(job, sender.send)
+    with suppress(BrokenPipeError):  # nobody listens any more where the parent was killed
+        do_job(job, sender.send)
