@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composir.bench.cells import Cost
 from composir.bench.running import Bench, Measured
 from composir.data import Split
-from composir.data.triplets import Query
+from composir.data.triplets import ALL_QUERIES, Query
 from composir.errors import ComposirError, Problem, ProblemsError
 from composir.evaluation import COMPOSED, KINDS, PADDING, Ranking, Saved, measure
+from composir.evaluation.ranking import pad_ranks
 from composir.files import replacing
 
 SUFFIX = ".json.gz"
@@ -27,7 +28,7 @@ HALF_A_DIGIT = 0.5 * 10**-DIGITS + 1e-9
 
 
 class Ranks(BaseModel):
-    """Where the right answers of every query stand, by one kind of query."""
+    """Where the right answers of every query stand, and its explicit negatives, by one kind of query."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -36,6 +37,10 @@ class Ranks(BaseModel):
     and for all but the annotated one stands also for below the ranking's depth."""
     subset: list[int]
     """The rank of the annotated one in the query's subset; 0 is not known. Empty where queries have no subsets."""
+    negatives: list[list[int]] = Field(default_factory=list)
+    """Of each query's explicit negatives the rank, 0 below the ranking's depth. Empty where no query has one."""
+    are_whole: bool = False
+    """Whether 0 means not known for every right answer: queries have galleries of their own, ranked whole."""
 
 
 class Part(BaseModel):
@@ -48,6 +53,8 @@ class Part(BaseModel):
     ids: list[str]
     aspects: dict[str, list[str]]
     """By query, of those that have some."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """By query, of those that belong to one."""
 
 
 class Run(BaseModel):
@@ -200,6 +207,7 @@ def _entry(dataset: str, model: str, measured: Measured) -> Entry:
                 num_gallery=len(ranking.split.gallery),
                 ids=[query.id for query in ranking.split.queries],
                 aspects={query.id: list(query.aspects) for query in ranking.split.queries if query.aspects},
+                groups={query.id: query.group for query in ranking.split.queries if query.group},
             )
             for ranking in composed
         ],
@@ -221,10 +229,15 @@ def _ranks(ranking: Ranking) -> Ranks:
     """Return the ranks of a ranking's right answers."""
     split = ranking.split
     place_by_name = {name: place for place, name in enumerate(split.gallery)}
-    targets = []
-    for query, row, annotated in zip(split.queries, ranking.top.tolist(), ranking.target_ranks.tolist(), strict=True):
+    targets, negatives = [], []
+    for number, (query, row) in enumerate(zip(split.queries, ranking.top.tolist(), strict=True)):
         rank_by_place = {place: rank for rank, place in enumerate(row, 1)}
-        targets.append([annotated, *(rank_by_place.get(place_by_name[name], 0) for name in query.targets[1:])])
+        found = [rank_by_place.get(place_by_name[name], 0) for name in (*query.targets[1:], *query.negatives)]
+        right = [int(ranking.target_ranks[number]), *found[: len(query.targets) - 1]]
+        if ranking.right_ranks is not None:
+            right = ranking.right_ranks[number, : len(query.targets)].tolist()
+        targets.append(right)
+        negatives.append(found[len(query.targets) - 1 :])
     return Ranks(
         targets=targets,
         subset=[
@@ -233,6 +246,8 @@ def _ranks(ranking: Ranking) -> Ranks:
         ]
         if any(ranking.subset)
         else [],
+        negatives=negatives if any(negatives) else [],
+        are_whole=ranking.right_ranks is not None,
     )
 
 
@@ -240,6 +255,7 @@ def _ranking(part: Part, ranks: Ranks, fields: Mapping[str, str], depth: int) ->
     """Return a ranking with the right answers where ``ranks`` says."""
     gallery = tuple(map(str, range(part.num_gallery)))
     subset = ranks.subset or [None] * len(part.ids)
+    negatives = ranks.negatives or [[]] * len(part.ids)
     queries = tuple(
         Query(
             id=id_,
@@ -249,16 +265,19 @@ def _ranking(part: Part, ranks: Ranks, fields: Mapping[str, str], depth: int) ->
             targets=gallery[: len(places)],
             subset=() if rank is None else gallery[:1],
             aspects=tuple(part.aspects.get(id_, ())),
+            group=part.groups.get(id_, ""),
+            negatives=gallery[len(places) : len(places) + len(wrong)],
         )
-        for id_, places, rank in zip(part.ids, ranks.targets, subset, strict=True)
+        for id_, places, rank, wrong in zip(part.ids, ranks.targets, subset, negatives, strict=True)
     )
     top = np.full((len(queries), depth), PADDING, np.int64)
-    for row, places in enumerate(ranks.targets):
-        if not places or min(places) < 0 or max(places) > part.num_gallery or len(places) > part.num_gallery:
+    for row, (right, wrong) in enumerate(zip(ranks.targets, negatives, strict=True)):
+        places = right + wrong
+        if not right or min(places) < 0 or max(places) > part.num_gallery or len(places) > part.num_gallery:
             raise ValueError(f"query {part.ids[row]} has ranks {places} in a gallery of {part.num_gallery}")
         known = [rank for rank in places if rank]
         if len(set(known)) < len(known):
-            raise ValueError(f"query {part.ids[row]} has two right answers at one rank")
+            raise ValueError(f"query {part.ids[row]} has two images at one rank")
         for place, rank in enumerate(places):
             if 1 <= rank <= depth:
                 top[row, rank - 1] = place
@@ -273,11 +292,13 @@ def _ranking(part: Part, ranks: Ranks, fields: Mapping[str, str], depth: int) ->
             gallery_rule=fields["gallery"],
             exclude_reference=fields["reference"] == "excluded",
             text_rule=fields["text"],
+            query_rule=fields.get("queries", ALL_QUERIES),
         ),
         top=top,
         scores=np.full(top.shape, np.nan, np.float32),
         target_ranks=np.array([places[0] for places in ranks.targets], np.int64),
         subset=tuple(_order(rank, gallery) for rank in subset),
+        right_ranks=pad_ranks(ranks.targets) if ranks.are_whole else None,
     )
 
 

@@ -22,6 +22,7 @@ from composir.evaluation import (
     protocol_of,
     standings,
 )
+from composir.evaluation.metrics import lower_is_better
 from composir.evaluation.significance import holm
 
 ALPHA = 0.05
@@ -198,7 +199,9 @@ def _p_values(
     over seeds, of which the larger p-value counts, so that a model is worse only if it is worse on other queries and
     with other seeds. Each is adjusted by Holm for the models that are compared with the best of one metric.
     """
-    best_by_key = {key: max(figures, key=lambda row: row.metrics[key]).name for key in keys}
+    best_by_key = {
+        key: (min if lower_is_better(key) else max)(figures, key=lambda row: row.metrics[key]).name for key in keys
+    }
     found: dict[str, dict[str, float]] = {}
     for best in dict.fromkeys(best_by_key.values()):
         own = [key for key in keys if best_by_key[key] == best]

@@ -74,6 +74,9 @@ def evaluate(
     gallery: Gallery = "original",
     exclude_reference: ExcludeReference = None,
     text_rule: TextRule = None,
+    only: Annotated[
+        Path | None, typer.Option(help="A list of query ids, such as CIRCUS's: measure these alone; says how many.")
+    ] = None,
     skip_missing_images: Annotated[
         bool,
         typer.Option("--skip-missing-images", help="Measure the queries whose images are all there; says how many."),
@@ -116,10 +119,10 @@ def evaluate(
 
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
     model = model_of_flags(model, prompt=prompt, max_pixels=max_pixels, dtype=dtype)
-    if data_root is None and (rankings is None or contact_sheet):
+    if data_root is None and (rankings is None or contact_sheet or only):
         raise ComposirError(
             "--data-root is missing",
-            expected="with --model, --predictions and --contact-sheet; --rankings goes without",
+            expected="with --model, --predictions, --contact-sheet and --only; --rankings goes without",
             fix="give the data set's folder, or its parent",
         )
     splits = None
@@ -132,6 +135,7 @@ def evaluate(
             gallery,
             exclude_reference,
             text_rule=text_rule,
+            only=only,
             skip_missing=skip_missing_images,
             annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )

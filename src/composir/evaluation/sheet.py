@@ -147,7 +147,9 @@ def _query_row(ranking: Ranking, row: int) -> Row:
         )
         for image in retrieved(ranking, row)
     ]
-    return Row(split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip())
+    number = f" · 1 of {len(query.references)} pictures" if query.further_references else ""
+    note = f"{split.category} {query.id}{number}".strip()
+    return Row(split.images[query.reference], query.text, tuple(cells), note=note)
 
 
 def _missed_target(ranking: Ranking, row: int) -> Retrieved:
