@@ -261,6 +261,14 @@ def test_missing_pictures_are_told_before_anything_is_computed(config, shapes_ro
     assert any(lost.stem in str(problem) for problem in error.value.problems)
 
 
+def test_a_data_set_may_be_some_of_the_queries(config, models, tmp_path):
+    (tmp_path / "list.json").write_text('["100", "103"]')
+    file = config({"tiny": f'model = "{models}/tiny-0"'}, ["whole"])
+    file.write_text(file.read_text() + f'\nonly = "{tmp_path}/list.json"')
+    (split,) = load_config(file).datasets["whole"].load()
+    assert [query.id for query in split.queries] == ["100", "103"]
+
+
 def test_a_file_without_tables_is_two_problems(tmp_path):
     file = tmp_path / "bench.toml"
     file.write_text("models = 3\n")

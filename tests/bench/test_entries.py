@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -20,16 +21,25 @@ FIGURES = ("metrics", "intervals", "baselines", "audit")
 
 
 def splits_like(kind):
-    """Return splits of a data set with one answer and subsets, with several answers and aspects, with categories."""
+    """Return splits like a data set's: subsets, several answers, aspects, categories, groups, negatives, galleries."""
     chance = random.Random(kind)
-    count = 1 if kind in {"CIRR", "FashionIQ"} else 4
+    count = 1 if kind in {"CIRR", "FashionIQ", "MT-FashionIQ"} else 4
     targets = [chance.sample(range(45), chance.randint(1, count)) for _ in range(30)]
     if kind == "FashionIQ":
         return [make_split(targets[:18], kind, "dress"), make_split(targets[18:], kind, "shirt")]
-    return [make_split(targets, kind)]
+    split = make_split(targets, kind)
+    changes = {
+        "i-CIR": lambda row: {"group": f"instance {row // 4}", "gallery": split.gallery},
+        "PinPoint": lambda row: {"group": f"query {row // 6}", "negatives": ("g47", "g48", "g49")[: row % 4]},
+        "MT-FashionIQ": lambda row: {"group": f"session {row // 3}"},
+    }
+    if kind in changes:
+        queries = [replace(query, **changes[kind](row)) for row, query in enumerate(split.queries)]
+        split = replace(split, queries=tuple(queries))
+    return [split]
 
 
-@pytest.fixture(params=["CIRR", "CIRCO", "Fashion200k", "FashionIQ"])
+@pytest.fixture(params=["CIRR", "CIRCO", "Fashion200k", "FashionIQ", "i-CIR", "PinPoint", "MT-FashionIQ"])
 def measured(request, tmp_path):
     splits = splits_like(request.param)
     chance = random.Random(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,18 @@ def test_a_model_of_several_seeds_is_worse_only_if_it_is_so_over_seeds_as_well(m
     assert rows["mixed"].stands_out("recall_at_10")
     assert not rows["one"].stands_out("recall_at_10")
     assert rows["mixed"].seeds == (0, 1)
+
+
+def test_of_a_figure_of_which_less_is_better_the_lowest_stands_out(make_measured):
+    # Ten images stand before a target that is missed, the last of them the query's explicit negative, g9.
+    split = make_split([[10 + number] for number in range(20)], "PinPoint")
+    split = replace(split, queries=tuple(replace(query, negatives=("g9",)) for query in split.queries))
+    models = {name: make_measured(split, ranks, name=name) for name, ranks in (("miss", [30] * 20), ("hit", [1] * 20))}
+    (section,) = make_table(Bench({"things": models}, ())).sections
+    found = {
+        row.model: (row.metrics["negative_rate_at_10"], row.stands_out("negative_rate_at_10")) for row in section.rows
+    }
+    assert found == {"hit": (0.0, True), "miss": (pytest.approx(0.1), False)}
 
 
 def test_a_single_model_has_a_table(make_measured):

@@ -39,6 +39,8 @@ class DataEntry(BaseModel):
     gallery: str = "original"
     exclude_reference: bool | None = None
     text_rule: str | None = None
+    only: str = ""
+    """A list of queries that are measured alone, as ``composir.data.only`` reads it; empty for all."""
 
     def load(self) -> tuple[Split, ...]:
         """Return the splits; raise what ``load_splits``, ``check_scorable`` and ``require_images`` raise."""
@@ -50,6 +52,7 @@ class DataEntry(BaseModel):
             gallery=self.gallery,
             exclude_reference=self.exclude_reference,
             text_rule=self.text_rule,
+            only=Path(self.only) if self.only else None,
         )
         check_scorable(splits)
         require_images(splits)
