@@ -28,6 +28,7 @@ for _module in (
     "train",
     "start",
     "evaluate",
+    "bench",
     "models",
     "catalogue",
     "figures",

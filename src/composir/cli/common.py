@@ -31,7 +31,8 @@ app.add_typer(data_app, name="data")
 models_app = typer.Typer(help="List the field's public models, and download them.", invoke_without_command=True)
 app.add_typer(models_app, name="models", rich_help_panel="Models")
 benchmark_app = typer.Typer(
-    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed.",
+    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed. How well "
+    "models answer is for composir bench.",
     no_args_is_help=True,
 )
 app.add_typer(benchmark_app, name="benchmark")

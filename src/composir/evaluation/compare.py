@@ -119,26 +119,16 @@ def compare(
     Raises ``ComposirError`` for fewer than two groups, a run that is in a group twice, results whose signatures
     differ in more than the weights or whose queries or galleries differ, and a metric that is not in all of them.
     """
-    _check_groups(groups)
-    results = [result for group in groups.values() for result in group]
-    for result in results[1:]:
-        _check_comparable(results[0], result)
-    values = {name: [_values(result) for result in group] for name, group in groups.items()}
-    keys = _common_keys([run for runs in values.values() for run in runs])
-    means = {name: _mean_over_runs(runs, keys) for name, runs in values.items()}
-    drawn = groups_of(_composed(results[0]))
-    rows = tuple(
-        Standing(
-            name,
-            metrics=averages(means[name]),
-            intervals=intervals(means[name], drawn, num_resamples=num_resamples, seed=seed),
-            runs=tuple(
-                Run(str(result.path), result.seed, result.weights_hash, averages(_mean_over_runs([run], keys)))
-                for result, run in zip(group, values[name], strict=True)
-            ),
+    if len(groups) < 2:
+        given = "one group" if groups else "nothing"
+        raise ComposirError(
+            f"there is {given} to compare{f': {next(iter(groups))}' if groups else ''}",
+            expected="two or more",
+            fix="name the groups of runs apart: composir compare plain=RUN,RUN gate=RUN,RUN",
         )
-        for name, group in groups.items()
-    )
+    rows, means = _measure(groups, num_resamples, seed)
+    results = [result for group in groups.values() for result in group]
+    drawn = groups_of(_composed(results[0]))
     chosen = tuple(metrics) or (protocol_of(results[0].signature_fields["dataset"]).primary,)
     for metric in chosen:
         _check_metric(metric, rows[0].metrics, results)
@@ -167,14 +157,41 @@ def compare(
     return Comparison(rows, _adjust(differences), fields)
 
 
-def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
-    if len(groups) < 2:
-        given = "one group" if groups else "nothing"
-        raise ComposirError(
-            f"there is {given} to compare{f': {next(iter(groups))}' if groups else ''}",
-            expected="two or more",
-            fix="name the groups of runs apart: composir compare plain=RUN,RUN gate=RUN,RUN",
+def standings(
+    groups: Mapping[str, Sequence[Saved]], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> tuple[Standing, ...]:
+    """Return the figures of every group, of one or more, as ``compare`` does, and raise what it raises of results."""
+    return _measure(groups, num_resamples, seed)[0]
+
+
+def _measure(
+    groups: Mapping[str, Sequence[Saved]], num_resamples: int, seed: int
+) -> tuple[tuple[Standing, ...], dict[str, Values]]:
+    """Return the figures of every group and, by its name, every query's mean over its runs."""
+    _check_groups(groups)
+    results = [result for group in groups.values() for result in group]
+    for result in results[1:]:
+        _check_comparable(results[0], result)
+    values = {name: [_values(result) for result in group] for name, group in groups.items()}
+    keys = _common_keys([run for runs in values.values() for run in runs])
+    means = {name: _mean_over_runs(runs, keys) for name, runs in values.items()}
+    drawn = groups_of(_composed(results[0]))
+    rows = tuple(
+        Standing(
+            name,
+            metrics=averages(means[name]),
+            intervals=intervals(means[name], drawn, num_resamples=num_resamples, seed=seed),
+            runs=tuple(
+                Run(str(result.path), result.seed, result.weights_hash, averages(_mean_over_runs([run], keys)))
+                for result, run in zip(group, values[name], strict=True)
+            ),
         )
+        for name, group in groups.items()
+    )
+    return rows, means
+
+
+def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
     for name, group in groups.items():
         if not group:
             raise ComposirError(f"the group {name} is empty", expected="one result or more in each")

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from jinja2 import Environment, StrictUndefined
 from PIL import Image, ImageOps
 
 from composir.data.images import read_image
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation.beside import published_beside
-from composir.evaluation.metrics import averages, intervals, metric_label, protocol_of, recalls, solved
+from composir.evaluation.html import render, write_html
+from composir.evaluation.metrics import averages, intervals, protocol_of, recalls, solved
 from composir.evaluation.published import Published
 from composir.evaluation.ranking import PADDING, Ranking, first_ranks, hits
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result, groups_of
 from composir.evaluation.sheet import NUM_SHOWN, Retrieved, retrieved
-from composir.files import write_text
 
 PAGE = "index.html"
 NUM_QUERIES = 10
@@ -52,41 +49,19 @@ def write_page(result: Result, folder: Path, *, num_queries: int = NUM_QUERIES) 
     without a data root) names stand for the pictures; a picture that cannot be read leaves a marked gap, and the page
     says why. The same result gives the same bytes. Raises ``ComposirError`` where the file cannot be written.
     """
-    html = _render(result, num_queries)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PAGE, html)
-    except OSError as error:
-        raise ComposirError(
-            f"the report cannot be written ({error.strerror})",
-            file=folder / PAGE,
-            expected="a folder that is there or can be made, and can be written to",
-            fix="name another folder",
-        ) from error
-    return folder / PAGE
+    return write_html(_render(result, num_queries), folder / PAGE)
 
 
 def _render(result: Result, num_queries: int) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "label": metric_label,
-        "kind": lambda kind: kind.replace("_", " "),
-        "percent": lambda value: f"{100 * value:.2f}",
-        "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
-        "count": lambda number: f"{number:,}",
-    }
-    template = environment.from_string(_own_file("page.html.jinja"))
-    style = _own_file("page.css")
     pictures = _Pictures()
     splits = [ranking.split for ranking in result.rankings[COMPOSED]]
     published = published_beside(result)
     key = result.primary if result.primary in result.metrics else next(iter(result.metrics))
-    html = template.render(
+    return render(
+        "composir.evaluation",
         result=result,
         fields=result.signature_fields,
         key=key,
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         published=published,
         published_keys=_published_keys(published),
         k=protocol_of(splits[0].dataset).solved_k,
@@ -102,16 +77,11 @@ def _render(result: Result, num_queries: int) -> str:
         num_members=max(len(query.subset) for split in splits for query in split.queries),
         pictures=pictures,
     )
-    return html.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
 
 
 def _published_keys(published: Sequence[tuple[Published, tuple[str, ...]]]) -> list[str]:
     """Return the metrics that any of the rows states, without those of single categories."""
     return [key for key in dict.fromkeys(key for row, _ in published for key in row.figures) if "." not in key]
-
-
-def _own_file(name: str) -> str:
-    return resources.files("composir.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         },
         path=file,
         rerank=rerank,
-        seed=_seed_beside(file),
+        seed=seed_of(file.parent),
     )
 
 
@@ -381,8 +381,9 @@ def _with_splits(rankings: Sequence[Ranking], splits: Sequence[Split]) -> tuple[
     return tuple(replace(ranking, split=split) for ranking, split in zip(rankings, splits, strict=True))
 
 
-def _seed_beside(file: Path) -> int | None:
-    recipe = file.parent / RECIPE
+def seed_of(checkpoint: Path) -> int | None:
+    """Return the seed of the training that made a checkpoint folder; None where no ``recipe.toml`` in it says so."""
+    recipe = checkpoint / RECIPE
     seed = read_toml(recipe).get("seed") if recipe.is_file() else None
     return seed if isinstance(seed, int) else None
 
