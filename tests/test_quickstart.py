@@ -10,6 +10,7 @@ from composir import Retriever, quickstart
 from composir.cli import main
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained, weights_hash
+from composir.samples import SAMPLES
 
 
 @pytest.fixture
@@ -42,9 +43,13 @@ def test_makes_what_it_promises_and_does_nothing_twice(run, tmp_path, monkeypatc
     assert again["run"] == document["run"]
     assert again["metrics"] == document["metrics"]
     assert len(list((out / "models").iterdir())) == 1
+    with Retriever(out / "photos.index") as retriever:
+        assert len(retriever) == len(list(SAMPLES.glob("*.jpg"))) == 50
     words = run()
+    assert "  brown-bear.jpg + 'but a red panda'\n  1  0." in words
+    assert (out / "photos.png").is_file()
     assert "image only" in words
-    assert "what to try next" in words
+    assert "your own photographs:" in words
     assert "contact_sheet.png" in words
     (line,) = (line for line in words.splitlines() if line.startswith("  composir search"))
     monkeypatch.chdir(tmp_path)

@@ -178,7 +178,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(tmp_path, monkeypatch):
     with pytest.raises(ComposirError, match=r"empty: cannot be loaded by sentence-transformers \(.*check the name"):
         load_sentence_embedder(str(tmp_path / "empty"))
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ComposirError, match=r"not installed; fix: pip install 'composir\[sentence-transformers\]'"):
+    with pytest.raises(ComposirError, match=r"not installed; fix: pip install 'sentence-transformers\[image\]>="):
         load_sentence_embedder(str(tmp_path))
 
 

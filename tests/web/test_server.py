@@ -142,8 +142,8 @@ def test_a_missing_extra_gives_the_command_that_installs_it(shapes_index, monkey
         with monkeypatch.context() as patch, pytest.raises(ComposirError) as error:
             patch.setitem(sys.modules, package, None)
             open_server(shapes_index, port=0)
-        assert str(error.value) == (
-            f"serving needs packages that are not installed: {package}; fix: pip install 'composir[web]'"
+        assert str(error.value).startswith(
+            f"serving needs packages that are not installed: {package}; fix: pip install 'fastapi-offline>="
         )
 
 

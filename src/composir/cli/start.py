@@ -50,17 +50,25 @@ def quickstart(
     out.print(table(done.result))
     data, best, sheet = ("--data-root", out_ / "scenes"), ("--model", done.run / "best"), ("--contact-sheet",)
     reference, sentence = done.example
+    photo, asked = done.asked
     for line in (
         f"three example queries:  {done.contact_sheet}",
         f"curves of the training: {done.curves}",
         f"the model:              {done.run / 'best'}",
         f"the gallery's index:    {done.index}",
         "",
-        "what to try next:",
+        "a search in photographs, by the built-in model, which needs no training:",
+        f"  {photo.name} + {asked!r}",
+        *(f"  {hit.rank}  {hit.score:.3f}  {hit.path.name}" for hit in done.found),
+        f"  as a picture: {done.photo_sheet}",
+        "",
+        "your own photographs:",
+        f"  {command('index', 'YOUR_PICTURES')}",
+        f"  {command('serve', 'YOUR_PICTURES.index')}   # a page; or serve {done.photos}",
+        f"  {command('serve', 'YOUR_PICTURES.index', '--record', 'FILE.jsonl')}   # mark what was meant: docs/heads.md",
+        "",
+        "your own model:",
         f"  {command('search', done.index, '--image', reference, '--text', sentence, *sheet, 'found.png')}",
-        f"  {command('serve', done.index)}   # in a browser; pip install 'composir[web]'",
-        f"  {command('index', 'YOUR_PICTURES')}   # your own photographs, by the built-in model: no training",
-        f"  {command('serve', 'YOUR_INDEX', '--record', 'FILE.jsonl')}   # mark what was meant: docs/heads.md",
         f"  {command('train', *data, '--backbone', 'mini', '--no-gated-fusion')}   # the gate off",
         f"  {command('evaluate', *best, *data, *sheet, 'more.png', '--num-queries', 20)}",
         f"  {shlex.join(['tensorboard', '--logdir', str(done.run.parent)])}",

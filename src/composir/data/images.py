@@ -26,6 +26,7 @@ from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from composir.errors import ComposirError
 from composir.progress import Counted
+from composir.version import pip_install
 
 FETCH_FIX = "fetch or export the file again"
 MISSING = "no such image file"
@@ -654,7 +655,7 @@ def _register_heic(name: str, *, is_certain: bool) -> None:
         raise ComposirError(
             "a HEIC picture needs the package pillow-heif, which is not installed",
             file=name,
-            fix="pip install 'composir[heic]', or save it as JPEG",
+            fix=f"{pip_install('heic')}, or save it as JPEG",
         ) from None
     pillow_heif.register_heif_opener()
 

@@ -103,7 +103,7 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
         raise ComposirError(f"format is {layout!r}", file=file, expected=f"a whole number, {FORMAT}", fix=SAVED_WITH)
     if layout > FORMAT:
         raise ComposirError(
-            f"was written by composir {written_by}, which is newer", file=file, fix="pip install -U composir"
+            f"was written by composir {written_by}, which is newer", file=file, fix="install a newer composir"
         )
     if tower is not None and not _is_identity(tower):
         raise ComposirError(
@@ -123,7 +123,7 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
         raise ComposirError(
             other + wrong,
             file=file,
-            fix=f"pip install composir=={written_by}" if other else SAVED_WITH,
+            fix=f"install composir {written_by}" if other else SAVED_WITH,
         ) from None
     return config, tower
 

@@ -22,6 +22,7 @@ from composir.models.identity import folder_hash
 from composir.models.loading import quiet_transformers, reason
 from composir.models.vision import TORCH_DTYPES, TOWER_BATCH, hash_weights
 from composir.models.weights.sources import read_json
+from composir.version import pip_install
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -31,7 +32,6 @@ MAX_PIXELS = 1800 * 32 * 32
 Qwen3-VL-Embedding, src/models/qwen3_vl_embedding.py). Models that cut pictures into patches of their own size would
 make thousands of tokens of a photograph."""
 NO_OPTIONS = Options()
-INSTALL = "pip install 'composir[sentence-transformers]'"
 
 
 class SentenceEmbedder(VectorEmbedder):
@@ -201,7 +201,7 @@ def _missing(name: str, error: ImportError) -> ComposirError:
     package = package if isinstance(error, ModuleNotFoundError) else lacking[1] if lacking else ""
     if package or "install" in said:
         what = f"needs the package {package}, which is not installed" if package else f"lacks a package ({said[:200]})"
-        return ComposirError(f"st:{name} {what}", fix=INSTALL)
+        return ComposirError(f"st:{name} {what}", fix=pip_install("sentence-transformers"))
     return ComposirError(
         f"st:{name}: a package is installed and cannot be imported ({said[:200]})",
         fix="install versions that fit each other: torch and torchvision are of one release and one kind (CPU, CUDA)",

@@ -100,7 +100,7 @@ def open_tuned(folder: Path | str, device: str | torch.device, *, dtype: str | N
             f"is in format {document.get('format')}",
             file=folder / COMPOSITION,
             expected=f"format {FORMAT}",
-            fix="a newer composir may read it: pip install -U composir",
+            fix="a newer composir may read it",
         )
     try:
         config = TunedConfig(**document)

@@ -15,6 +15,7 @@ from composir.files import replacing
 from composir.progress import Progress
 from composir.search.index import Hits, Index, float32, scan
 from composir.search.merging import merge_vectors
+from composir.version import pip_install
 
 SCAN_BELOW = 2_000
 """Images that are looked at one by one about as fast as through an inverted file."""
@@ -232,6 +233,6 @@ def _faiss() -> Any:
         import faiss  # noqa: PLC0415
     except ImportError:
         raise ComposirError(
-            "the faiss engine needs the package faiss-cpu, which is not installed", fix="pip install 'composir[faiss]'"
+            "the faiss engine needs the package faiss-cpu, which is not installed", fix=pip_install("faiss")
         ) from None
     return faiss

@@ -38,6 +38,7 @@ from composir.search.mapped import clear_mapped
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
 from composir.token_cache import NUM_WORKERS
+from composir.version import pip_install
 
 NUM_SUFFIXES_SHOWN = 8
 RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
@@ -217,7 +218,7 @@ def _none_can_be_read(root: Path, skipped: Sequence[Skipped]) -> ComposirError:
     return ComposirError(
         f"holds no picture that can be read: {'; '.join(f'{count:,} x {reason}' for reason, count in reasons)}",
         file=root,
-        fix="pip install 'composir[heic]'" if needs_heic else "mend the files, or export them again",
+        fix=pip_install("heic") if needs_heic else "mend the files, or export them again",
     )
 
 

@@ -17,6 +17,7 @@ from composir.errors import ComposirError
 from composir.progress import Progress
 from composir.search.index import Hits, Index
 from composir.search.table import Table
+from composir.version import pip_install
 
 POINTS_AT_ONCE = 64
 """A point of 32 x 256 numbers is about 100 kB on the wire."""
@@ -181,7 +182,7 @@ def _connect(url: str | None, table: Table) -> Any:
     except ImportError:
         raise ComposirError(
             "the qdrant engine needs the package qdrant-client, which is not installed",
-            fix="pip install 'composir[qdrant]'",
+            fix=pip_install("qdrant"),
         ) from None
     if url:
         return QdrantClient(url=url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=TIMEOUT_SECONDS)

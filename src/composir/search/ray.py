@@ -17,6 +17,7 @@ from composir.data.images import ID_LENGTH
 from composir.errors import ComposirError
 from composir.search.embedding import Outcome, PictureEmbedder, PictureFile
 from composir.search.encoder import open_encoder
+from composir.version import pip_install
 
 BATCHES_A_BLOCK, BLOCKS_A_WORKER = 8, 16
 """Batches that a worker is handed at once, fewer where a worker would not get so many blocks: what is done again when
@@ -226,6 +227,6 @@ def _ray() -> Any:
         import ray  # noqa: PLC0415
     except ImportError:
         raise ComposirError(
-            "the ray engine needs the package ray, which is not installed", fix="pip install 'composir[ray]'"
+            "the ray engine needs the package ray, which is not installed", fix=pip_install("ray")
         ) from None
     return ray

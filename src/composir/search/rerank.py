@@ -10,6 +10,7 @@ from PIL import Image
 
 from composir.errors import ComposirError
 from composir.models.composer import Composer
+from composir.version import pip_install
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -113,7 +114,7 @@ def load_reranker(name: str, *, device: str | None = None) -> CrossEncoderRerank
     except ImportError:
         raise ComposirError(
             f"{name} needs the package sentence-transformers, which is not installed",
-            fix="pip install 'composir[sentence-transformers]'",
+            fix=pip_install("sentence-transformers"),
         ) from None
     try:
         model = CrossEncoder(name, device=device)

@@ -41,6 +41,7 @@ from composir.training.log import NUM_PROBE_TRIPLETS, Log
 from composir.training.loop import Run
 from composir.training.optimizer import TEMPERATURE_RANGE
 from composir.training.state import LAST_MODEL, State
+from composir.version import pip_install
 
 ADAPTED = r".*\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 """The layers with an adapter, by name: those of every attention in the layers of both towers."""
@@ -281,6 +282,6 @@ def _peft() -> Any:
         import peft  # noqa: PLC0415 (an extra)
     except ImportError as error:
         raise ComposirError(
-            f"--lora needs the package peft, which cannot be imported ({error})", fix="pip install 'composir[lora]'"
+            f"--lora needs the package peft, which cannot be imported ({error})", fix=pip_install("lora")
         ) from error
     return peft

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from composir.errors import ComposirError
+from composir.version import pip_install
 from composir.web.limits import Limits
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def open_server(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ComposirError(
-            f"serving needs packages that are not installed: {', '.join(missing)}", fix="pip install 'composir[web]'"
+            f"serving needs packages that are not installed: {', '.join(missing)}", fix=pip_install("web")
         )
     from composir.web.server import Server  # noqa: PLC0415 (an extra)
 

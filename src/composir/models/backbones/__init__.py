@@ -166,7 +166,7 @@ def read_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfig
             f"backbone {config.backbone!r} is not known",
             file=file,
             expected=f"one of {', '.join(BACKBONES)}",
-            fix="a newer composir may know it: pip install -U composir",
+            fix="a newer composir may know it",
         )
     return config, tower
 
@@ -191,7 +191,7 @@ def tower_of(config: ComposerConfig, identity: Mapping[str, str], folder: Path) 
                 f"holds a tower {details.get('name')!r}, which is not known",
                 file=folder / source,
                 expected=f"one of {', '.join(TOWERS)}",
-                fix="a newer composir may know it: pip install -U composir",
+                fix="a newer composir may know it",
             )
         try:
             tower = TOWERS[details["name"]](weights, details)

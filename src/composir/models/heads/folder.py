@@ -89,7 +89,7 @@ def read_head(folder: Path | str) -> SavedHead:
             f"is a head in format {document.get('format')}",
             file=file,
             expected=f"format {FORMAT}",
-            fix="a newer composir may read it: pip install -U composir",
+            fix="a newer composir may read it",
         )
     try:
         config = HeadConfig(**document)
