@@ -26,6 +26,7 @@ from composir.evaluation.ranking import PADDING, Ranking, first_ranks, hits
 from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result
 from composir.evaluation.sheet import NUM_SHOWN, Retrieved, retrieved
 from composir.files import write_text
+from composir.style import look
 
 PAGE = "index.html"
 NUM_QUERIES = 10
@@ -76,7 +77,7 @@ def _render(result: Result, num_queries: int) -> str:
         "count": lambda number: f"{number:,}",
     }
     template = environment.from_string(_own_file("page.html.jinja"))
-    style = _own_file("page.css")
+    style = look() + _own_file("page.css")
     pictures = _Pictures()
     splits = [ranking.split for ranking in result.rankings[COMPOSED]]
     published = published_beside(result)

@@ -24,7 +24,7 @@ from composir.visualize.answers import IMAGES_PER_BATCH, NUM_SHOWN, Hit, best_hi
 
 OPEN = 0.5
 """Above it a channel counts as open."""
-GATE_TITLE = "channels by how far the gate is open"
+GATE_TITLE = "channels by how far the gate is open for them"
 NUM_BINS = 20
 """Of the histogram of a gate, from 0 to 1."""
 
