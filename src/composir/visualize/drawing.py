@@ -28,9 +28,9 @@ HEADING, SENTENCE, TITLE, WORDS = 34, 30, 22, 20
 LINE_SPACING = 1.3
 BAR = 12
 OUTLINE = 0.5
-"""How bright the picture's outlines are on a map."""
+"""How strong the picture's outlines are on a map."""
 MAX_SENTENCE_LINES, NUM_WORD_LINES = 3, 3
-ROW_GAP = 34
+CELL_GAP, ROW_GAP = 16, 34
 
 Box = tuple[float, float, float, float]
 
@@ -38,26 +38,29 @@ Box = tuple[float, float, float, float]
 class Sheet:
     """A white sheet with rows of one height, each a sentence over cells of one size and retrieved pictures."""
 
-    def __init__(self, title: str, note: str, sentences: Sequence[str], *, num_cells: int, num_ways: int) -> None:
-        self.num_columns = min(num_cells, 3)
-        self.cells_right = MARGIN + self.num_columns * (PANEL + GAP)
+    def __init__(
+        self, title: str, note: str, sentences: Sequence[str], *, num_cells: int, num_further: int = 0, num_ways: int
+    ) -> None:
+        """Make the sheet with its headings; ``num_further`` cells stand below the first ones and what was found."""
+        self.num_cells = num_cells
+        self.cells_right = MARGIN + num_cells * (PANEL + GAP)
         hits_width = NUM_HITS * (THUMBNAIL + THUMBNAIL_GAP) - THUMBNAIL_GAP + GAP
         width = self.cells_right - GAP + (GAP + hits_width if num_ways else 0) + MARGIN
-        self.lines = [
+        self.further_columns = (width - 2 * MARGIN + GAP) // (PANEL + GAP)
+        lines_by_row = [
             wrapped(f"“{text}”", font(SENTENCE, bold=True), width - 2 * MARGIN, MAX_SENTENCE_LINES)
             for text in sentences
         ]
-        self.first_cell = max(map(len, self.lines)) * _height(SENTENCE) + 14
-        self.cell_height = _height(TITLE) + 6 + PANEL + 3 * BAR + (1 + NUM_WORD_LINES) * _height(WORDS)
-        num_lines = -(-num_cells // self.num_columns)
+        self.first_cell = max(map(len, lines_by_row)) * _height(SENTENCE) + 14
+        self.cell_height = _height(TITLE) + 6 + PANEL + 3 * BAR + (1 + NUM_WORD_LINES) * _height(WORDS) + CELL_GAP
+        num_lines = 1 + -(-num_further // self.further_columns)
         self.row_height = ROW_GAP + self.first_cell + num_lines * self.cell_height
         self.top = MARGIN + _height(HEADING) + _height(WORDS)
-        height = self.top + len(sentences) * self.row_height + MARGIN // 2
-        self.image = Image.new("RGB", (width, height), colours()["page"])
+        self.image = Image.new("RGB", (width, self.top + len(sentences) * self.row_height), colours()["page"])
         self.draw = ImageDraw.Draw(self.image)
         self.write((MARGIN, MARGIN), title, HEADING, width=width - 2 * MARGIN, bold=True)
         self.write((MARGIN, MARGIN + _height(HEADING)), note, WORDS, width=width - 2 * MARGIN, colour="faint")
-        for row, lines in enumerate(self.lines):
+        for row, lines in enumerate(lines_by_row):
             top = self.top + row * self.row_height
             self.draw.line((MARGIN, top + ROW_GAP // 2, width - MARGIN, top + ROW_GAP // 2), colours()["line"], 2)
             for number, line in enumerate(lines):
@@ -66,7 +69,10 @@ class Sheet:
 
     def corner(self, row: int, cell: int) -> tuple[int, int]:
         """Return the left and the top of a cell, counted line by line."""
-        line, column = divmod(cell, self.num_columns)
+        line, column = 0, cell
+        if cell >= self.num_cells:
+            line, column = divmod(cell - self.num_cells, self.further_columns)
+            line += 1
         top = self.top + row * self.row_height + ROW_GAP + self.first_cell + line * self.cell_height
         return MARGIN + column * (PANEL + GAP), top
 
@@ -120,7 +126,8 @@ class Sheet:
                 left = self.cells_right + place * (THUMBNAIL + THUMBNAIL_GAP)
                 self._hit((left, at + _height(TITLE) + 6), f"{place + 1}  ·  {hit.score:.3f}", hit)
         at = self.cells_right, self.panel(row, 0)[1] + PANEL + 3 * BAR + _height(WORDS)
-        self.paragraph(at, in_words(rankings, NUM_HITS), width=self.image.width - self.cells_right - MARGIN)
+        if rankings:
+            self.paragraph(at, in_words(rankings, NUM_HITS), width=self.image.width - self.cells_right - MARGIN)
 
     def _hit(self, at: tuple[int, int], caption: str, hit: Hit) -> None:
         left, top = at
@@ -155,7 +162,8 @@ def draw(image: Path, answers: Sequence[Answer], out: Path, *, every_map: bool =
         f"What the model looks at in {image.name}",
         "Every map has one scale for all sentences. Patches are as large as the model sees them.",
         [one.text for one in answers],
-        num_cells=1 + len(limits),
+        num_cells=1 + sum(one.main for one in limits),
+        num_further=sum(not one.main for one in limits),
         num_ways=len(answers[0].rankings),
     )
     for row, one in enumerate(answers):
@@ -196,7 +204,7 @@ def draw_head(image: Path, answers: Sequence[HeadAnswer], out: Path) -> None:
         sheet.image.paste(*_framed(sheet, row, 0, picture, (0, 0, *picture.size)))
         if one.channels is not None:
             sheet.title(row, 1, "what the gate opens")
-            _draw_channels(sheet, row, one.channels / most)
+            _draw_channels(sheet, row, 0.96 * one.channels / most)
             sheet.bar(row, 1, ("0, shut", "", "1, open"))
             sheet.words(row, 1, f"The {one.channels.sum()} {GATE_TITLE}.")
         sheet.title(row, 1 + has_gate, "what the head does")
@@ -247,7 +255,8 @@ def _framed(
     paste(picture, (0, 0, *picture.size))
     if values is not None and kind is not None:
         seen = picture.transform((HEAT_SIDE, HEAT_SIDE), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-        coloured = heat(seen, values, limits, kind.table) + OUTLINE * _edges(seen.resize((HEAT_SIDE, HEAT_SIDE)))
+        # Light outlines on dark colours, dark ones on colours that are light in the middle.
+        coloured = heat(seen, values, limits, kind.table) + OUTLINE * (-1 if kind.diverging else 1) * _edges(seen)
         paste(Image.fromarray(np.round(255 * coloured.clip(0, 1)).astype(np.uint8)), box)
     return square, sheet.panel(row, cell)
 

@@ -79,7 +79,13 @@ MAPS = (
         main=True,
     ),
     Map("attention", "where the query tokens look", "Bright: much of their attention is here.", "percent", 100, 1),
-    Map("gate", "how far the gate is open", "Bright: the sentence may change much here.", "mean of the channels", min_span=0.1),
+    Map(
+        "gate",
+        "how far the gate is open",
+        "Bright: the sentence may change much here.",
+        "mean of the channels",
+        min_span=0.1,
+    ),
     Map("text_attention", "where the sentence looks", "Bright: much of its attention is here.", "percent", 100, 1),
     Map(
         "relative_change",
@@ -100,7 +106,7 @@ MAPS = (
     ),
     Map(
         "target_attribution",
-        "worth of the target's patches",
+        "worth in the target",
         "The same for the target: the right answer, or what was found first.",
         "score × 100",
         100,
