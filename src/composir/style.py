@@ -36,10 +36,11 @@ def look() -> str:
 
 
 @cache
-def colours() -> dict[str, str]:
-    """Return the colours of a light page as ``#rrggbb``, by the names that the style sheet has for them."""
-    light = look().partition("}")[0]
-    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", light))
+def colours(*, dark: bool = False) -> dict[str, str]:
+    """Return the colours of a page, light or dark, as ``#rrggbb``, by the names that the style sheet has for them."""
+    light, _, rest = look().partition("@media (prefers-color-scheme: dark)")
+    rules = rest if dark else light
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", rules.partition("}")[0]))
 
 
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
