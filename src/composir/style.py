@@ -25,6 +25,8 @@ TITLE_WIDTH, WORDS_WIDTH = 52, 72
 """Letters in a line above and below a panel of six inches."""
 LETTERS = 12.0
 """Points from one line of letters to the next beside a plot."""
+PLOT_SHARE = 0.6
+"""How much of a panel's height is at least the plot's own, below a title and above words of two lines."""
 DPI = 144
 """Of the plots: they are read at half their size, too."""
 
@@ -118,8 +120,9 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     is_log = axes.get_yscale() == "log"
     limits = axes.get_ylim()
     low, high = np.log10(limits) if is_log else limits
-    axes.figure.draw_without_rendering()  # how high the panel is
-    line_height = LETTERS / 72 * (high - low) / (axes.get_position().height * axes.figure.get_figheight())
+    gridspec = axes.get_gridspec()
+    height = PLOT_SHARE * axes.figure.get_figheight() / (1 if gridspec is None else gridspec.nrows)
+    line_height = LETTERS / 72 * (high - low) / height
     ordered = sorted(ends)
     for (value, name, colour), y in zip(ordered, spread([value for value, _, _ in ordered], line_height), strict=True):
         axes.annotate(

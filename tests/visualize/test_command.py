@@ -27,7 +27,7 @@ def test_the_command_writes_the_picture_and_the_page(run, checkpoint, shapes_roo
     text, page = page_of(html)
     first, second = page["answers"]
     assert [first["text"], second["text"]] == [query.text, TEXTS[1]]
-    assert list(first["rankings"]) == ["with the fusion", "fusion left out"]
+    assert list(first["rankings"]) == ["with the fusion", "without the fusion"]
     for hits in first["rankings"].values():
         assert len(hits) == 8
         assert "val-red-ellipse" not in [hit["name"] for hit in hits]  # CIRR leaves the reference out
