@@ -51,13 +51,21 @@ def test_light_and_dark_have_the_same_names():
     assert not any(colours()[name] == colours(dark=True)[name] for name in ("page", "text", "composed"))
 
 
+FAR = (-100.0, 100.0)
+
+
 def test_names_move_apart_about_their_mean_and_no_further():
-    assert spread([1.0, 5.0], 1.0) == [1.0, 5.0]
-    assert spread([1.0, 1.2], 1.0) == pytest.approx([0.6, 1.6])
-    assert spread([1.0, 1.2, 2.0], 1.0) == pytest.approx([0.4, 1.4, 2.4])  # the third is pushed, too: mean 1.4
+    assert spread([1.0, 5.0], 1.0, FAR) == [1.0, 5.0]
+    assert spread([1.0, 1.2], 1.0, FAR) == pytest.approx([0.6, 1.6])
+    assert spread([1.0, 1.2, 2.0], 1.0, FAR) == pytest.approx([0.4, 1.4, 2.4])  # the third is pushed, too: mean 1.4
     values = sorted(np.random.default_rng(0).uniform(0, 3, 12))
-    assert np.diff(spread(values, 0.5)).min() == pytest.approx(0.5)
-    assert np.mean(spread(values, 0.5)) == pytest.approx(np.mean(values))
+    assert np.diff(spread(values, 0.5, FAR)).min() == pytest.approx(0.5)
+    assert np.mean(spread(values, 0.5, FAR)) == pytest.approx(np.mean(values))
+
+
+def test_names_stay_within_the_panel():
+    assert spread([9.8, 9.9, 10.0], 1.0, (0, 10)) == pytest.approx([8, 9, 10])
+    assert spread([0.0, 0.1, 7.0], 1.0, (0, 10)) == pytest.approx([0, 1, 7])
 
 
 def test_text_is_no_wider_than_asked_and_says_where_it_was_cut():

@@ -192,6 +192,8 @@ def _draw_gradients(axes: Axes, gradients: Mapping[str, Points]) -> None:
 
 def _draw_by_epoch(axes: Axes, lines: Mapping[str, Points], *, title: str, words: str, log: bool = False) -> None:
     """Draw lines over epochs; of a single epoch bars, as there is nothing to follow."""
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415 (nothing of it is needed before the first validation)
+
     if max(len(at) for at, _ in lines.values()) == 1:
         _draw_bars(axes, lines, list(lines))
         dress(axes, title=title, x="", words=words)
@@ -202,7 +204,9 @@ def _draw_by_epoch(axes: Axes, lines: Mapping[str, Points], *, title: str, words
         ends.append((math.log10(values[-1]) if log else values[-1], name, colour))
     if log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     dress(axes, title=title, x="epoch", words=words, whole_x=True)
     name_ends(axes, ends)
 

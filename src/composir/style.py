@@ -23,7 +23,7 @@ LINES = ("composed", "image", "alone", "both", "rest")
 """Names of the colours of lines, in the order in which they are used; told apart with any colour vision (a test)."""
 TITLE_WIDTH, WORDS_WIDTH = 52, 72
 """Letters in a line above and below a panel of six inches."""
-LETTERS = 12.0
+LETTERS = 11.0
 """Points from one line of letters to the next beside a plot."""
 PLOT_SHARE = 0.6
 """How much of a panel's height is at least the plot's own, below a title and above words of two lines."""
@@ -124,7 +124,9 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     height = PLOT_SHARE * axes.figure.get_figheight() / (1 if gridspec is None else gridspec.nrows)
     line_height = LETTERS / 72 * (high - low) / height
     ordered = sorted(ends)
-    for (value, name, colour), y in zip(ordered, spread([value for value, _, _ in ordered], line_height), strict=True):
+    for (value, name, colour), y in zip(
+        ordered, spread([one[0] for one in ordered], line_height, (low, high)), strict=True
+    ):
         axes.annotate(
             name,
             (1, (value - low) / (high - low)),
@@ -135,20 +137,33 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             fontsize=8.5,
             va="center",
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
     axes.set_ylim(limits)
 
 
-def spread(values: Sequence[float], least: float) -> list[float]:
-    """Return ascending values moved as little as lets neighbours be ``least`` apart, each group about its own mean."""
+def spread(values: Sequence[float], least: float, within: tuple[float, float]) -> list[float]:
+    """Return ascending values moved as little as lets neighbours be ``least`` apart, each group about its own mean.
+
+    None is beyond ``within``, as long as there is room.
+    """
     groups: list[list[float]] = []
     for value in values:
         groups.append([value])
         while len(groups) > 1 and _top(groups[-2], least) > _bottom(groups[-1], least) - least:
             last = groups.pop()
             groups[-1] += last
-    return [_bottom(group, least) + place * least for group in groups for place in range(len(group))]
+    apart = np.array([_bottom(group, least) + place * least for group in groups for place in range(len(group))])
+    steps = least * np.arange(len(apart))
+    low, high = within
+    return np.maximum(np.minimum(apart, high - steps[::-1]), low + steps).tolist()
 
 
 def _bottom(group: Sequence[float], least: float) -> float:

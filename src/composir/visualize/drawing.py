@@ -210,7 +210,7 @@ def draw_head(image: Path, answers: Sequence[HeadAnswer], out: Path) -> None:
         sheet.title(row, 1 + has_gate, "what the head does")
         left, top = sheet.panel(row, 1 + has_gate)
         for number, (name, value) in enumerate(one.figures().items()):
-            at = top + number * (PANEL // 4)
+            at = top + number * (_height(SENTENCE) + 2 * _height(WORDS) + 10)
             sheet.write((left, at), value, SENTENCE, width=PANEL, bold=True)
             sheet.paragraph((left, at + _height(SENTENCE)), name, width=PANEL)
         sheet.hits(row, one.rankings)
