@@ -225,7 +225,8 @@ def gate() -> Diagram:
         ("", "sentence alone, the same for all patches"),
         ("alpha", "one learned number, 0.5 at the start"),
     ):
-        one.text(MARGIN, end + 18, name, kind="strong", anchor="start")
+        if name:
+            one.text(MARGIN, end + 18, name, kind="strong", anchor="start")
         one.text(74, end + 18, words, kind="small", anchor="start")
         end += 22
     one.bottom = end
