@@ -93,7 +93,6 @@ def plot_curves(
     num_columns = min(num_panels, 2)
     num_rows = math.ceil(num_panels / num_columns)
     figure = make_figure(PANEL[0] * num_columns, PANEL[1] * num_rows)
-    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.2)  # pyright: ignore[reportOptionalMemberAccess]
     panels = iter(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     if losses:
         _draw_losses(next(panels), losses)

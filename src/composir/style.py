@@ -84,8 +84,10 @@ def fitted(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
 def make_figure(width: float, height: float) -> Figure:
     """Return an empty figure of so many inches."""
     from matplotlib.figure import Figure  # noqa: PLC0415 (nothing of it is needed before the first validation)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415 (as above)
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=DPI, facecolor=colours()["page"])
+    layout = ConstrainedLayoutEngine(w_pad=0.25, h_pad=0.2)
+    return Figure(figsize=(width, height), layout=layout, dpi=DPI, facecolor=colours()["page"])
 
 
 def dress(axes: Axes, *, title: str, x: str, y: str = "", words: str = "", whole_x: bool = False) -> None:
@@ -121,7 +123,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     limits = axes.get_ylim()
     low, high = np.log10(limits) if is_log else limits
     gridspec = axes.get_gridspec()
-    height = PLOT_SHARE * axes.figure.get_figheight() / (1 if gridspec is None else gridspec.nrows)
+    height = PLOT_SHARE * axes.figure.bbox.height / axes.figure.dpi / (1 if gridspec is None else gridspec.nrows)
     line_height = LETTERS / 72 * (high - low) / height
     ordered = sorted(ends)
     for (value, name, colour), y in zip(

@@ -270,7 +270,7 @@ def _edges(square: Image.Image) -> Float32[np.ndarray, "height width 1"]:
 
 def _pale(picture: Image.Image) -> Image.Image:
     """Return the picture in pale grey."""
-    return ImageOps.grayscale(picture).point(lambda value: 160 + value * 3 // 8).convert("RGB")
+    return ImageOps.grayscale(picture).point([160 + value * 3 // 8 for value in range(256)]).convert("RGB")
 
 
 def _draw_channels(sheet: Sheet, row: int, shares: Float64[np.ndarray, " bins"]) -> None:
