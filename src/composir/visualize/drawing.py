@@ -160,7 +160,7 @@ def draw(image: Path, answers: Sequence[Answer], out: Path, *, every_map: bool =
     limits = {one: held for one, held in limits_by_map([one.trace for one in answers]).items() if one.main or every_map}
     sheet = Sheet(
         f"What the model looks at in {image.name}",
-        "Every map has one scale for all sentences. Patches are as large as the model sees them.",
+        "Every map has one scale for all sentences.",
         [one.text for one in answers],
         num_cells=1 + sum(one.main for one in limits),
         num_further=sum(not one.main for one in limits),
@@ -180,7 +180,7 @@ def draw(image: Path, answers: Sequence[Answer], out: Path, *, every_map: bool =
                 under, box = read_image(one.target), one.trace.target_box
             sheet.title(row, cell, kind.title)
             sheet.image.paste(*_framed(sheet, row, cell, _pale(under), box, values=values, kind=kind, limits=bounds))
-            low, high = (f"{value:.{kind.digits}f}" for value in bounds)
+            low, high = map(kind.told, bounds)
             sheet.bar(row, cell, (low, kind.unit, high), kind.table)
             sheet.words(row, cell, kind.meaning)
         sheet.hits(row, one.rankings)

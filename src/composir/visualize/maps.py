@@ -49,6 +49,10 @@ class Map:
         missing = max(self.min_span - (high - low), 0.0) / 2
         return low - missing, high + missing
 
+    def told(self, value: float) -> str:
+        """Return a value as it stands at the end of a bar: never 0 where it is not."""
+        return f"{value:.{self.digits}f}" if abs(value) >= 10**-self.digits or not value else f"{value:.1g}"
+
     @property
     def colours(self) -> str:
         """The colour map, readable with any colour vision: from dark to light, or between two hues."""

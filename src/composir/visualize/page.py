@@ -46,6 +46,7 @@ def write_page(image: Path, answers: Sequence[Answer], out: Path) -> None:
                 "colours": one.colours,
                 "ofTarget": one.of_target,
                 "limits": bounds,
+                "ends": [one.told(bound) for bound in bounds],
             }
             for one, bounds in limits.items()
         ],
