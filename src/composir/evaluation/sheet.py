@@ -14,13 +14,12 @@ from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
 from composir.evaluation.ranking import PADDING, Ranking, describe
 from composir.files import replacing
-from composir.style import fitted, font, wrapped
+from composir.style import colours, fitted, font, wrapped
 
 NUM_SHOWN = 10
 """Retrieved images in a row of a contact sheet."""
 
-HIT_COLOUR = "#1a9850"
-MISS_COLOUR = "#d73027"
+HIT_COLOUR, MISS_COLOUR = colours()["right"], colours()["wrong"]
 
 # Lengths in pixels.
 MARGIN = 32
@@ -32,9 +31,7 @@ CAPTION_HEIGHT = 26
 ROW_GAP = 26
 HEADING_HEIGHT = 40
 
-_TEXT_COLOUR = "#1f2328"
-_FAINT_COLOUR = "#6e7781"
-_LINE_COLOUR = "#d0d7de"
+_TEXT_COLOUR, _FAINT_COLOUR, _LINE_COLOUR = (colours()[name] for name in ("text", "faint", "line"))
 _HEADING_SIZE = 15
 _SENTENCE_SIZE = 17
 _CAPTION_SIZE = 14
