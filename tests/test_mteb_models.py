@@ -110,7 +110,7 @@ def test_without_mteb_it_is_named(models, monkeypatch):
 @pytest.fixture
 def task(val):
     """Return mteb's task of CIRR, on the coloured shapes."""
-    mteb = pytest.importorskip("mteb", reason="needs composir[mteb]")
+    mteb = pytest.importorskip("mteb", reason="needs the extra mteb")
     from datasets import Dataset  # noqa: PLC0415 (comes with mteb)
 
     (split,) = val

@@ -23,6 +23,7 @@ from composir.errors import ComposirError
 from composir.machine import default_device
 from composir.scoring import similarity
 from composir.search.encoder import NO_PICTURE, HeadEncoder, open_encoder
+from composir.version import pip_install
 
 QUERY, DOCUMENT = "query", "document"
 """What mteb calls the two kinds of input (``mteb.types.PromptType``)."""
@@ -156,5 +157,5 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ComposirError(
-            f"mteb cannot be imported ({' '.join(str(error).split())})", fix="pip install 'composir[mteb]'"
+            f"mteb cannot be imported ({' '.join(str(error).split())})", fix=pip_install("mteb")
         ) from error

@@ -69,6 +69,10 @@ def read_log(run):
         return list(csv.DictReader(file))
 
 
+def kept_losses(run):
+    return torch.load(run / "last/training.pt", weights_only=True)["state"]["losses"]
+
+
 def test_a_run_leaves_what_it_promises(make_recipe):
     recipe = make_recipe(validation_frequency=2, num_epochs=3)
     result = train(recipe)
@@ -98,6 +102,12 @@ def test_a_run_leaves_what_it_promises(make_recipe):
     assert best.gated_fusion is not None
     assert "R@5" in (result.best / "README.md").read_text()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    losses = kept_losses(run)
+    assert losses.keys() == {"step", "loss_itc", "loss_rtc", "loss_align", "total"}
+    steps = losses["step"]
+    assert steps == list(range(1, len(steps) + 1))
+    of_first = losses["total"][: len(steps) // 3]  # the batches of the first of three epochs
+    assert sum(of_first) / len(of_first) == pytest.approx(float(rows[0]["total"]), abs=1e-6)
 
 
 def test_the_gate_off_has_no_gate_columns(make_recipe):
@@ -630,6 +640,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
     assert len(count) == 15
     assert_same_weights(unbroken.run, resumed.run)
     assert read_log(unbroken.run) == read_log(resumed.run)
+    assert kept_losses(unbroken.run) == kept_losses(resumed.run)
     assert resumed.metrics == unbroken.metrics
     one, other = (load_rankings(result.best / "rankings.safetensors") for result in (unbroken, resumed))
     assert one.signature_fields == other.signature_fields

@@ -115,6 +115,7 @@ def visualize(
         Path | None,
         typer.Option(help="A picture whose score is explained; else the known answer, else the first retrieved."),
     ] = None,
+    every_map: Annotated[bool, typer.Option("--all", help="Draw every map, not only the two that say most.")] = False,
     json_: Json = False,
 ) -> int:
     """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
@@ -153,6 +154,8 @@ def visualize(
         )
     if isinstance(loaded, OpenedHead) and target is not None:
         raise ComposirError("a head reads no patches, by which a score could be explained", fix="leave out --target")
+    if isinstance(loaded, OpenedHead) and every_map:
+        raise ComposirError("a head reads no patches, of which there were maps", fix="leave out --all")
     with Bars() as bars:
         if isinstance(loaded, OpenedHead):
             of_head = answer_head(loaded, image, text, gallery=ranked, progress=bars.tell)
@@ -168,7 +171,7 @@ def visualize(
                 target=target,
                 progress=lambda done, total: bars.tell("image tokens", done, total),
             )
-            draw(image, answers, out_)
+            draw(image, answers, out_, every_map=every_map)
             if html is not None:
                 write_page(image, answers, html)
     files = [out_] if html is None else [out_, html]

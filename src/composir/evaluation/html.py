@@ -13,6 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from composir.errors import ComposirError
 from composir.evaluation.metrics import metric_label
 from composir.files import write_text
+from composir.style import look
 
 OWN = "composir.evaluation"
 
@@ -37,7 +38,7 @@ def render(package: str, **values: Any) -> str:
         "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
         "count": lambda number: f"{number:,}",
     }
-    style = _read(OWN, "page.css")
+    style = look() + _read(OWN, "page.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     html = environment.from_string(_read(package, "page.html.jinja")).render(style=style, style_hash=digest, **values)
     return html.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character

@@ -469,7 +469,8 @@ class Run:
         recipe, state = self.recipe, self.state
         self.model.eval()
         result = evaluate(self.embedder(), self.val_splits, weights_hash=self.weights_hash(), baselines=False)
-        figure = result.metrics[recipe.select_by or result.primary]
+        best_by = recipe.select_by or result.primary
+        figure = result.metrics[best_by]
         is_best = figure > state.best
         if is_best:
             state.best, state.best_metrics = figure, dict(result.metrics)
@@ -485,7 +486,7 @@ class Run:
             for folder in folders:
                 self.save_model(folder, about(recipe, result, self.left_by_key), files)
         self.observer.on_validation(state.epoch, result, is_best)
-        return self.log.validated(state, result)
+        return self.log.validated(state, result, best_by)
 
     def _mine(self) -> None:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""

@@ -29,7 +29,6 @@ from composir.models.text import Tokenizer
 from composir.models.vision import Tower
 from composir.version import pip_install
 
-
 LITE_BATCH = 16
 """Pictures a pass on a CPU: 1.1 times as fast as 8, and 32 are hardly faster (docs/performance.md)."""
 
