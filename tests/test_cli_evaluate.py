@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_predictions_of_circo_need_no_list_of_its_images(run, tmp_path):
     code, out, _ = run("submit", "--validate", file, *flags)
     assert code == 2
     assert "(query 2): holds 49 names, expected 50" in out
-    code, _, err = run("evaluate", "--model", "none", *flags)
+    code, _, err = run("evaluate", "--model", "photos", *flags)
     assert code == 2
     assert f"{missing}: the file is missing" in err
 
@@ -327,7 +328,20 @@ def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, 
         (["evaluate", "--rankings", "none.safetensors"], "none.safetensors: no such file"),
         (["submit", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --validate"),
         (["submit", "--model", "x", "--data-root", "x"], "--out is missing"),
-        (["submit", "--model", "x", "--dataset", "fashioniq", "--data-root", "x"], "FashionIQ has no test server"),
+        (
+            [
+                "submit",
+                "--model",
+                "photos",
+                "--dataset",
+                "fashioniq",
+                "--data-root",
+                Path(__file__).parent,
+                "--out",
+                "o",
+            ],
+            "FashionIQ has no test server",
+        ),
     ],
 )
 def test_mistakes_in_the_flags(run, monkeypatch, tmp_path, arguments, message):

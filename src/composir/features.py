@@ -289,7 +289,7 @@ class CachedEmbedder:
 
 
 def require_matching_head(model: Composer) -> None:
-    """Return nothing; raise ``ComposirError`` where the model's matching head was never trained."""
+    """Raise ``ComposirError`` where the model's matching head was never trained."""
     if not model.config.matching_head:
         raise ComposirError(
             f"the {model.config.backbone} model has no trained matching head, and would re-rank with noise",

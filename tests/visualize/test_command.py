@@ -56,7 +56,7 @@ def test_what_is_wrong_is_said_in_one_line(run, checkpoint, image, shapes_root, 
     (tmp_path / "broken/cut.png").write_bytes(b"no picture")
     for arguments, message in (
         (["--gallery", shapes_root, "--data-root", shapes_root], "--gallery and --data-root were given"),
-        (["--gallery", tmp_path / "none"], "none: is not a folder"),
+        (["--gallery", tmp_path / "none"], "none: no such file or folder; expected a folder of pictures"),
         (["--gallery", tmp_path / "empty"], "empty: holds no picture"),
         (["--gallery", tmp_path / "broken"], "cut.png"),
         (["--image", tmp_path / "no.png"], "no such image file"),

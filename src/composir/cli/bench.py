@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from composir.cli.common import USER_ERROR, Cache, CacheDir, Json, NumWorkers, app, require_one
+from composir.cli.common import MODELS, USER_ERROR, Cache, CacheDir, Json, NumWorkers, app, require_one
 from composir.cli.console import Bars, err, one_line, out, print_json, printable
 from composir.errors import ComposirError
+from composir.paths import require_there
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from composir.bench.work import Event
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def bench(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG.toml", help="Models and data sets by name (docs/leaderboard.md).")
@@ -28,8 +29,9 @@ def bench(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder of what is measured and of the table; a second call goes on there (bench). "
+            help="Folder of what is measured and of the table; a second call goes on there. "
             "With --verify: write the table into it.",
+            show_default="bench",
         ),
     ] = None,
     submit: Annotated[
@@ -58,6 +60,7 @@ def bench(
             raise ComposirError("--submit writes what a CONFIG measures", fix="leave out --submit or --verify")
         return _verify(verify, out_, json_=json_)
     assert config is not None
+    require_there(config, "a bench's TOML file (docs/leaderboard.md)")
     from composir.bench.config import load_config
     from composir.bench.entries import write_entries
     from composir.bench.running import run_bench

@@ -15,6 +15,7 @@ from composir.cli.console import Bars, out, print_json
 from composir.errors import ComposirError, short
 from composir.limits import MAX_COUNT, MAX_WORKERS
 
+TEMPORARY = "a temporary folder"
 Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each part; the median counts.")]
 
 
@@ -80,7 +81,7 @@ def benchmark_train(
 def benchmark_gate(
     backbone: BenchmarkBackbone = "real",
     token_width: Annotated[
-        int | None, typer.Option(min=1, max=16_384, help="real: width of the image tokens instead of 1408.")
+        int | None, typer.Option(min=1, max=16_384, help="real: width of the image tokens.", show_default="1408")
     ] = None,
     batch_size: Triplets = 8,
     repeats: Repeats = 3,
@@ -140,7 +141,9 @@ def benchmark_features(
     num_tower_images: Annotated[int, typer.Option(min=1, max=100_000, help="Images that go through the tower.")] = 8,
     repeats: Repeats = 3,
     num_workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that decode.")] = 4,
-    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.", show_default=TEMPORARY)
+    ] = None,
     json_: Json = False,
 ) -> int:
     """Read a token cache at random, decode and prepare pictures, run the tower, index: images a second of each."""
@@ -170,7 +173,9 @@ def benchmark_feed(
     ] = 0.6,
     cold: Annotated[bool, typer.Option(help="Have the system forget the cache's file before it is read.")] = True,
     repeats: Repeats = 1,
-    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 0.7 MB an image.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the cache lies meanwhile: 0.7 MB an image.", show_default=TEMPORARY)
+    ] = None,
     json_: Json = False,
 ) -> int:
     """Feed training steps from a token cache: the share of its time that the device waits for batches."""
@@ -223,7 +228,9 @@ def benchmark_search(
     images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
     backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = ",".join(INDEXES),
     vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
-    url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="qdrant: address of a server.", show_default="inside this process")
+    ] = None,
     num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and in batches.")] = 100,
     batch_sizes: Annotated[str, typer.Option(help="Queries asked at once, beside one after the other.")] = "16,64",
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often all queries are asked; all are told.")] = 3,

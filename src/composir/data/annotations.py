@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from composir.data.images import ImageSource
 from composir.data.triplets import Split
-from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest, short
+from composir.errors import ComposirError, Note, Problem, ProblemsError, counted, nearest, short
 
 Json = TypeVar("Json", list, dict)
 T = TypeVar("T")
@@ -386,7 +386,7 @@ def read_table(
         if len(fields) == len(columns):
             entries.append(entry)
         else:
-            message = f"holds {len(fields)} fields, expected {len(columns)}: {', '.join(columns)}"
+            message = f"holds {counted(len(fields), 'field')}, expected {len(columns)}: {', '.join(columns)}"
             entry.problem(message, RESTORE)
     return entries
 

@@ -23,7 +23,7 @@ from composir.data.images import (
     read_image,
 )
 from composir.data.triplets import Query, Split, split_key
-from composir.errors import ComposirError, Note, Problem, ProblemsError
+from composir.errors import ComposirError, Note, Problem, ProblemsError, counted
 from composir.progress import Counted
 
 SKIP_FIX = "leave out what needs them: train, evaluate and features take --skip-missing-images"
@@ -67,8 +67,8 @@ class Left:
         return (self.num_queries, self.num_images) != (self.of_queries, self.of_images)
 
     def __str__(self) -> str:
-        queries = f"{self.num_queries:,} of {self.of_queries:,} queries"
-        return f"{queries} and {self.num_images:,} of {self.of_images:,} images are left"
+        queries = f"{self.num_queries:,} of {counted(self.of_queries, 'query', 'queries')}"
+        return f"{queries} and {self.num_images:,} of {counted(self.of_images, 'image')} are left"
 
 
 def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Counted | None = None) -> list[Problem]:

@@ -88,6 +88,14 @@ def find_dataset(name: str) -> str:
     return name_by_folded[name.casefold()]
 
 
+def require_root(dataset: str, root: Path, split: str) -> None:
+    """Raise what ``load_splits`` would where the folder is not there or empty, or own triplets lack the split."""
+    name = find_dataset(dataset)
+    is_there = root.is_dir() and any(root.iterdir())
+    if not is_there or (name == "own" and not (root / own.triplets_file(split)).is_file()):
+        load_splits(name, root, split)
+
+
 def load_splits(
     dataset: str,
     root: str | Path,

@@ -223,7 +223,7 @@ def lower_is_better(key: str) -> bool:
 
 
 def check_scorable(splits: Sequence[Split]) -> None:
-    """Return nothing; raise ``ComposirError`` unless rankings of ``splits`` can be scored together.
+    """Raise ``ComposirError`` unless rankings of ``splits`` can be scored together.
 
     They must be categories of one split of one data set, under the same rules, each once, and every
     query must have its targets, and its subset where the data set measures one, in the gallery.

@@ -143,7 +143,7 @@ def first_ranks(hits: Bool[np.ndarray, "num_queries depth"]) -> Int64[np.ndarray
 
 
 def check_gallery(split: Split) -> None:
-    """Return nothing; raise ``ProblemsError`` naming what a query has outside the gallery: candidates, targets, others.
+    """Raise ``ProblemsError`` naming what a query has outside the gallery: candidates, targets, others.
 
     A split without queries or without a gallery is a ``ComposirError``.
     """

@@ -85,7 +85,7 @@ def contact_sheet(
     seed: int = 0,
     query_ids: Sequence[str] | None = None,
 ) -> None:
-    """Return nothing; write a PNG with one query a row: the reference, the sentence and the best ten.
+    """Write a PNG with one query a row: the reference, the sentence and the best ten.
 
     The target is framed in green; where it is not among the ten it stands at the end in a dashed red frame
     with its rank. The queries are those of ``query_ids``, in that order (an id that is in several categories
@@ -116,7 +116,7 @@ def retrieved(ranking: Ranking, row: int) -> list[Retrieved]:
 
 
 def grid(rows: Sequence[Row], path: Path) -> None:
-    """Return nothing; write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
+    """Write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
     if not rows:
         raise ComposirError("there is no row to draw", file=path, expected="at least one query")
     height = _row_top(len(rows)) - ROW_GAP + MARGIN

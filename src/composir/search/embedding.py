@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import NO_MEMORY, UnseenError, content_id, read_bytes, read_image
+from composir.data.images import NO_MEMORY, Content, UnseenError, content_id, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors
@@ -102,7 +101,7 @@ class PictureEmbedder:
             if self.is_known(record.id):
                 return record
             notes: list[str] = []
-            picture = read_image(io.BytesIO(content), side=self.encoder.side, notes=notes)
+            picture = read_image(Content(content, self.root / file.path), side=self.encoder.side, notes=notes)
             return _New(record, self.encoder.prepare(picture), "; ".join(notes))
         except ComposirError as error:
             return (Unseen if isinstance(error, UnseenError) else Skipped)(file.path, error.message)

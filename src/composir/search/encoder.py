@@ -73,6 +73,10 @@ class Encoder(Protocol):
         """Return how a sentence is read, of a query with a picture or alone; None where a network takes it whole."""
         ...
 
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return the scripts that it reads, of a query with a picture or alone; None where that is not known."""
+        ...
+
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return in words what it sees in a picture of these vectors; None where they say nothing in words."""
         ...
@@ -205,6 +209,10 @@ class ComposerEncoder:
         """Return None: the network reads it as a whole."""
         return None
 
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return those of its tokenizer."""
+        return None if self.model.tokenizer is None else self.model.tokenizer.scripts
+
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return None: its vectors say nothing in words."""
         return None
@@ -290,6 +298,10 @@ class VectorEncoder:
         """Return how its rules read a sentence, where it has rules."""
         return self.embedder.read(text)
 
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return those of its tokenizer."""
+        return self.embedder.scripts
+
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what it sees in a picture, where it has words for that."""
         return self.embedder.seen(vectors[0])
@@ -338,6 +350,10 @@ class HeadEncoder:
     def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return None beside a picture: a head reads it as a whole; a sentence alone is the base's."""
         return None if with_reference else self.base.read(text, with_reference=False)
+
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return the base's: a head reads sentences by the base's words."""
+        return self.base.scripts(with_reference=with_reference)
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what the base sees."""

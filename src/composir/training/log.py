@@ -105,12 +105,14 @@ class Log(ABC):
         if alpha is not None:
             self.board.add_scalar("gate/alpha", alpha, step)
 
+    def mean_losses(self, state: State, num_batches: int) -> dict[str, float]:
+        """Return an epoch's mean losses by name."""
+        return {name: sum_ / num_batches for name, sum_ in state.sums.items() if not name.startswith(GRADIENT_PREFIX)}
+
     def row(self, state: State, *, num_batches: int, num_steps: int, rate: float) -> dict[str, str]:
         """Return an epoch's columns but those of a validation: mean losses and gradient norms, the rate, the gate."""
         row = {"epoch": str(state.epoch)}
-        for name, sum_ in state.sums.items():
-            if not name.startswith(GRADIENT_PREFIX):
-                row[name] = f"{sum_ / num_batches:.6f}"
+        row |= {name: f"{mean:.6f}" for name, mean in self.mean_losses(state, num_batches).items()}
         row["lr"] = f"{rate:.3g}"
         if state.skipped_steps:
             row["skipped_steps"] = str(state.skipped_steps)

@@ -19,7 +19,7 @@ from torch import Tensor
 from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
 from composir.evaluation import COMPOSED, Embedder, Result, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder
@@ -71,8 +71,11 @@ class Observer(Protocol):
     def on_note(self, note: str) -> None:
         """Something that is no error should be known, in a sentence."""
 
-    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
-        """A step is done; ``loss`` is the weighted total of its batch."""
+    def on_step(self, step: int, losses: Mapping[str, float], alpha: float | None) -> None:
+        """A step is done; ``losses`` are those of its batch by name, ``total`` their weighted sum."""
+
+    def on_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
+        """An epoch is done, its validation not yet; ``losses`` are the means over its batches."""
 
     def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
         """A validation is done."""
@@ -336,7 +339,7 @@ class Run:
     def _tell_start(self) -> None:
         given, size = self.recipe.batch_size, self.batches.size
         if size < given:
-            there = f"{size:,} triplet{'' if size == 1 else 's'}"
+            there = counted(size, "triplet")
             self.observer.on_note(f"batch size {given:,} is more than there are: a batch is all {there}")
         temperature, (lowest, highest) = self.model.temperature.item(), TEMPERATURE_RANGE
         if not lowest <= temperature <= highest:
@@ -427,7 +430,7 @@ class Run:
                 )
             if self.log is not None:
                 self.log.record(self.state, step, told_losses, told_norms, told_alpha)
-                self.observer.on_step(step, total, told_alpha)
+                self.observer.on_step(step, told_losses, told_alpha)
 
         told = [*losses.values(), *norms.values(), *([] if alpha is None else [alpha])]
         self.numbers.tell(torch.stack([one.detach().float().reshape(()) for one in told]), tell)
@@ -452,6 +455,7 @@ class Run:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
                 rate = float(max(self.schedule.get_last_lr()))
                 row = self.log.row(state, num_batches=num_batches, num_steps=num_steps, rate=rate)
+                self.observer.on_epoch(state.epoch, self.log.mean_losses(state, num_batches))
                 is_validated = is_end or state.epoch % recipe.validation_frequency == 0
                 if is_validated:
                     row |= self.validate()

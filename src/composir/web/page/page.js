@@ -15,6 +15,7 @@ const WORDS = {
     searching: "Searching …", busy: "Many are searching now; your search waits its turn …",
     found: (n, all, ms) => `${n} of ${all.toLocaleString("en")} pictures in ${Math.round(ms)} ms. Choose one to go on from it.`,
     read: (reading) => `Read as: ${reading}.`,
+    unread: "The model does not read this script, or finds no word in it: the answers owe little to the sentence.",
     "nothing-asked": "Nothing in this can be searched for. Name a thing or a colour, in English.",
     nothing: "No picture fits. Try other words, or a wider path.",
     none: "There are no pictures in this index yet. composir index adds them; they show up here by themselves.",
@@ -55,6 +56,7 @@ const WORDS = {
     searching: "正在搜索……", busy: "现在搜索的人很多，正在排队……",
     found: (n, all, ms) => `${all.toLocaleString("zh")} 张图片中的 ${n} 张，用时 ${Math.round(ms)} 毫秒。点一张继续。`,
     read: (reading) => `理解为：${reading}。`,
+    unread: "模型不认识这种文字，或其中没有它认识的词：结果基本与这句话无关。请用英文试试。",
     "nothing-asked": "这句话里没有可以搜索的内容。请用英文写出一样东西或一种颜色。",
     nothing: "没有合适的图片。换个说法，或放宽路径。",
     none: "索引里还没有图片。用 composir index 添加后，这里会自动出现。",
@@ -308,7 +310,9 @@ async function showFound(step, signal) {
     showTrail();
   }
   const reading = found.reading ? say("read", found.reading) : "";
-  $("status").textContent = found.results.length ? `${say("found", found.results.length, total, found.milliseconds)} ${reading}` : reading;
+  const unread = found.warnings.length ? say("unread") : "";
+  const count = found.results.length ? say("found", found.results.length, total, found.milliseconds) : "";
+  $("status").textContent = [count, reading, unread].filter(Boolean).join(" ");
   const before = state.steps.slice(0, state.at + 1);
   results.replaceChildren(...found.results.map((hit) => {
     const next = stepOf({ image: hit.id, where: step.where });
