@@ -169,13 +169,7 @@ def evaluate(
     Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
     """
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
-    for flag, given in {"--image-only": image_only, "--text-only": text_only}.items():
-        if given and not predictions:
-            raise ComposirError(
-                f"{flag} goes with --predictions",
-                expected="files of predictions for both",
-                fix="leave it out: a model is asked with either alone anyway",
-            )
+    _require_predictions(predictions, {"--image-only": image_only, "--text-only": text_only})
     if data_root is None and (rankings is None or contact_sheet or only):
         raise ComposirError(
             "--data-root is missing",
@@ -275,6 +269,17 @@ def _measure(
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
         )
+
+
+def _require_predictions(predictions: list[Path] | None, baselines: dict[str, list[Path] | None]) -> None:
+    """Raise ``ComposirError`` where files of a baseline are given without files of predictions."""
+    for flag, given in baselines.items():
+        if given and not predictions:
+            raise ComposirError(
+                f"{flag} goes with --predictions",
+                expected="files of predictions for both",
+                fix="leave it out: a model is asked with either alone anyway",
+            )
 
 
 def _tell_trained_rule(model: Path, split: Split) -> None:

@@ -128,6 +128,14 @@ def convert(
     return 0
 
 
+def _require_asked(image: Path, target: Path | None, gallery: Path | None) -> None:
+    """Raise ``ComposirError`` where a picture, or the folder of a gallery, is not there."""
+    for one in filter(None, (image, target)):
+        require_picture(one)
+    if gallery is not None:
+        require_there(gallery, "a folder of pictures")
+
+
 @app.command(rich_help_panel=MODELS)
 def visualize(
     model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best, or that of a head.")],
@@ -160,10 +168,7 @@ def visualize(
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
     require_model(model)
-    for one in (image, *([target] if target else ())):
-        require_picture(one)
-    if gallery is not None:
-        require_there(gallery, "a folder of pictures")
+    _require_asked(image, target, gallery)
     require_data_root(dataset, data_root, split)
     from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
