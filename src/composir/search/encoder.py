@@ -177,7 +177,9 @@ class ComposerEncoder:
     def _targets_of(
         self, tokens: Float[Tensor, "pictures tokens width"], contents: Sequence[bytes]
     ) -> Float[Tensor, "pictures vectors dim"]:
-        return self._targets.of(contents, lambda new: self.model.encode_target(tokens[new]))
+        return self._targets.of(
+            contents, lambda new: self.model.encode_target(torch.stack([tokens[one] for one in new]))
+        )
 
     def _embed(
         self,
