@@ -16,34 +16,38 @@ from nbclient import NotebookClient
 
 import composir
 
-BAR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|^.*[━╸╺].*$")
-"""A progress bar, and what moves the cursor for it: a page needs no copy."""
+PASSING = re.compile(
+    r"^[\w :]+: [\d,]+ of [\d,]+\b.*$| (in|after) [\d.]+ m?s$|  [\d,]+ images/s\b|\x1b\[[0-9;?]*[A-Za-z]"
+)
+"""What is another at every run: lines of progress, and how long it took on the machine that ran it."""
 TIMEOUT_SECONDS = 600
 
 
 def run_notebook(file: Path, folder: Path) -> nbformat.NotebookNode:
-    """Return the notebook with what its cells print in ``folder``; a cell that fails raises ``CellExecutionError``.
-
-    The package's own folder stands in what is printed as ``composir/``, and progress bars and stderr are left out.
-    """
+    """Return the notebook with what its cells print in ``folder``; a cell that fails raises ``CellExecutionError``."""
     notebook = nbformat.read(file, as_version=4)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ["COLUMNS"] = "100"
+    os.environ["TTY_COMPATIBLE"] = "0"  # lines instead of progress bars
     NotebookClient(notebook, timeout=TIMEOUT_SECONDS, resources={"metadata": {"path": folder}}).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran, which changes every time
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
-            for output in cell.outputs:
-                if "text" in output:
-                    output["text"] = _shown(output["text"])
+            streams = [one["text"] for one in cell.outputs if one.get("name") == "stdout"]  # commands' stderr too
+            others = [one for one in cell.outputs if one.output_type != "stream"]
+            told = shown("".join(streams), folder)
+            cell.outputs = [nbformat.v4.new_output("stream", text=told)] * bool(told) + others
     return notebook
 
 
-def _shown(text: str) -> str:
-    lines = [BAR.sub("", line).strip("\r") for line in text.splitlines()]
-    told = "\n".join(line for line in lines if line.strip()) + "\n"
-    return told.replace(f"{Path(composir.__file__).parent}{os.sep}", "composir/")
+def shown(text: str, folder: Path) -> str:
+    """Return what a page shows of what was printed in ``folder``.
+
+    The package's own folder stands there as ``composir/``, and what is another at every run is left out.
+    """
+    text = text.replace(f"{Path(composir.__file__).parent}{os.sep}", "composir/")
+    text = text.replace(f"{folder.resolve()}{os.sep}", "")
+    lines = [PASSING.sub("", line) for line in text.splitlines()]
+    return "".join(f"{line}\n" for line in lines if line.strip())
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import os
@@ -22,14 +23,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from composir.cli import main
+from composir.models import backbones, vit
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
+from composir.models.weights import start as weights_start
 from composir.models.weights.names import rename
 from composir.search import index_folder
 
 GOLDEN = Path(__file__).parent / "golden"
+WIDTH, HEADS = 64, 4
+"""Of the golden Q-Former and of the golden towers."""
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("ellipse", "rectangle")
 
@@ -180,6 +185,32 @@ def golden_model() -> Callable[..., Composer]:
     return make
 
 
+@pytest.fixture
+def whole(golden):
+    """Return the maker of a state dict by LAVIS's names: Q-Former, tower, BLIP-2's vocabulary unless told otherwise."""
+
+    def make(tower="vit_eva", vocabulary=None, *, prompt=False):
+        weights = {key: value for key, value in golden(tower).items() if not key.startswith("__")}
+        weights |= {key: value for key, value in golden("weights").items() if prompt or key != "prompt_tokens"}
+        for layer in (0, 2):  # the golden Q-Former reads tokens 48 wide, the golden towers are 64 wide
+            for part in ("key", "value"):
+                name = f"Qformer.bert.encoder.layer.{layer}.crossattention.self.{part}.weight"
+                weights[name] = torch.randn(WIDTH, WIDTH)
+        if vocabulary is not None:
+            weights["Qformer.bert.embeddings.word_embeddings.weight"] = torch.randn(vocabulary, WIDTH)
+        return weights
+
+    return make
+
+
+@pytest.fixture
+def small_heads(monkeypatch):
+    """Let the widths of the golden parts be known as the published ones are."""
+    monkeypatch.setattr(vit, "NUM_HEADS_BY_WIDTH", {WIDTH: HEADS})
+    monkeypatch.setattr(weights_start, "NUM_HEADS_BY_HIDDEN", {WIDTH: HEADS})
+    backbones.read_backbone.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def real_annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the published annotations of CIRR val and FashionIQ dress val, without images."""
@@ -227,6 +258,27 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     )
         (root / f"cirr/captions/cap.rc2.{split}.json").write_text(json.dumps(queries))
         (root / f"cirr/image_splits/split.rc2.{split}.json").write_text(json.dumps(names))
+    return root
+
+
+@pytest.fixture
+def fashion_root(shapes_root, tmp_path):
+    """Return a data root in FashionIQ's layout, from the same pictures; its texts have two captions a query."""
+    root = tmp_path / "fashion"
+    for folder in ("captions", "image_splits", "images"):
+        (root / folder).mkdir(parents=True)
+    for split, place in (("train", "train/0"), ("val", "dev")):
+        files = sorted((shapes_root / place).glob("*.png"))
+        for category in ("dress", "shirt", "toptee"):
+            names = [f"{category}-{file.stem}" for file in files]
+            for name, file in zip(names, files, strict=True):
+                shutil.copy(file, root / "images" / f"{name}.png")
+            queries = [
+                {"candidate": one, "target": other, "captions": ["is another one.", f"like {other.split('-')[2]}"]}
+                for one, other in itertools.pairwise(names)
+            ]
+            (root / f"captions/cap.{category}.{split}.json").write_text(json.dumps(queries))
+            (root / f"image_splits/split.{category}.{split}.json").write_text(json.dumps(names))
     return root
 
 

@@ -49,7 +49,8 @@ def test_its_commands_print_what_it_shows(tmp_path, monkeypatch):
 
 def test_both_have_the_same_sections_commands_pictures_and_links():
     english, chinese = (
-        file.read_text(encoding="utf-8").replace(CHINESE.name, ENGLISH.name) for file in (ENGLISH, CHINESE)
+        file.read_text(encoding="utf-8").replace(CHINESE.name, ENGLISH.name).replace("tutorials/zh/", "tutorials/")
+        for file in (ENGLISH, CHINESE)
     )
     for pattern in (r"^(#+) ", r"^\|(-+\|)+$", r"\]\(((?!#)[^)]+)\)", r"^\| (`composir [^`]+`)"):
         assert re.findall(pattern, english, re.MULTILINE) == re.findall(pattern, chinese, re.MULTILINE), pattern

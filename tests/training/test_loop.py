@@ -282,27 +282,6 @@ def test_every_validation_shows_the_same_two_queries_and_histograms(make_recipe)
     )
 
 
-@pytest.fixture
-def fashion_root(shapes_root, tmp_path):
-    """Return a data root in FashionIQ's layout, from the same pictures; its texts have two captions a query."""
-    root = tmp_path / "fashion"
-    for folder in ("captions", "image_splits", "images"):
-        (root / folder).mkdir(parents=True)
-    for split, place in (("train", "train/0"), ("val", "dev")):
-        files = sorted((shapes_root / place).glob("*.png"))
-        for category in ("dress", "shirt", "toptee"):
-            names = [f"{category}-{file.stem}" for file in files]
-            for name, file in zip(names, files, strict=True):
-                shutil.copy(file, root / "images" / f"{name}.png")
-            queries = [
-                {"candidate": one, "target": other, "captions": ["is another one.", f"like {other.split('-')[2]}"]}
-                for one, other in itertools.pairwise(names)
-            ]
-            (root / f"captions/cap.{category}.{split}.json").write_text(json.dumps(queries))
-            (root / f"image_splits/split.{category}.{split}.json").write_text(json.dumps(names))
-    return root
-
-
 def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe, fashion_root, monkeypatch):
     texts = set()
     words = Composer.words
