@@ -34,7 +34,7 @@ quickstart: $(READY)  ## Generate data, train the mini model, measure it, search
 	$(BIN)/composir quickstart
 
 docs: $(DEV)  ## Build the documentation as a site into site/; a broken link is an error.
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "site/index.html"
 
 test: $(DEV)  ## Run the tests, on all cores.

@@ -522,7 +522,7 @@ def test_train_and_features_do_without_missing_images_on_request(run, shapes_roo
     code, _, err = run(*train)
     assert code == 2
     assert "--skip-missing-images" in err
-    code, out, err = run(*train, "--skip-missing-images")
+    code, out, err = run(*train, "--skip-missing-images", "--text-rule", "in a prompt")
     assert code == 0, err
     assert err.splitlines()[:2] == left
-    assert " --skip-missing-images" in " ".join(out.split("next: ")[1].split())
+    assert " --text-rule 'in a prompt' --skip-missing-images" in " ".join(out.split("next: ")[1].split())

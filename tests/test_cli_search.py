@@ -354,4 +354,4 @@ def test_a_folder_of_heic_alone_names_the_plugin_that_lacks(run, tmp_path, monke
     code, _, err = run("index", tmp_path, "--out", tmp_path / "index", "--model", "lite0")
     assert code == 2
     assert "1 x a HEIC picture needs the package pillow-heif, which is not installed; fix: pip install" in err
-    assert "composir[heic]" in err
+    assert "'pillow-heif>=" in err

@@ -23,11 +23,19 @@ def test_the_command_writes_the_picture_and_the_page(run, checkpoint, shapes_roo
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(out) == {"files": [str(png), str(html)]}
-    assert Image.open(png).size[0] > 1000
+    width, height = Image.open(png).size
+    assert width > 1000
+    code, _, err = run(
+        "visualize", "--model", checkpoint, "--image", image, "--text", query.text, "--text", TEXTS[1],
+        "--data-root", shapes_root, "--out", tmp_path / "all.png", "--all",
+    )  # fmt: skip
+    assert code == 0, err
+    assert Image.open(tmp_path / "all.png").size[0] == width
+    assert Image.open(tmp_path / "all.png").size[1] > height + 2 * 360  # a line of maps more in each row
     text, page = page_of(html)
     first, second = page["answers"]
     assert [first["text"], second["text"]] == [query.text, TEXTS[1]]
-    assert list(first["rankings"]) == ["with the fusion", "fusion left out"]
+    assert list(first["rankings"]) == ["with the fusion", "without the fusion"]
     for hits in first["rankings"].values():
         assert len(hits) == 8
         assert "val-red-ellipse" not in [hit["name"] for hit in hits]  # CIRR leaves the reference out

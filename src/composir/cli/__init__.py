@@ -35,6 +35,7 @@ for _module in (
     "ablate",
     "features",
     "evaluate",
+    "bench",
     "models",
     "catalogue",
     "figures",

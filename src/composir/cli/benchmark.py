@@ -146,7 +146,7 @@ def benchmark_features(
     ] = None,
     json_: Json = False,
 ) -> int:
-    """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
+    """Read a token cache at random, decode and prepare pictures, run the tower, index: images a second of each."""
     from composir.benchmark.features import benchmark_features as run
 
     _require_free_backbone(backbone)
@@ -231,10 +231,12 @@ def benchmark_search(
     url: Annotated[
         str | None, typer.Option(help="qdrant: address of a server.", show_default="inside this process")
     ] = None,
-    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and all at once.")] = 100,
+    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and in batches.")] = 100,
+    batch_sizes: Annotated[str, typer.Option(help="Queries asked at once, beside one after the other.")] = "16,64",
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often all queries are asked; all are told.")] = 3,
     json_: Json = False,
 ) -> int:
-    """Build and search synthetic galleries: time, memory, disk and recall of every engine.
+    """Build and search synthetic galleries: time on the wall, memory, disk and recall of every engine.
 
     Example: composir benchmark search --images 10000 --vectors-per-image 32,16,8,4
     """
@@ -251,6 +253,8 @@ def benchmark_search(
             vectors_per_image=_numbers("--vectors-per-image", vectors_per_image),
             url=url,
             num_queries=num_queries,
+            batch_sizes=_numbers("--batch-sizes", batch_sizes),
+            num_rounds=rounds,
             progress=bars.tell,
         )
     if json_:
@@ -258,19 +262,22 @@ def benchmark_search(
         return 0
     view = Table(box=None)
     view.add_column("engine", no_wrap=True)
-    for name in ("build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
+    for name in ("build s", "recall@10", "peak memory MiB", "disk MiB"):
         view.add_column(name, justify="right")
-    for name, latency in document["latency_ms"].items():
-        view.add_row(
-            name,
-            f"{document['seconds'][f'{name} build'][0]:.1f}",
-            *(f"{latency[key]:.2f}" for key in ("p50", "p99", "batch")),
-            f"{document['recall_at_10'][name]:.3f}",
-            *(
-                f"{size / 2**20:,.0f}"
-                for size in (document["peak_memory_bytes"][f"{name} alone"], document["disk_bytes"][name])
-            ),
-        )
+    for name, recall in document["recall_at_10"].items():
+        memory, disk = document["peak_memory_bytes"][f"{name} search"], document["disk_bytes"][name]
+        seconds = document["seconds"][f"{name} build"][0]
+        view.add_row(name, f"{seconds:.1f}", f"{recall:.3f}", f"{memory / 2**20:,.0f}", f"{disk / 2**20:,.0f}")
+    out.print(view)
+    view = Table(box=None, title="a query's milliseconds on the wall, by round", title_justify="left")
+    view.add_column("engine", no_wrap=True)
+    for name in ("asked at once", "p50", "p95", "p99", "processor, median", "load"):
+        view.add_column(name, justify="right")
+    for name, all_rounds in document["rounds"].items():
+        for size in document["latency_ms"][name]:
+            for one in all_rounds:
+                figures = (f"{figure:.2f}" for figure in one["latency_ms"][size].values())
+                view.add_row(name, size, *figures, "–".join(f"{load:.1f}" for load in one["load"]))
     out.print(view)
     _print_ratios_and_machine(document)
     return 0
@@ -292,14 +299,18 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     if json_:
         print_json(document)
         return
+    floors = document.get("floor_seconds", {})  # train knows them alone
     view = Table()
-    for name in ("part", "median seconds", "all seconds", "peak memory"):
+    for name in ("part", "median seconds", "all seconds", "peak memory", *(("floor", "over floor") if floors else ())):
         view.add_column(name, justify="left" if name == "part" else "right")
     for name, seconds in document["seconds"].items():
         peak = document.get("peak_memory_bytes", {}).get(name)  # methods measures seconds alone
         memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
-        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
+        floor = [f"{floors[name]:.3f}", f"{document['over_floor'][name]:.2f}"] if name in floors else []
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory, *floor)
     out.print(view)
+    for name, rates in document.get("peak_gflops", {}).items():
+        out.print(f"{name}: {median(rates):,.0f} GFLOP/s")
     _print_ratios_and_machine(document)
 
 

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-DATASETS = ("CIRR", "FashionIQ", "CIRCO", "GeneCIS", "Fashion200k", "Shoes", "LaSCo", "own")
+DATASETS = (
+    "CIRR",
+    "FashionIQ",
+    "CIRCO",
+    "GeneCIS",
+    "Fashion200k",
+    "Shoes",
+    "LaSCo",
+    "i-CIR",
+    "PinPoint",
+    "EDIR",
+    "MT-FashionIQ",
+    "OACIRR",
+    "own",
+)
 SUBMITTED = ("CIRR", "CIRCO")
 """The data sets that have a test server."""
 TRANSFORMS = ("targetpad", "squarepad")

@@ -33,12 +33,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help=f"Check, describe and make data sets: {one_of(DATASETS)}.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 models_app = typer.Typer(help="List the field's public models, and download them.", invoke_without_command=True)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 benchmark_app = typer.Typer(
-    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed.",
+    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed. How well "
+    "models answer is for composir bench.",
     no_args_is_help=True,
 )
 app.add_typer(benchmark_app, name="benchmark", rich_help_panel=DATA)
@@ -191,6 +192,7 @@ def splits_of_flags(
     exclude_reference: bool | None = None,
     *,
     text_rule: str | None = None,
+    only: Path | None = None,
     skip_missing: bool = False,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
@@ -209,6 +211,7 @@ def splits_of_flags(
         gallery=gallery,
         exclude_reference=exclude_reference,
         text_rule=text_rule,
+        only=only,
         annotations_only=annotations_only,
     )
     for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):

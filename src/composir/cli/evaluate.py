@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,7 @@ from composir.cli.common import (
     require_one,
     splits_of_flags,
 )
-from composir.cli.console import Bars, one_line, out, print_json
+from composir.cli.console import Bars, err, one_line, out, print_json
 from composir.cli.early import require_data_root, require_model, require_sources
 from composir.errors import ComposirError, Problem, counted
 from composir.paths import require_there
@@ -58,7 +59,7 @@ TextRule = Annotated[
     str | None,
     typer.Option(
         "--text-rule",
-        help="How FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'.",
+        help="How CIRR's, FashionIQ's and CIRCO's sentences are made, such as 'concept and caption'.",
         show_default="the data set's own rule",
         rich_help_panel=RULES,
     ),
@@ -78,6 +79,18 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Instead of a model: a file in the data set's submission form; repeatable."),
     ] = None,
+    image_only: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --predictions: what the same tool answers to the pictures alone; repeatable.",
+        ),
+    ] = None,
+    text_only: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --predictions: what it answers to the sentences alone; with both, the audit is made.",
+        ),
+    ] = None,
     rankings: Annotated[
         Path | None, typer.Option(help="Instead of a model: what --save-rankings wrote; needs no data root.")
     ] = None,
@@ -95,6 +108,14 @@ def evaluate(
     gallery: Gallery = "original",
     exclude_reference: ExcludeReference = None,
     text_rule: TextRule = None,
+    only: Annotated[
+        Path | None,
+        typer.Option(
+            help="A list of query ids, such as CIRCUS's: measure these alone; says how many.",
+            show_default="all queries",
+            rich_help_panel=RULES,
+        ),
+    ] = None,
     skip_missing_images: Annotated[
         bool,
         typer.Option(
@@ -148,15 +169,16 @@ def evaluate(
     Example: composir evaluate --model models/RUN/best --dataset CIRR --data-root DIR
     """
     require_one({"--model": model, "--predictions": predictions, "--rankings": rankings})
-    if data_root is None and (rankings is None or contact_sheet):
+    _require_predictions(predictions, {"--image-only": image_only, "--text-only": text_only})
+    if data_root is None and (rankings is None or contact_sheet or only):
         raise ComposirError(
             "--data-root is missing",
-            expected="with --model, --predictions and --contact-sheet; --rankings goes without",
+            expected="with --model, --predictions, --contact-sheet and --only; --rankings goes without",
             fix="give the data set's folder, or its parent",
         )
     if rerank and model is None:
         raise ComposirError("--rerank needs a model", expected="it beside --model", fix="leave out --rerank")
-    for file in (*(predictions or ()), *([rankings] if rankings else ())):
+    for file in (*(predictions or ()), *(image_only or ()), *(text_only or ()), *([rankings] if rankings else ())):
         require_there(file, "a file of predictions, or of --save-rankings")
     require_data_root(dataset, data_root, split)
     require_model(model)
@@ -176,12 +198,13 @@ def evaluate(
             gallery,
             exclude_reference,
             text_rule=text_rule,
+            only=only,
             skip_missing=skip_missing_images,
             annotations_only=bool(predictions) and not (contact_sheet or report or skip_missing_images),
         )
     result = _measure(
         model,
-        predictions,
+        {"composed": predictions, "image_only": image_only, "text_only": text_only} if predictions else {},
         rankings,
         splits,
         scoring=scoring,
@@ -213,7 +236,7 @@ def evaluate(
 
 def _measure(
     model: Path | None,
-    predictions: list[Path] | None,
+    predictions: Mapping[str, list[Path] | None],
     rankings: Path | None,
     splits: tuple[Split, ...] | None,
     *,
@@ -222,7 +245,10 @@ def _measure(
     batch_size: int,
     place: TokenPlace,
 ) -> Result:
-    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``."""
+    """Return the figures of whichever of the three was given; only saved rankings go without ``splits``.
+
+    ``predictions`` are files by kind of ranking, as ``measure`` calls them.
+    """
     from composir.evaluation import check_scorable, load_rankings, measure, predictions_hash, read_predictions
     from composir.evaluation import evaluate as evaluate_model
 
@@ -232,9 +258,10 @@ def _measure(
     assert splits is not None
     check_scorable(splits)
     if predictions:
-        ranked = read_predictions(predictions, splits)
-        return measure({"composed": ranked}, weights_hash=predictions_hash(predictions))
+        ranked = {kind: read_predictions(files, splits) for kind, files in predictions.items() if files}
+        return measure(ranked, weights_hash=predictions_hash(predictions["composed"] or []))
     assert model is not None
+    _tell_trained_rule(model, splits[0])
     with Bars() as bars:
         embedder, weights_hash = embedder_of_flags(
             model, splits, bars, place=place, scoring=scoring, rerank=bool(rerank)
@@ -242,6 +269,32 @@ def _measure(
         return evaluate_model(
             embedder, splits, rerank=rerank, batch_size=batch_size, weights_hash=weights_hash, progress=bars.tell
         )
+
+
+def _require_predictions(predictions: list[Path] | None, baselines: dict[str, list[Path] | None]) -> None:
+    """Raise ``ComposirError`` where files of a baseline are given without files of predictions."""
+    for flag, given in baselines.items():
+        if given and not predictions:
+            raise ComposirError(
+                f"{flag} goes with --predictions",
+                expected="files of predictions for both",
+                fix="leave it out: a model is asked with either alone anyway",
+            )
+
+
+def _tell_trained_rule(model: Path, split: Split) -> None:
+    """Say so on stderr where a model that was trained here is asked with sentences of another text rule."""
+    from composir.data.datasets import DATASETS
+    from composir.evaluation.saved import RECIPE
+    from composir.files import read_toml
+
+    recipe = read_toml(model / RECIPE) if (model / RECIPE).is_file() else {}
+    if recipe.get("dataset") != split.dataset:
+        return
+    trained = recipe.get("text_rule") or next(iter(DATASETS[split.dataset].text_rules), split.text_rule)
+    if trained != split.text_rule:
+        line = f"note: trained with --text-rule {trained!r}, and asked with {split.text_rule!r}"
+        err.print(line, soft_wrap=True, markup=False)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -299,6 +352,7 @@ def submit(
         assert out_ is not None
         require_test_server(dataset)
         splits = splits_of_flags(dataset, data_root, split, text_rule=text_rule)
+        _tell_trained_rule(model, splits[0])
         with Bars() as bars:
             embedder, _ = embedder_of_flags(model, splits, bars, place=TokenPlace(num_workers=num_workers))
             rankings = rank_splits(embedder, splits, batch_size=batch_size, progress=bars.tell)

@@ -128,6 +128,14 @@ def convert(
     return 0
 
 
+def _require_asked(image: Path, target: Path | None, gallery: Path | None) -> None:
+    """Raise ``ComposirError`` where a picture, or the folder of a gallery, is not there."""
+    for one in filter(None, (image, target)):
+        require_picture(one)
+    if gallery is not None:
+        require_there(gallery, "a folder of pictures")
+
+
 @app.command(rich_help_panel=MODELS)
 def visualize(
     model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best, or that of a head.")],
@@ -150,6 +158,7 @@ def visualize(
             help="A picture whose score is explained.", show_default="the known answer, else the first retrieved"
         ),
     ] = None,
+    every_map: Annotated[bool, typer.Option("--all", help="Draw every map, not only the two that say most.")] = False,
     json_: Json = False,
 ) -> int:
     """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
@@ -159,10 +168,7 @@ def visualize(
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
     require_model(model)
-    for one in (image, *([target] if target else ())):
-        require_picture(one)
-    if gallery is not None:
-        require_there(gallery, "a folder of pictures")
+    _require_asked(image, target, gallery)
     require_data_root(dataset, data_root, split)
     from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
@@ -194,6 +200,8 @@ def visualize(
         )
     if isinstance(loaded, OpenedHead) and target is not None:
         raise ComposirError("a head reads no patches, by which a score could be explained", fix="leave out --target")
+    if isinstance(loaded, OpenedHead) and every_map:
+        raise ComposirError("a head reads no patches, of which there were maps", fix="leave out --all")
     with Bars() as bars:
         if isinstance(loaded, OpenedHead):
             of_head = answer_head(loaded, image, text, gallery=ranked, progress=bars.tell)
@@ -209,7 +217,7 @@ def visualize(
                 target=target,
                 progress=lambda done, total: bars.tell("image tokens", done, total),
             )
-            draw(image, answers, out_)
+            draw(image, answers, out_, every_map=every_map)
             if html is not None:
                 write_page(image, answers, html)
     files = [out_] if html is None else [out_, html]

@@ -145,6 +145,14 @@ def train(
         float | None,
         typer.Option(help="Targetpad's long side over short side.", show_default="1.25", rich_help_panel=TRAINED),
     ] = None,
+    text_rule: Annotated[
+        str | None,
+        typer.Option(
+            help="How CIRR's and FashionIQ's sentences are made, such as 'MMEB instruction' (evaluate).",
+            show_default="the data set's own rule",
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
     loss_align: Annotated[
         float | None,
         typer.Option(help="Weight of the alignment loss.", show_default="0.4", rich_help_panel=LENGTH),
@@ -319,7 +327,9 @@ def _next_command(recipe: Any, best: Path) -> str:
     if recipe.index:
         return command("search", recipe.index, "--model", best, "--image", "PICTURE", "--text", "SENTENCE")
     skip = ("--skip-missing-images",) * recipe.skip_missing_images
-    return command("evaluate", "--model", best, "--dataset", recipe.dataset, "--data-root", recipe.data_root, *skip)
+    rule = ("--text-rule", recipe.text_rule) if recipe.text_rule else ()
+    data = ("--dataset", recipe.dataset, "--data-root", recipe.data_root)
+    return command("evaluate", "--model", best, *data, *rule, *skip)
 
 
 def _put(best: Path | None, place: Path | None) -> Path | None:

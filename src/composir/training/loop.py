@@ -191,8 +191,9 @@ class Run:
         cls, recipe: Recipe, resume: Path | None, observer: Observer
     ) -> tuple[Sequence[Split], Sequence[Split], Mapping[str, Left]]:
         """Return what is trained on, what it is validated on, and what is left of each, all images looked at."""
-        train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-        val_splits = load_splits(recipe.dataset, recipe.data_root, DATASETS[find_dataset(recipe.dataset)].evaluated)
+        validated, text_rule = DATASETS[find_dataset(recipe.dataset)].evaluated, recipe.text_rule or None
+        train_splits = load_splits(recipe.dataset, recipe.data_root, "train", text_rule=text_rule)
+        val_splits = load_splits(recipe.dataset, recipe.data_root, validated, text_rule=text_rule)
         left_by_key: dict[str, Left] = {}
         if recipe.skip_missing_images:
             splits, left_by_key = without_missing_images([*train_splits, *val_splits])
@@ -472,7 +473,8 @@ class Run:
         recipe, state = self.recipe, self.state
         self.model.eval()
         result = evaluate(self.embedder(), self.val_splits, weights_hash=self.weights_hash(), baselines=False)
-        figure = result.metrics[recipe.select_by or result.primary]
+        best_by = recipe.select_by or result.primary
+        figure = result.metrics[best_by]
         is_best = figure > state.best
         if is_best:
             state.best, state.best_metrics = figure, dict(result.metrics)
@@ -488,7 +490,7 @@ class Run:
             for folder in folders:
                 self.save_model(folder, about(recipe, result, self.left_by_key), files)
         self.observer.on_validation(state.epoch, result, is_best)
-        return self.log.validated(state, result)
+        return self.log.validated(state, result, best_by)
 
     def _mine(self) -> None:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""
