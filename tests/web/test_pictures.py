@@ -10,6 +10,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from composir.search import Retriever, content_id, index_folder
+from composir.search.thumbnails import Thumbnails
+from composir.web.pictures import read_thumbnail
+from composir.web.problems import HttpProblem
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -91,3 +94,26 @@ def test_the_page_is_given_the_colours_that_the_model_is_given(served):
     picture = encoded(Image.new("RGB", (64, 48), (230, 10, 10)), "PNG", icc_profile=bytes(profile))
     shown = np.asarray(Image.open(io.BytesIO(client.get(f"/api/images/{add('swapped.png', picture)}").content)))
     assert np.abs(shown.reshape(-1, 3).mean(axis=0) - (10, 10, 230)).max() <= 3
+
+
+def test_a_thumbnail_is_kept_beside_the_index_and_gone_with_its_file(served, monkeypatch):
+    client, pictures, add = served
+    index, large = pictures.parent / "index", pictures / "large.png"
+    image_id = add("large.png", encoded(Image.new("RGB", (900, 600), "red"), "PNG"))
+    kept = Thumbnails(index)
+    jpeg = kept.get(image_id)
+    assert client.get(f"/api/images/{image_id}?size=thumbnail").content == jpeg
+    kept.drop([image_id])  # as an index is that was made before there were thumbnails
+    with Retriever(index) as retriever:
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg == kept.get(image_id)
+        monkeypatch.setattr("composir.web.pictures.read_image", None)  # from here on nothing is decoded
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg
+        content = large.read_bytes()
+        large.unlink()
+        large.write_bytes(content)  # another file of the same content
+        assert not list(retriever.images.unchanged(image_id))
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg
+        monkeypatch.setattr("composir.web.pictures.read_bytes", None)
+        large.unlink()
+        with pytest.raises(HttpProblem, match="gone"):
+            read_thumbnail(retriever.images, kept, image_id)

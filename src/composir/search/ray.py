@@ -104,6 +104,7 @@ class _Worker:
             "said": [one.note if isinstance(one, Embedded) else one.reason for one in results],
             "id": ["" if one is None else one.record.id for one in read],
             "vectors": [b"" if one is None or one.vectors is None else one.vectors.tobytes() for one in read],
+            "thumbnail": [b"" if one is None else one.thumbnail or b"" for one in read],
         }
         return rows | {name: np.array(values, object) for name, values in columns.items()}
 
@@ -121,7 +122,8 @@ def _result(rows: dict[str, np.ndarray], place: int, num_vectors: int) -> Outcom
             return kind(path, said)
     size, mtime_ns, ctime_ns = (int(rows[name][place]) for name in ("size", "mtime_ns", "ctime_ns"))
     record = FileRecord(path, str(rows["id"][place]), size, mtime_ns, ctime_ns)
-    return Embedded(record, np.frombuffer(vectors, np.float16).reshape(num_vectors, -1) if vectors else None, said)
+    made = np.frombuffer(vectors, np.float16).reshape(num_vectors, -1) if vectors else None
+    return Embedded(record, made, said, rows["thumbnail"][place] or None)
 
 
 def _is_in(known: np.ndarray, image_id: bytes) -> bool:

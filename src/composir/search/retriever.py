@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -37,6 +37,7 @@ from composir.search.query import (
 )
 from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
+from composir.search.thumbnails import Thumbnails
 
 WARM_UP_SIDE, WARM_UP_TEXT = 64, "a red car"
 """Of a query that no answer is asked for."""
@@ -86,6 +87,14 @@ class Images(Mapping[str, Path]):
         files = self.files(image_id, where)
         return next((file for file in files if file.is_file()), files[0] if files else None)
 
+    def unchanged(self, image_id: str) -> Iterator[Path]:
+        """Yield those of ``files`` that have not changed since they were indexed, by their size and times."""
+        for record in self._table.records_of(image_id):
+            file = self.root / record.path
+            with suppress(OSError):
+                if record.is_as(file.stat()):
+                    yield file
+
     def page(self, start: int, count: int) -> list[tuple[str, Path]]:
         """Return ``count`` ids from place ``start``, with their files."""
         return [(image_id, self.root / path) for image_id, path in self._table.images_in_order(start, count)]
@@ -103,6 +112,7 @@ class Retriever:
 
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
         self.folder = Path(index)
+        self.thumbnails = Thumbnails(self.folder)
         self._model_folder = None if model is None else Path(model)
         self._device = usable_device(device)
         self._lock = RLock()

@@ -22,13 +22,14 @@ from starlette.types import ASGIApp
 
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, NotInIndexError, Retriever, SearchQuery, Sentence
+from composir.search.thumbnails import encode
 from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
 from composir.web.feedback import Feedback
 from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
-from composir.web.pictures import SIDE_BY_SIZE, Size, draw_heat, encode, heat_limits
+from composir.web.pictures import QUALITY, SIDE_BY_SIZE, Size, draw_heat, heat_limits, read_thumbnail
 from composir.web.problems import HttpProblem, responses
 from composir.web.schemas import Found, Health, Heat, Listed, Listing, Recorded, Result
 from composir.web.service import Service
@@ -248,8 +249,10 @@ def _add_images(app: FastAPI, service: Service) -> None:
         headers = {"ETag": f'"{image_id}-{size}"', "Cache-Control": PICTURE_AGE}
 
         def make() -> bytes:
+            if size == "thumbnail":
+                return read_thumbnail(service.retriever.images, service.retriever.thumbnails, image_id)
             side = SIDE_BY_SIZE[size]
-            return encode(service.indexed(image_id, side=2 * side), side)
+            return encode(service.indexed(image_id, side=2 * side), side, quality=QUALITY)
 
         if _is_there(headers["ETag"], if_none_match) and image_id in service.retriever.images:
             return Response(status_code=304, headers=headers)
