@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from threading import RLock
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -364,12 +365,38 @@ class Retriever:
 
     def explain(self, hits: Sequence[Hit]) -> list[str | None]:
         """Return in words what the model sees in each image that was found; None where it has no words for it."""
-        encoder, snapshot = self.encoder, self.index.snapshot
-        if not encoder.has_words:
+        if not self.encoder.has_words:
             return [None] * len(hits)
-        rows = snapshot.rows_of([hit.id for hit in hits])
-        row_by_id = dict(zip(snapshot.ids[rows].astype(str).tolist(), rows.tolist(), strict=True))
-        return [encoder.seen(snapshot.vectors[row_by_id[hit.id]]) if hit.id in row_by_id else None for hit in hits]
+        vectors = self._vectors_of([hit.id for hit in hits])
+        return [self.encoder.seen(vectors[hit.id]) if hit.id in vectors else None for hit in hits]
+
+    def named(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return the thing and its main colour in each of these images, without those where the model is not sure."""
+        if not self.encoder.has_words:
+            return {}
+        vectors = self._vectors_of(ids)
+        told = {image_id: self.encoder.named(vectors[image_id]) for image_id in ids if image_id in vectors}
+        return {image_id: one for image_id, one in told.items() if one is not None}
+
+    def sample(self, count: int) -> list[str]:
+        """Return the ids of ``count`` images, evenly apart in the order in which they were added; all, if not so many.
+
+        They are the same ones as long as the index is the same.
+        """
+        snapshot = self.index.snapshot
+        places = np.arange(min(count, len(snapshot))) * len(snapshot) // max(1, min(count, len(snapshot)))
+        return [one.decode() for one in snapshot.ids[snapshot.rows[places]]]
+
+    def _vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the vectors of images by their ids, of those that are there."""
+        snapshot = self.index.snapshot
+        rows = snapshot.rows_of(ids)
+        return {snapshot.ids[row].decode(): snapshot.vectors[row] for row in rows.tolist()}
+
+    @property
+    def state(self) -> tuple[str, int]:
+        """What answers depend on: the model's identity, and a number that grows with every change of the index."""
+        return self.encoder.identity, self.index.snapshot.version
 
     @property
     def model_line(self) -> str:

@@ -20,18 +20,20 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
+from composir.data.images import PICTURE_SUFFIXES
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, NotInIndexError, Retriever, SearchQuery, Sentence
 from composir.search.thumbnails import encode
 from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
+from composir.web.examples import pick_examples
 from composir.web.feedback import Feedback
 from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
 from composir.web.pictures import QUALITY, SIDE_BY_SIZE, Size, draw_heat, heat_limits, read_thumbnail
 from composir.web.problems import HttpProblem, responses
-from composir.web.schemas import Found, Health, Heat, Listed, Listing, Recorded, Result
+from composir.web.schemas import Examples, Found, Health, Heat, Listed, Listing, Recorded, Result
 from composir.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ def create_app(
             num_images=len(retriever),
             model=retriever.model_line,
             heat=retriever.shows_where_it_looks,
+            suffixes=list(PICTURE_SUFFIXES),
             records=feedback is not None,
         )
 
@@ -158,6 +161,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
             results=results,
             reference=references[0].id if references and references[0].id in images else None,
             reading=" | ".join(told) or None,
+            scale=service.scale_of(query),
             milliseconds=round(milliseconds, 1),
         )
 
@@ -232,6 +236,11 @@ def _add_images(app: FastAPI, service: Service) -> None:
                 for image_id, path in all_images.page(start, count)
             ],
         )
+
+    @app.get("/api/examples", tags=["images"], dependencies=[no_parameters_but()])
+    def examples() -> Examples:
+        """Give searches to begin with, made of the images."""
+        return Examples(examples=pick_examples(service.retriever))
 
     @app.get(
         "/api/images/{image_id}",

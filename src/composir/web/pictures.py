@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from composir.data.images import read_bytes, read_image
+from composir.data.images import FORMATS_TEXT, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.heat import heat
 from composir.models.trace import Reading, patches
@@ -28,8 +28,8 @@ SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": THUMBNAIL_SIDE, "preview": 1024, "
 QUALITY = 88
 HEAT_SIDE = 672
 """Pixels of the longer side of a drawn heat map."""
-HEAT_MIN_SPAN = 0.03
-"""Of the gate: a gate that hardly differs between patches looks even."""
+FULL_ATTENTION = 4
+"""What attention is drawn lightest from, as so many times an even look at all patches."""
 
 
 def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> Image.Image:
@@ -47,7 +47,7 @@ def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> 
             raise HttpProblem(413, "too-many-pixels", f"the picture has more than {limit} pixels") from None
         if cause is None or isinstance(cause, UnidentifiedImageError):
             raise HttpProblem(
-                415, "not-a-picture", "the file is not a picture that can be read; JPEG, PNG, WebP and others can"
+                415, "not-a-picture", f"the file is not a picture that can be read: {FORMATS_TEXT}"
             ) from None
         raise HttpProblem(422, "damaged-picture", "the picture is cut off, damaged, or of an unusual kind") from None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -140,7 +140,5 @@ def draw_heat(
 
 
 def heat_limits(name: str, values: Float32[np.ndarray, "rows columns"]) -> tuple[float, float]:
-    """Return the values of the first and the last colour."""
-    low, high = float(values.min()), float(values.max())
-    missing = max(HEAT_MIN_SPAN - (high - low), 0.0) / 2 if name == "gate" else 0.0
-    return low - missing, max(high + missing, low + 1e-9)
+    """Return the values of the first and the last colour, the same for all pictures, so that an even map looks even."""
+    return 0.0, 1.0 if name == "gate" else FULL_ATTENTION / values.size
