@@ -29,7 +29,7 @@ from composir.web import problems
 from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
 from composir.web.examples import pick_examples
 from composir.web.feedback import Feedback
-from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
+from composir.web.guard import COOKIE, PAGE_FILES, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
 from composir.web.pictures import QUALITY, SIDE_BY_SIZE, Size, draw_heat, heat_limits, read_thumbnail
 from composir.web.problems import HttpProblem, responses
@@ -315,8 +315,8 @@ def _add_pages(app: FastAPI) -> None:
         app.get(path, include_in_schema=False, dependencies=[])(give)
 
     add("/", (folder / "index.html").read_bytes(), "text/html")
-    add("/page.css", (folder / "page.css").read_bytes(), "text/css")
-    add("/page.js", (folder / "page.js").read_bytes(), "text/javascript")
+    for name in PAGE_FILES:
+        add(f"/{name}", (folder / name).read_bytes(), "text/css" if name.endswith(".css") else "text/javascript")
     docs = bytes(
         get_swagger_ui_html(
             openapi_url="openapi.json",

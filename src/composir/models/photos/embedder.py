@@ -64,8 +64,8 @@ CLASSES_ASKED = 0.4
 COLOUR_ASKED, COLOUR_OF_NAMED, COLOUR_LEFT = 1.7, 0.6, 0.3
 """Of a colour asked for, of one beside a thing that is named as well, and of one to be left out."""
 GROUND_ASKED = 1.0
-SURE = 0.5
-"""Probability of a class from which its name alone is told."""
+SURE = 0.8
+"""Probability of a class above which its name alone is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class PhotosEmbedder(VectorComposer):
         return f"{', '.join(names)}; {', '.join(COLOURS[place] for place in order if shares[place] > 0.2)}"
 
     def named(self, vector: Float[np.ndarray, " dim"]) -> tuple[str, str] | None:
-        """Return the thing that a picture's vector is more likely of than of all others together, and its colour."""
+        """Return the thing in a picture of this vector and its main colour; None where no class is likelier than ``SURE``."""
         _, classes, colours, _ = np.split(np.asarray(vector, np.float32), np.cumsum(PARTS)[:-1])
         place = int(classes.argmax())
         is_sure = classes[place] ** 2 * len(PARTS) > SURE
