@@ -124,7 +124,10 @@ function card(image, label, size) {
   link.addEventListener("dragstart", (event) => event.dataTransfer.setData(DRAGGED, image.id));
   if (image.score) {
     line.append(" ", make("b", {}, image.score));
-    if (fitOf(image)) link.append(make("span", { class: `fit fit-${image.fit}`, title: fitOf(image) }));
+    if (fitOf(image)) {
+      line.append(" ", make("span", { class: "word" }, fitOf(image)));
+      link.append(make("span", { class: `fit fit-${image.fit}`, title: fitOf(image) }));
+    }
   }
   return link;
 }
