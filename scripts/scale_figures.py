@@ -2,7 +2,7 @@
 
 The sample photographs are asked for by their files' names ("red panda"), alone and beside another of them ("but a red
 panda"), then by names of ImageNet's classes that the scale was not measured with, few of which are there. What is
-counted is how often the best picture is said to fit well, perhaps, or hardly, and of the first kind also how often it is
+counted is how often the best picture is said to fit well, perhaps, or hardly, and of the first kind how often it is
 the file of that name.
 """
 

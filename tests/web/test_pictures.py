@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from composir.data.images import FORMATS_TEXT
 from composir.search import Retriever, content_id, index_folder
 from composir.search.thumbnails import Thumbnails
 from composir.web.pictures import read_thumbnail
@@ -76,6 +78,12 @@ def test_a_jpeg_is_held_against_the_limit_by_what_is_decoded_of_it(client):
     large = Image.new("RGB", (3000, 2000), "red")  # six million pixels; the limit here is one
     assert len(searched(client, encoded(large, "JPEG"))["results"]) == 10
     assert searched(client, encoded(large, "PNG"), 413)["type"].endswith("too-many-pixels")
+
+
+def test_the_docs_name_the_formats_that_are_read(client):
+    docs = Path(__file__).parents[2].joinpath("docs/serve.md").read_text(encoding="utf-8")
+    assert FORMATS_TEXT in docs
+    assert FORMATS_TEXT in searched(client, b"no picture", 415)["detail"]
 
 
 def test_thin_pictures_and_cut_jpegs_are_taken_and_postscript_is_not(client):

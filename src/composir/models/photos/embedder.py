@@ -190,7 +190,7 @@ class PhotosEmbedder(VectorComposer):
         return f"{', '.join(names)}; {', '.join(COLOURS[place] for place in order if shares[place] > 0.2)}"
 
     def named(self, vector: Float[np.ndarray, " dim"]) -> tuple[str, str] | None:
-        """Return the thing in a picture of this vector and its main colour; None where no class is likelier than ``SURE``."""
+        """Return the thing in a picture of this vector and its colour; None where no class is as likely as ``SURE``."""
         _, classes, colours, _ = np.split(np.asarray(vector, np.float32), np.cumsum(PARTS)[:-1])
         place = int(classes.argmax())
         is_sure = classes[place] ** 2 * len(PARTS) > SURE
