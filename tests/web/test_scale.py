@@ -51,7 +51,9 @@ def test_a_server_tells_it_once_it_is_measured(client, retriever, until):
         return client.post("/api/search", json={"text": "teapot"}).json()["scale"]
 
     until(lambda: told() is not None)
-    assert measure(retriever).sentence == Scale(**told())
+    measured = measure(retriever).sentence
+    assert measured is not None
+    assert told() == measured.model_dump()
     assert client.post("/api/search", json={"text": "teapot", "where": "*"}).json()["scale"] is None
 
 

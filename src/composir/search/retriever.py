@@ -384,14 +384,15 @@ class Retriever:
         They are the same ones as long as the index is the same.
         """
         snapshot = self.index.snapshot
-        places = np.arange(min(count, len(snapshot))) * len(snapshot) // max(1, min(count, len(snapshot)))
-        return [one.decode() for one in snapshot.ids[snapshot.rows[places]]]
+        count = min(count, len(snapshot))
+        places = np.arange(count) * len(snapshot) // max(1, count)
+        return snapshot.ids[snapshot.rows[places]].astype(str).tolist()
 
     def _vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the vectors of images by their ids, of those that are there."""
         snapshot = self.index.snapshot
         rows = snapshot.rows_of(ids)
-        return {snapshot.ids[row].decode(): snapshot.vectors[row] for row in rows.tolist()}
+        return dict(zip(snapshot.ids[rows].astype(str).tolist(), snapshot.vectors[rows], strict=True))
 
     @property
     def state(self) -> tuple[str, int]:
