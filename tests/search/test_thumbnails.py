@@ -68,6 +68,14 @@ def test_the_vectors_are_the_same_byte_for_byte_without_them(shapes_index, pictu
     assert not (tmp_path / "without" / THUMBNAILS).exists()
 
 
+def test_a_full_file_takes_no_more_and_keeps_what_it_has(tmp_path, monkeypatch):
+    kept = Thumbnails(tmp_path)
+    kept.put({"a": b"first"})
+    monkeypatch.setattr("composir.search.thumbnails.MAX_FILE_BYTES", (tmp_path / THUMBNAILS).stat().st_size)
+    kept.put({"b": b"second"})
+    assert (kept.get("a"), kept.get("b")) == (b"first", None)
+
+
 def test_a_file_that_is_no_database_is_as_if_not_there(tmp_path):
     index = tmp_path / "index"
     index.mkdir()

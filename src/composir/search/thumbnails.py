@@ -14,6 +14,8 @@ THUMBNAILS = "thumbnails.sqlite3"
 THUMBNAIL_SIDE = 320
 """Pixels of the longer side, at most."""
 MAX_THUMBNAIL_BYTES = 24 * 1024
+MAX_FILE_BYTES = 2**30
+"""Of all of them: what comes after is made when it is looked at."""
 TRIES = ((THUMBNAIL_SIDE, 80), (THUMBNAIL_SIDE, 60), (THUMBNAIL_SIDE, 40), (THUMBNAIL_SIDE // 2, 40))
 """Longer side and JPEG quality, till one is small enough; the last is, whatever the picture."""
 
@@ -58,8 +60,9 @@ class Thumbnails:
         return None
 
     def put(self, jpeg_by_id: Mapping[str, bytes]) -> None:
-        """Keep the JPEGs of images, in place of those that were there."""
-        if jpeg_by_id:
+        """Keep the JPEGs of images, in place of those that were there, while the file has less than its bytes."""
+        is_full = self._file.is_file() and self._file.stat().st_size >= MAX_FILE_BYTES
+        if jpeg_by_id and not is_full:
             with suppress(sqlite3.Error), self._opened() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS thumbnails (id TEXT PRIMARY KEY, jpeg BLOB NOT NULL)")
                 database.executemany("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", jpeg_by_id.items())
