@@ -61,8 +61,7 @@ class Thumbnails:
 
     def put(self, jpeg_by_id: Mapping[str, bytes]) -> None:
         """Keep the JPEGs of images, in place of those that were there, while the file has less than its bytes."""
-        is_full = self._file.is_file() and self._file.stat().st_size >= MAX_FILE_BYTES
-        if jpeg_by_id and not is_full:
+        if jpeg_by_id and not self._is_full():
             with suppress(sqlite3.Error), self._opened() as database:
                 database.execute("CREATE TABLE IF NOT EXISTS thumbnails (id TEXT PRIMARY KEY, jpeg BLOB NOT NULL)")
                 database.executemany("INSERT OR REPLACE INTO thumbnails VALUES (?, ?)", jpeg_by_id.items())
@@ -72,6 +71,12 @@ class Thumbnails:
         if self._file.is_file():
             with suppress(sqlite3.Error), self._opened() as database:
                 database.executemany("DELETE FROM thumbnails WHERE id = ?", [(one,) for one in ids])
+
+    def _is_full(self) -> bool:
+        try:
+            return self._file.stat().st_size >= MAX_FILE_BYTES
+        except OSError:  # not there yet
+            return False
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
