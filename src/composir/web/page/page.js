@@ -26,7 +26,7 @@ async function show() {
   $("weight").value = step?.weight || COMPOSED;
   $("balance").hidden = !step?.image;
   $("more").open ||= Boolean(step?.where || step?.least);
-  $("notice").hidden = $("next").hidden = $("verdict").hidden = true;
+  for (const id of ["notice", "next", "verdict", "wanted"]) $(id).hidden = true;
   $("welcome").hidden = Boolean(step);
   showWords();
   showReference(step);
@@ -141,7 +141,7 @@ $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const step = stepOf({ image: current()?.image, ...typed() });
   if (!step.image && !step.text) {
-    notify("nothingTyped");
+    $("wanted").hidden = false;
     return $("text").focus();
   }
   go([...state.steps.slice(0, Math.max(0, state.at)), step]);
@@ -151,6 +151,7 @@ $("text").addEventListener("keydown", (event) => {
   event.preventDefault();
   $("ask").requestSubmit();
 });
+$("text").addEventListener("input", () => { $("wanted").hidden = true; });
 $("weight").addEventListener("input", weigh);
 $("weight").addEventListener("change", () => { // it moves often: the step is put another way, and is no new one
   const step = { ...current(), ...typed() };

@@ -19,6 +19,7 @@ export function notify(key, canRetry = false) {
   $("notice").hidden = false;
   $("notice").firstElementChild.textContent = say(key, facts.suffixes.join(" "));
   $("again").hidden = !canRetry;
+  $("notice").scrollIntoView({ block: "nearest" });
 }
 
 export async function showFound(step, signal) {
