@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -32,6 +33,8 @@ from composir.web.schemas import Scale
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SCALE_SECONDS = 60
+"""For learning what scores mean: a model that takes longer has better things to do."""
 NUM_DECODERS = 2
 """Threads that decode pictures: each may need some 100 MB for a large one."""
 
@@ -116,8 +119,9 @@ class Service:
     def _measure(self, stop: Event) -> None:
         """Learn what scores mean by the model that answers now; where that fails, none is told."""
         state = self.retriever.state
+        last = time.monotonic() + SCALE_SECONDS
         try:
-            scales = scale.measure(self.retriever, is_wanted=lambda: not stop.is_set())
+            scales = scale.measure(self.retriever, is_wanted=lambda: not stop.is_set() and time.monotonic() < last)
         except Exception as error:  # of whatever kind, as above
             logger.warning("what scores mean could not be measured", exc_info=error)
             scales = scale.Scales()

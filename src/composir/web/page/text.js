@@ -54,7 +54,7 @@ const WORDS = {
     "no-such-image": "This picture is not in the index any more.",
     "image-gone": "The file of this picture is gone or has changed.",
     offline: "The server cannot be reached.", failed: "Something went wrong on the server.",
-    noCamera: "The camera cannot be used.", title: "composir",
+    noCamera: "The camera cannot be used.",
   },
   zh: {
     skip: "跳到图片", api: "接口", theme: "浅色或深色", language: "English",
@@ -107,7 +107,7 @@ const WORDS = {
     "no-such-image": "这张图片已不在索引中。",
     "image-gone": "这张图片的文件已不在，或已改变。",
     offline: "连接不上服务器。", failed: "服务器出错了。",
-    noCamera: "无法使用相机。", title: "composir",
+    noCamera: "无法使用相机。",
   },
 };
 
