@@ -155,7 +155,7 @@ def test_the_gallery_goes_on_when_its_end_is_near(address, visit):
     page.route("**/api/images?*", listing)
     page.goto(address)
     expect(page.locator(".hit")).to_have_count(60)
-    page.locator("#next").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
     expect(page.locator(".hit")).to_have_count(80)
     expect(page.locator("#next")).to_be_hidden()
 
@@ -178,3 +178,25 @@ def test_the_eye_is_offered_where_there_is_a_sentence(address, visit):
     page.fill("#text", "make it blue")
     page.press("#text", "Enter")
     expect(page.locator("#look")).to_be_visible()
+
+
+def test_more_results_come_with_the_end_of_those_that_are_there(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP)
+    asked = []
+
+    def answer(route) -> None:
+        asked.append(int(re.findall(r'name="top_k"\r\n\r\n(\d+)', route.request.post_data)[0]))
+        results = [HIT | {"rank": rank, "id": f"{rank:032x}"} for rank in range(1, min(asked[-1], 30) + 1)]
+        route.fulfill(json={"results": results, "reference": None, "reading": None, "scale": None, "milliseconds": 1})
+
+    page.route("**/api/search", answer)
+    page.fill("#text", "a teapot")
+    page.press("#text", "Enter")
+    expect(page.locator(".hit")).to_have_count(24)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator(".hit")).to_have_count(30)
+    expect(page.locator("#next")).to_be_hidden()
+    expect(page.locator("#status")).to_contain_text("30 of 12 pictures")
+    ids = page.locator(".hit img").evaluate_all("all => all.map(one => one.src)")
+    assert len({one.split("?")[0] for one in ids}) == 30
+    assert asked == [24, 72]
