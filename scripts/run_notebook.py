@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+import composir
+
 BAR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|^.*[━╸╺].*$")
 """A progress bar, and what moves the cursor for it: a page needs no copy."""
 TIMEOUT_SECONDS = 600
@@ -39,8 +41,6 @@ def run_notebook(file: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def _shown(text: str) -> str:
-    import composir
-
     lines = [BAR.sub("", line).strip("\r") for line in text.splitlines()]
     told = "\n".join(line for line in lines if line.strip()) + "\n"
     return told.replace(f"{Path(composir.__file__).parent}{os.sep}", "composir/")

@@ -167,10 +167,16 @@ def test_a_run_compares_with_saved_rankings_of_its_own_checkpoint(run, trained, 
         (["train", "--backbone", "tiny", "--data-root", "no/where"], ["no/where", "no such folder", "--data-root"]),
         (["train", "--config", "no/where.toml"], ["no/where.toml", "recipe file not found"]),
         (["train", "--backbone", "tiny", "--set", "sead=1"], ["unknown key 'sead'", "did you mean 'seed'?"]),
-        (["train", "--fusion", "gates"], ["fusion = 'gates'", "expected none, or one or more of gate, attention"]),
-        (["train", "--fusion", "gate", "--no-gated-fusion"], ["gated_fusion = false contradicts fusion = 'gate'"]),
+        (
+            ["train", "--backbone", "tiny", "--fusion", "gates"],
+            ["fusion = 'gates'", "expected none, or one or more of gate, attention"],
+        ),
+        (
+            ["train", "--backbone", "tiny", "--fusion", "gate", "--no-gated-fusion"],
+            ["gated_fusion = false contradicts fusion = 'gate'"],
+        ),
         (["train", "--backbone", "tiny", "--set", "seed"], ["--set 'seed' has no value", "expected key=value"]),
-        (["train", "--resume", "no/run"], ["no/run", "holds no state to resume from"]),
+        (["train", "--resume", "no/run"], ["no/run: no such file or folder; expected a run folder with last/training"]),
         (["evaluate", "--model", "no/model", "--data-root", "no/where"], ["no/where", "no such folder"]),
         (["data", "check", "--dataset", "CIR", "--data-root", "x"], ["unknown data set 'CIR'", "did you mean 'CIRR'?"]),
         (["data", "scenes"], ["--out"]),
@@ -190,6 +196,7 @@ def test_a_mistake_is_one_line_with_the_fix_and_exit_code_2(run, monkeypatch, tm
     assert list(tmp_path.iterdir()) == []
 
 
+TINY = ("--backbone", "tiny")
 ODD_NAME = """a  [lr=1] [/b] [bold] :star: it's "x" {task}"""
 
 
@@ -239,9 +246,9 @@ def test_paths_print_as_they_are_and_commands_can_be_pasted(run, shapes_root, tm
     assert printed.startswith(f"{root / 'dev'} (")
     assert "val-red-ellipse.png" in printed.splitlines()[0]
 
-    code, printed, err = run("train", "--resume", odd / "none")
+    code, printed, err = run("train", "--resume", odd / "index")
     assert (code, printed) == (2, "")
-    assert err.startswith(f"error: {odd / 'none'}: holds no state to resume from; ")
+    assert err.startswith(f"error: {odd / 'index'}: holds no state to resume from; ")
     code, _, err = run("train", "--resume", folder, "--seed", 1)
     assert code == 2
     assert shlex.split(err.split("fix: ")[1]) == ["composir", "train", "--resume", str(folder)]
@@ -319,10 +326,14 @@ def test_the_options_that_take_a_number_are_found():
 
 
 @pytest.mark.parametrize("name", NUMBER_OPTIONS)
-def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, name, monkeypatch, tmp_path):
+def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, shapes_root, name, monkeypatch, tmp_path):
     words, option, kind = NUMBER_OPTIONS[name]
     monkeypatch.chdir(tmp_path)
-    needed = {("features",): ("--data-root", tmp_path), ("search",): ("an.index",)}.get(words, ())
+    needed = {
+        ("features",): ("--data-root", shapes_root),
+        ("search",): ("an.index",),
+        ("train",): ("--backbone", "tiny"),
+    }.get(words, ())
     for value in ("9" * 30, "9" * 5000, "-9999999", *(("inf", "-inf", "nan", "1e400") if kind is float else ())):
         code, printed, err = run(*words, *needed, option, value)
         assert (code, printed) == (2, ""), (value, err)
@@ -338,10 +349,19 @@ def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, name,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--set", "betas=[1.0,2.0]"], "betas = [1.0, 2.0]: expected two numbers, at least 0 and below 1"),
-        (["train", "--set", "betas=[nan,0.9]"], "betas = [nan, 0.9]: expected two numbers, at least 0 and below 1"),
-        (["train", "--set", "learning_rate=inf"], "learning_rate = inf: expected a number, above 0 and at most 1,000"),
-        (["train", "--set", f"seed={'9' * 5000}"], "seed = '9999"),
+        (
+            ["train", *TINY, "--set", "betas=[1.0,2.0]"],
+            "betas = [1.0, 2.0]: expected two numbers, at least 0 and below 1",
+        ),
+        (
+            ["train", *TINY, "--set", "betas=[nan,0.9]"],
+            "betas = [nan, 0.9]: expected two numbers, at least 0 and below 1",
+        ),
+        (
+            ["train", *TINY, "--set", "learning_rate=inf"],
+            "learning_rate = inf: expected a number, above 0 and at most 1,000",
+        ),
+        (["train", *TINY, "--set", f"seed={'9' * 5000}"], "seed = '9999"),
         (["train", "--batch-size", "9" * 5000], "is not a number and not auto"),
         (
             ["ablate", "--seeds", "9" * 20],
@@ -352,7 +372,7 @@ def test_a_number_beyond_all_sense_is_one_line_that_names_the_setting(run, name,
             ["ablate", "--seeds", "9" * 5000],
             "are no numbers; expected how many, from 1 to 1,000, or which ones from 0 to",
         ),
-        (["ablate", "--vary", "eps=1e-8,nan"], "eps = nan: expected a number, above 0 and at most 1"),
+        (["ablate", *TINY, "--vary", "eps=1e-8,nan"], "eps = nan: expected a number, above 0 and at most 1"),
         (["benchmark", "search", "--images", "9" * 5000], "expected whole numbers from 1 to 1,000,000,000 with commas"),
         (["benchmark", "search", "--vectors-per-image", "0"], "--vectors-per-image is '0'"),
         (["serve", "x", "--port", "70000"], "--port: expected a number from 0 to 65,535 (got '70000')"),
@@ -422,7 +442,7 @@ def test_a_broken_image_is_one_line_and_nothing_is_trained(run, shapes_root, tmp
 
 def test_a_model_without_the_learning_rate_it_needs_is_warned_of(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    _, _, err = run("train", "--backbone", "mini", "--learning-rate", "1e-5", "--data-root", "no/where")
+    _, _, err = run("train", "--backbone", "mini", "--learning-rate", "1e-5")
     assert "note: --learning-rate 1e-05 is meant for the pretrained BLIP-2 backbones" in err
 
 
@@ -502,7 +522,7 @@ def test_train_and_features_do_without_missing_images_on_request(run, shapes_roo
     code, _, err = run(*train)
     assert code == 2
     assert "--skip-missing-images" in err
-    code, out, err = run(*train, "--skip-missing-images")
+    code, out, err = run(*train, "--skip-missing-images", "--text-rule", "in a prompt")
     assert code == 0, err
     assert err.splitlines()[:2] == left
-    assert " --skip-missing-images" in " ".join(out.split("next: ")[1].split())
+    assert " --text-rule 'in a prompt' --skip-missing-images" in " ".join(out.split("next: ")[1].split())

@@ -37,6 +37,7 @@ def test_ablate_takes_the_flags_of_train_and_prints_what_the_contract_names(run,
         (["--vary", "alpha_init"], "--vary 'alpha_init' has no values; expected key=a,b"),
         (["--vary", "alpha_init=0,1", "--vary", "alpha-init=2,3"], "--vary 'alpha-init=2,3' repeats a key"),
         (["--bacbone", "tiny"], "--backbone"),
+        (["--vary", "text_rule=as annotated,in a prompt"], "results on other sentences are not compared"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_trained(run, monkeypatch, tmp_path, arguments, message):

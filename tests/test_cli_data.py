@@ -60,7 +60,7 @@ def test_check_of_a_whole_root(run, shapes_root):
         "not there: test1",
         "0 problems",
     ]
-    assert "24/24" in err
+    assert "images: 24 of 24" in err
     code, out, _ = run("data", "check", "--data-root", shapes_root, "--json")
     document = json.loads(out)
     assert (code, document["problems"], document["absent"]) == (0, [], ["test1"])
@@ -229,7 +229,7 @@ def test_more_than_100_problems_are_counted(run, dress_root):
 
 
 def test_problems_of_several_files_are_counted_by_file(run, dress_root):
-    code, _, err = run("evaluate", "--model", "none", "--dataset", "FashionIQ", "--data-root", dress_root)
+    code, _, err = run("evaluate", "--model", "photos", "--dataset", "FashionIQ", "--data-root", dress_root)
     lines = err.splitlines()
     assert code == 2
     assert lines[0].endswith("fix: put it and split.shirt.val.json there, or choose what is: --categories dress")
@@ -286,12 +286,12 @@ def test_import_says_what_it_made_and_what_comes_next(run, shapes_root, tmp_path
     )  # fmt: skip
     assert code == 0, err
     assert out.splitlines() == [
-        "test: 1 queries, 2 images in the gallery",
-        "note: there is no column 'split', so all rows are in test; --split changes that",
+        "test: 1 query, 2 images in the gallery",
+        "note: there is no column 'split', so all rows are in test; --split 80/20 makes train and val of them",
         "note: columns not used: why",
         f"next: composir data check --dataset own --data-root {tmp_path / 'root'}",
     ]
-    assert "2/2" in err
+    assert "images: 2 of 2" in err
     assert (tmp_path / "root/images/dev/val-red-ellipse.png").is_file()
 
 

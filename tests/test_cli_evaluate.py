@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,9 +115,39 @@ def test_predictions_of_circo_need_no_list_of_its_images(run, tmp_path):
     code, out, _ = run("submit", "--validate", file, *flags)
     assert code == 2
     assert "(query 2): holds 49 names, expected 50" in out
-    code, _, err = run("evaluate", "--model", "none", *flags)
+    code, _, err = run("evaluate", "--model", "photos", *flags)
     assert code == 2
     assert f"{missing}: the file is missing" in err
+
+
+def notes_in(err):
+    """The lines of stderr that are notes, not progress."""
+    return [line for line in err.splitlines() if line.startswith("note: ")]
+
+
+def test_a_model_that_was_trained_on_other_sentences_is_told_of(run, model, shapes_root, tmp_path):
+    trained = shutil.copytree(model, tmp_path / "best")
+    flags = ("--model", trained, "--data-root", shapes_root)
+    asked = ("evaluate", *flags, "--json")
+    recipe = trained / "recipe.toml"
+    note = "note: trained with --text-rule {!r}, and asked with {!r}"
+    for text_rule, given, expected in [
+        ("", (), []),
+        ("in a prompt", (), [note.format("in a prompt", "as annotated")]),
+        ("in a prompt", ("--text-rule", "in a prompt"), []),
+        ("", ("--text-rule", "in a prompt"), [note.format("as annotated", "in a prompt")]),
+    ]:
+        recipe.write_text(f'dataset = "CIRR"\ntext_rule = "{text_rule}"\n')
+        code, out, err = run(*asked, *given, "--save-rankings", tmp_path / f"{bool(given)}.safetensors")
+        assert (code, notes_in(err)) == (0, expected)
+        assert f"text:{'in-a-prompt' if given else 'as-annotated'}|" in json.loads(out)["signature"]
+    recipe.write_text('dataset = "LaSCo"\n')
+    assert notes_in(run(*asked)[2]) == []
+    code, _, err = run("compare", tmp_path / "False.safetensors", tmp_path / "True.safetensors")
+    assert (code, "text is 'in a prompt', not 'as annotated'" in err) == (2, True), err
+    recipe.write_text('dataset = "CIRR"\ntext_rule = "in a prompt"\n')
+    _, _, err = run("submit", *flags, "--split", "val", "--out", tmp_path / "submission")
+    assert notes_in(err) == [note.format("in a prompt", "as annotated")]
 
 
 def test_missing_images_are_skipped_on_request_and_stay_in_the_signature(run, model, shapes_root, tmp_path):
@@ -284,6 +315,10 @@ def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["evaluate", "--model", "photos", "--data-root", "x", "--text-only", "t.json"],
+            "--text-only goes with --predictions; expected files of predictions for both; fix: leave it out",
+        ),
         (["evaluate", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --predictions"),
         (
             ["evaluate", "--model", "x", "--rankings", "y", "--data-root", "x"],
@@ -293,7 +328,20 @@ def test_validate_lists_what_the_server_would_not_take(run, model, shapes_root, 
         (["evaluate", "--rankings", "none.safetensors"], "none.safetensors: no such file"),
         (["submit", "--data-root", "x"], "nothing to do was given; expected exactly one of --model, --validate"),
         (["submit", "--model", "x", "--data-root", "x"], "--out is missing"),
-        (["submit", "--model", "x", "--dataset", "fashioniq", "--data-root", "x"], "FashionIQ has no test server"),
+        (
+            [
+                "submit",
+                "--model",
+                "photos",
+                "--dataset",
+                "fashioniq",
+                "--data-root",
+                Path(__file__).parent,
+                "--out",
+                "o",
+            ],
+            "FashionIQ has no test server",
+        ),
     ],
 )
 def test_mistakes_in_the_flags(run, monkeypatch, tmp_path, arguments, message):

@@ -22,6 +22,7 @@ from composir.models.checkpoint import save_pretrained
 from composir.models.fusion import FUSIONS
 from composir.models.heads import HEADS
 from composir.search import INDEXES, index_folder
+from composir.training import Recipe, load_recipe
 
 WATCHED = (
     "torch",
@@ -112,6 +113,91 @@ def test_the_choices_stand_in_the_help(run, monkeypatch, command, tables):
     monkeypatch.setenv("COLUMNS", "300")
     _, out, _ = run(*command, "--help")
     assert set().union(*tables) <= set(re.findall(r"[\w-]+", out))
+
+
+def test_what_one_starts_with_comes_first(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert (code, out, err) == run("--help")
+    panels = re.findall(r"─ ([A-Z][\w ]+) ─", out)
+    assert panels == ["Options", "Start here", "Your own pictures", "Models", "Data sets and measurements"]
+
+
+@pytest.mark.parametrize("group", ["data", "benchmark"])
+def test_a_group_alone_is_its_help(run, group):
+    assert run(group) == run(group, "--help")
+    assert run(group)[0] == 0
+
+
+DEFAULTS = {
+    "train": {
+        "--output-dir": "models",
+        "--data-root": "this folder",
+        "--weights": "none; pretrain and pretrain_vitL need some",
+        "--cache": "disk",
+        "--cache-dir": "$COMPOSIR_CACHE, else ~/.cache/composir",
+        "--save-best": "on",
+        "--max-steps": "after all epochs",
+    },
+    "evaluate": {
+        "--split": "the one whose answers are public",
+        "--exclude-reference": "the data set's own rule",
+        "--batch-size": "64",
+        "--num-queries": "8",
+    },
+    "index": {
+        "--out": "NAME-OF-THE-PICTURES.index, here",
+        "--model": "photos; an index that exists knows its own",
+        "--backend": "exact",
+        "--device": "a GPU where there is one",
+    },
+    "search": {"--top-k": "10", "--image-weight": "0.5", "--model": "the index's own model"},
+    "serve": {"--port": "8000", "--host": "127.0.0.1", "--record": "nothing is kept"},
+    "ablate": {"--vary": "gated_fusion=false,true", "--out": "ablation", "--seeds": "5"},
+    "data import": {"--split": "val", "--gallery": "folder", "--seed": "0"},
+    "data stats": {"--split": "all that are there"},
+    "convert": {"--gated-fusion": "as in the source"},
+    "compare": {"--metric": "the data set's primary one"},
+    "published": {"--dataset": "all"},
+}
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_defaults_are_said(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "300")
+    _, out, _ = run(*command.split(), "--help")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for flag, default in DEFAULTS[command].items():
+        (line,) = (line for line in lines if line.startswith((f"│ {flag} ", f"│ {flag},")))
+        assert f"[default: {default}]" in line or f"[default: ({default})]" in line, line
+
+
+def test_the_defaults_of_recipes_are_those_that_help_says():
+    parameters = typer.main.get_command(app).commands["train"].params
+    said = {one.name: str(one.show_default) for one in parameters}
+    pretrain, mini, head = (load_recipe({"backbone": name}) for name in ("pretrain", "mini", "photos"))
+    fashioniq = load_recipe({"backbone": "pretrain", "dataset": "FashionIQ"})
+    for name, recipes in (
+        ("num_epochs", (pretrain, fashioniq, mini, head)),
+        ("batch_size", (pretrain, mini, head)),
+        ("learning_rate", (pretrain, mini, head)),
+        ("validation_frequency", (mini, head)),
+    ):
+        numbers = re.findall(r"\b\d\S*?(?=[;,]|$)", said[name])
+        assert list(map(float, numbers)) == [getattr(recipe, name) for recipe in recipes], said[name]
+    assert said["fusion"] == f"{pretrain.fusion}; mini {mini.fusion}"
+    for name in (
+        "loss_align", "loss_rtc", "loss_local", "seed", "alpha_init", "target_ratio", "transform", "num_workers",
+        "output_dir", "head", "dataset", "blip_model_name",
+    ):  # fmt: skip
+        values = {
+            getattr(recipe, name) for recipe in (pretrain, fashioniq.model_copy(update={"dataset": "CIRR"}), mini)
+        }
+        assert {said[name]} == {f"{one:g}" if isinstance(one, float) else str(one) for one in values}, name
+    assert said["backbone"] == Recipe.model_fields["backbone"].default
+    assert not any((pretrain.target_map, pretrain.deterministic, pretrain.compile, pretrain.skip_missing_images))
+    assert pretrain.save_best
+    assert pretrain.save_training
 
 
 def test_choices_are_read_as_a_sentence():

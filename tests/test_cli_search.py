@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
@@ -49,7 +51,7 @@ def test_index_prints_what_the_contract_names(run, gallery, model, tmp_path):
     code, out, _ = run("index", tmp_path / "pictures", "--out", tmp_path / "other")
     assert code == 0
     assert "skipped broken.png: not an image of a format that is read" in out
-    assert "1 pictures in" in out
+    assert "1 picture in" in out
     assert "next: composir search" in out
 
 
@@ -128,29 +130,50 @@ def test_an_index_that_is_not_complete_is_said_to_be(run, gallery, index):
     assert f"is not complete; composir index {gallery} --out {index} goes on" in err
 
 
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["index", "no/where", "--out", "x"], ["no/where: is not a folder"]),
+        (["index", "no/where", "--out", "x"], ["no/where: is not a folder", "fix: check the path"]),
+        (["index", "PICTURE", "--out", "x"], ["is not a folder", "fix: give the folder that it is in"]),
+        (["index", "INDEX"], ["is an index, not a folder of pictures", "fix: composir search ", " asks it; to make"]),
         (
             ["index", ".", "--out", "x", "--backend", "faiss", "--url", "u"],
             ["--url is for --backend qdrant, not faiss"],
         ),
-        (["search", "no/index", "--text", "x"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
-        (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index IMAGES_DIR"]),
-        (["serve", "no/index", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
+        (
+            ["search", "no/index", "--text", "x"],
+            ["no/index: is not an index", "composir index PICTURES --out no/index"],
+        ),
+        (["serve", "no/index", "--port", "0"], ["no/index: is not an index", "composir index PICTURES --out no/index"]),
+        (["search", "PICTURES", "--text", "x"], ["is a folder of pictures, not its index; fix: composir index "]),
+        (["search", "INDEX", "--image", "no.png"], ["error: no.png: no such image file; fix: check the path"]),
+        (
+            ["search", "INDEX", "--image", "https://example.org/a.png"],
+            ["error: https://example.org/a.png: is an address, and a file is wanted; fix: download it, then give"],
+        ),
+        (["serve", "INDEX", "--host", "0.0.0.0"], ["--host 0.0.0.0 lets other machines ask", "give --api-key"]),
         (["serve", "no/index", "--queue", "0"], ["--queue", "0"]),
-        (["index", ".", "--out", "x", "--model", "m", "--device", "foo"], ["--device 'foo' is none", "expected cpu"]),
-        (["search", "no/index", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
+        (
+            ["index", "PICTURES", "--out", "x", "--model", "photos", "--device", "foo"],
+            ["--device 'foo' is none", "expected cpu"],
+        ),
+        (["search", "INDEX", "--text", "x", "--device", "meta"], ["--device 'meta' is none", "fix: leave out"]),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_code_2(run, monkeypatch, tmp_path, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run(*arguments)
+def test_a_mistake_is_one_line_with_exit_code_2(run, in_tmp_path, shapes_index, arguments, words):
+    pictures = shapes_index.parent / "pictures"
+    place_by_name = {"INDEX": shapes_index, "PICTURES": pictures, "PICTURE": next(pictures.iterdir())}
+    code, out, err = run(*(place_by_name.get(word, word) for word in arguments))
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1, err
     assert all(word in err for word in words), err
-    assert list(tmp_path.iterdir()) == []
+    assert list(in_tmp_path.iterdir()) == []
 
 
 def test_folders_are_left_out_by_pattern_and_kept_files_are_warned_of(run, gallery, model, tmp_path):
@@ -280,3 +303,55 @@ def test_more_sentences_than_pictures_are_one_line(run, shapes_index, shapes_roo
     code, _, err = run("search", shapes_index, "--image", file, "--image", file, *texts)
     assert code == 2
     assert "there are 2 pictures and 3 sentences; expected one sentence for all pictures, or one for each" in err
+
+
+def test_a_sentence_in_an_unread_script_is_warned_of_on_the_shell(run, shapes_index):
+    code, out, err = run("search", shapes_index, "--text", "红色的狗", "--top-k", 1, "--json")
+    (line,) = json.loads(out)["warnings"]
+    assert line.startswith("'红色的狗' is hardly read: it holds no word that the model knows")
+    assert (code, err) == (0, f"warning: {line}\n")
+    code, out, err = run("search", shapes_index, "--text", "make it red", "--json")
+    assert (json.loads(out)["warnings"], err) == ([], "")
+
+
+def test_damaged_exif_is_told_with_the_name_of_the_picture(run, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0\x0f\x01\x02\0\xff\0\0\0\xff\xff\0\0"
+    for name, options in (("odd.jpg", {"exif": damaged}), ("fine.jpg", {})):
+        Image.new("RGB", (64, 64), "red").save(pictures / name, **options)
+    code, _, err = run("index", pictures, "--model", "lite0", "--out", tmp_path / "index")
+    assert code == 0
+    notes = [line for line in err.splitlines() if "EXIF" in line]
+    assert notes
+    assert all(line.startswith(f"note: {pictures / 'odd.jpg'}: Corrupt EXIF data.") for line in notes)
+    assert "site-packages" not in err
+
+
+def test_what_a_skipped_file_is_stands_in_words(run, tmp_path):
+    for name, content in (
+        ("a.jpg", b"<!DOCTYPE html><html>"),
+        ("b.jpg", "kein Bild, nur Töne".encode()),
+        ("c.png", b"\x00\x01\x02\x03\xff"),
+        ("d.png", b"version https://git-lfs.github.com/spec/v1"),
+    ):
+        (tmp_path / name).write_bytes(content)
+    code, _, err = run("index", tmp_path, "--out", tmp_path / "index", "--model", "lite0")
+    assert code == 2
+    for words in (
+        "(it is a web page)",
+        "(it is text, which begins 'kein Bild, nur Töne')",
+        "(its first bytes are 00 01 02 03 ff)",
+        "(it is a pointer of Git LFS, not the file itself)",
+    ):
+        assert f"1 x not an image of a format that is read {words}" in err
+    assert "b'" not in err
+
+
+def test_a_folder_of_heic_alone_names_the_plugin_that_lacks(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_0001.HEIC").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(100))
+    code, _, err = run("index", tmp_path, "--out", tmp_path / "index", "--model", "lite0")
+    assert code == 2
+    assert "1 x a HEIC picture needs the package pillow-heif, which is not installed; fix: pip install" in err
+    assert "'pillow-heif>=" in err

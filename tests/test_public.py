@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import composir
 import composir.models
+from composir.errors import ComposirError, counted
 from composir.models.composer import Composer
 
 EXPORTS = (
@@ -94,3 +97,36 @@ def test_looking_at_what_there_is_imports_no_torch():
 def test_the_package_says_that_it_has_types():
     files = importlib.resources.files("composir")
     assert files.joinpath("py.typed").is_file()
+
+
+def test_one_picture_or_sentence_for_a_list_is_told_in_one_line(shapes_index, shapes_root):
+    model = composir.load(shapes_index.parent / "model")
+    picture = shapes_root / "dev/val-red-ellipse.png"
+    for given, words in (
+        (
+            (str(picture), "red"),
+            "one picture is given, and a list is wanted; fix: pass lists: embed_query([picture",
+        ),
+        ((picture, ["red"]), "one picture is given"),
+        (([picture], "red"), "one sentence is given"),
+        (([picture], ["red", "blue"]), "there are 1 picture and 2 sentences; expected a sentence for each picture"),
+    ):
+        with pytest.raises(ComposirError) as caught:
+            model.embed_query(*given)
+        assert str(caught.value).startswith(words)
+    with pytest.raises(ComposirError, match="one picture is given"):
+        model.embed_target(picture)
+    assert model.embed_query((picture,), ("red",)).shape == model.embed_query([picture], ["red"]).shape
+
+
+def test_no_docstring_says_that_nothing_comes_back():
+    sources = Path(composir.__file__).parent.rglob("*.py")
+    assert [str(file) for file in sources if re.search('"""Return nothing', file.read_text(encoding="utf-8"))] == []
+
+
+def test_one_is_singular_and_all_else_plural():
+    assert [counted(number, "query", "queries") for number in (0, 1, 2, 1000)] == [
+        "0 queries", "1 query", "2 queries", "1,000 queries",
+    ]  # fmt: skip
+    assert counted(1, "file") == "1 file"
+    assert counted(2, "file") == "2 files"

@@ -69,8 +69,12 @@ class ProblemsError(ComposirError):
         shown = " | ".join(str(problem) for problem in self.problems[: self.NUM_SHOWN])
         rest = len(self.problems) - self.NUM_SHOWN
         more = f" | and {rest} more (composir data check lists them all)" if rest > 0 else ""
-        noun = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__(f"{len(self.problems)} {noun}: {shown}{more}")
+        super().__init__(f"{counted(len(self.problems), 'problem')}: {shown}{more}")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return ``1 picture`` or ``2,000 pictures``; ``plural`` is that of a noun that takes more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def command(*words: object) -> str:

@@ -29,7 +29,16 @@ from composir.models.weights.sources import FORMS, OWN, locate
 from composir.progress import Counted
 from composir.token_cache import ON_DISK, TokenCache, TokenPlace, fill_splits, make_cache
 
-__all__ = ["CachedEmbedder", "TokenCache", "TokenPlace", "open_embedder", "open_model", "require_matching_head"]
+__all__ = [
+    "CachedEmbedder",
+    "TokenCache",
+    "TokenPlace",
+    "embedder_of",
+    "hash_of",
+    "open_embedder",
+    "open_model",
+    "require_matching_head",
+]
 
 
 Opened: TypeAlias = Composer | VectorEmbedder
@@ -146,39 +155,47 @@ def open_embedder(
     """
     require_images(splits)
     opened = open_model(model, default_device())
+    embedder = embedder_of(opened, splits, rerank=rerank, scoring=scoring, place=place, progress=progress)
+    return embedder, hash_of(opened, scoring=scoring)
+
+
+def embedder_of(
+    opened: Opened | OpenedHead,
+    splits: Sequence[Split],
+    *,
+    rerank: bool = False,
+    scoring: str = GLOBAL,
+    place: TokenPlace = ON_DISK,
+    progress: Counted | None = None,
+) -> BaseEmbedder | HeadEmbedder:
+    """Return the embedder of an open model, every token of ``splits`` present; otherwise as ``open_embedder``."""
     if isinstance(opened, OpenedHead):
         _require_plain(opened.kind, rerank=rerank, scoring=scoring)
-        return embedder_of_head(opened, splits, place=place, progress=progress), opened.saved.weights_hash
-    return _embedder_of(opened, splits, rerank=rerank, scoring=scoring, place=place, progress=progress)
+        return embedder_of_head(opened, splits, place=place, progress=progress)
+    if isinstance(opened, VectorEmbedder):
+        _require_plain(opened.kind, rerank=rerank, scoring=scoring)
+        return opened
+    if rerank:
+        require_matching_head(opened)
+    assert opened.tower is not None
+    tokens = make_cache(opened.tower, place)
+    fill_splits(tokens, splits, progress)
+    return CachedEmbedder(opened, tokens, scoring=scoring)
+
+
+def hash_of(opened: Opened | OpenedHead, *, scoring: str = GLOBAL) -> str:
+    """Return what identifies how an open model ranks: its weights and, where it is not ``global``, the scoring."""
+    weights = opened.saved.weights_hash if isinstance(opened, OpenedHead) else identity_of(opened)
+    return weights if scoring == GLOBAL else f"{weights}-{scoring}"
 
 
 def embedder_of_head(
     opened: OpenedHead, splits: Sequence[Split], *, place: TokenPlace = ON_DISK, progress: Counted | None = None
 ) -> HeadEmbedder:
     """Return the embedder of an open head, every token of ``splits`` present that its base needs."""
-    base, _ = _embedder_of(opened.base, splits, place=place, progress=progress)
+    base = embedder_of(opened.base, splits, place=place, progress=progress)
+    assert not isinstance(base, HeadEmbedder)  # a head goes on a model
     return HeadEmbedder(opened.saved.head, base)
-
-
-def _embedder_of(
-    opened: Opened,
-    splits: Sequence[Split],
-    *,
-    rerank: bool = False,
-    scoring: str = GLOBAL,
-    place: TokenPlace,
-    progress: Counted | None,
-) -> tuple[BaseEmbedder, str]:
-    if isinstance(opened, VectorEmbedder):
-        _require_plain(opened.kind, rerank=rerank, scoring=scoring)
-        return opened, opened.weights_hash()
-    if rerank:
-        require_matching_head(opened)
-    assert opened.tower is not None
-    tokens = make_cache(opened.tower, place)
-    fill_splits(tokens, splits, progress)
-    name = weights_hash(opened) if scoring == GLOBAL else f"{weights_hash(opened)}-{scoring}"
-    return CachedEmbedder(opened, tokens, scoring=scoring), name
 
 
 def _require_plain(kind: str, *, rerank: bool, scoring: str) -> None:
@@ -272,7 +289,7 @@ class CachedEmbedder:
 
 
 def require_matching_head(model: Composer) -> None:
-    """Return nothing; raise ``ComposirError`` where the model's matching head was never trained."""
+    """Raise ``ComposirError`` where the model's matching head was never trained."""
     if not model.config.matching_head:
         raise ComposirError(
             f"the {model.config.backbone} model has no trained matching head, and would re-rank with noise",

@@ -36,7 +36,7 @@ def scaled(page: Page, *scores: float) -> None:
     """Let the server answer the next search with these scores, and with a scale for them."""
     results = [HIT | {"rank": rank, "id": f"{rank:032x}", "score": score} for rank, score in enumerate(scores, 1)]
     scale = {"may_fit": 0.3, "fits_well": 0.5}
-    answer = {"results": results, "reference": None, "reading": None, "scale": scale, "milliseconds": 1}
+    answer = {"results": results, "reference": None, "reading": None, "warnings": [], "scale": scale, "milliseconds": 1}
     page.route("**/api/search", lambda route: route.fulfill(json=answer), times=1)
 
 
@@ -187,7 +187,16 @@ def test_more_results_come_with_the_end_of_those_that_are_there(address, visit):
     def answer(route) -> None:
         asked.append(int(re.findall(r'name="top_k"\r\n\r\n(\d+)', route.request.post_data)[0]))
         results = [HIT | {"rank": rank, "id": f"{rank:032x}"} for rank in range(1, min(asked[-1], 30) + 1)]
-        route.fulfill(json={"results": results, "reference": None, "reading": None, "scale": None, "milliseconds": 1})
+        route.fulfill(
+            json={
+                "results": results,
+                "reference": None,
+                "reading": None,
+                "warnings": [],
+                "scale": None,
+                "milliseconds": 1,
+            }
+        )
 
     page.route("**/api/search", answer)
     page.fill("#text", "a teapot")

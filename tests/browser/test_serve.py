@@ -360,6 +360,17 @@ def test_chinese_is_spoken_to_who_asks_for_it(address, visit):
     assert english == []
 
 
+def test_a_sentence_that_the_model_does_not_read_is_said_under_the_answer(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP)
+    for locale, words in (("en", "The model does not read this script"), ("zh", "模型不认识这种文字")):
+        if locale == "zh":
+            page.click("#language")
+        search(page, "红色的狗")
+        expect(page.locator("#status")).to_contain_text(words)
+        search(page, "make it red")
+        expect(page.locator("#status")).not_to_contain_text(words)
+
+
 def test_nothing_there_and_nobody_there_are_said(address, visit):
     page, _, _ = visit(address, viewport=DESKTOP)
     page.locator("#more summary").click()

@@ -172,6 +172,98 @@ LASCO_FILES = {
     "lasco_val_corpus.json": [{"id": n, "path": f"val/val2014/COCO_val2014_{n:012d}.jpg"} for n in (42, 73, 74, 133)],
 }
 
+ICIR_FILES = {
+    "database_files.csv": (
+        "icir/database/bell/pos/1.jpg,at night,bell\n"
+        "icir/database/bell/pos/2.jpg,as a drawing,bell\n"
+        "icir/database/bell/pos/3.jpg,at night,bell\n"
+        "icir/database/bell/hn/4.jpg,,bell\n"
+        "icir/database/cup/pos/1.jpg,on a table,cup\n"
+        "icir/database/cup/hn/2.jpg,,cup\n"
+    ),
+    "query_files.csv": (
+        "icir/query/bell/1.jpg,at night,bell\n"
+        "icir/query/bell/1.jpg,as a drawing,bell\n"
+        "icir/query/cup/7.jpg,on a table,cup\n"
+    ),
+}
+
+PINPOINT_FILES = {
+    "gallery.json": [f"{name}.jpg" for name in "abcdefgh"],
+    "queries.json": [
+        {
+            "id": 12,
+            "reference_images": ["r.jpg", "a.jpg"],
+            "instructions": ["in red", "make it red", "the same, but red"],
+            "positives": ["b.jpg", "c.jpg"],
+            "negatives": ["d.jpg", "e.jpg"],
+            "category": "dresses",
+        },
+        {
+            "id": "s-2",
+            "reference_images": ["h.jpg"],
+            "instructions": ["larger", "bigger"],
+            "positives": ["g.jpg"],
+            "negatives": [],
+        },
+    ],
+}
+
+
+def lines(*rows: dict) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+EDIR_FILES = {
+    "corpus.jsonl": lines(*({"id": f"{number}.png", "image": f"{number}.png"} for number in range(1, 7))),
+    "queries.jsonl": lines(
+        {"id": "q1", "image": "s1.png", "text": "make it red", "metadata": {"subcategory": "color"}},
+        {"id": "q2", "image": "s1.png", "text": "remove the hat", "metadata": {"subcategory": "remove"}},
+        {"id": "q3", "image": "s2.png", "text": "at night", "metadata": {"subcategory": "time"}},
+    ),
+    "instances.jsonl": lines(
+        {"qid": "q2", "pos": ["2.png"], "neg": ["1.png"]},
+        {"qid": "q1", "pos": ["1.png"], "neg": ["2.png", "3.png"]},
+        {"qid": "q3", "pos": ["5.png"], "neg": []},
+    ),
+}
+
+
+def mt_round(name: str, *captions: str) -> list:
+    return [f"http://pictures/{name}.jpg", list(captions), name]
+
+
+MT_FASHIONIQ_FILES = {}
+for _category in ("dress", "shirt", "toptee"):
+    _names = [f"{_category}{number}" for number in range(5)]
+    MT_FASHIONIQ_FILES[f"image_splits/split.{_category}.val.json"] = _names
+    MT_FASHIONIQ_FILES[f"data/{_category}.val.json"] = [
+        {
+            "target": [f"http://pictures/{_names[4]}.jpg", _names[4]],
+            "reference": [mt_round(_names[0], "is Red.", " has a bow?"), mt_round(_names[1], "longer", "blue, ")],
+        },
+        {
+            "target": [f"http://pictures/{_names[2]}.jpg", _names[2]],
+            "reference": [mt_round(_names[number], "is darker", "short") for number in (3, 0, 1)],
+        },
+    ]
+
+OACIRR_FILES = {}
+for _domain in ("fashion", "car", "product", "landmark"):
+    _annotations = f"OACIRR-Subset/OACIRR-{_domain.capitalize()}/oacirr-{_domain}"
+    _images = {f"{_domain}-{name}": f"./val/{name[0]}/{_domain}-{name}.jpg" for name in ("a1", "a2", "a3", "b1", "b2")}
+    OACIRR_FILES[f"{_annotations}/image_splits/split.val.json"] = _images
+    OACIRR_FILES[f"{_annotations}/quadruple_captions/caption_full.val.json"] = [
+        {
+            "reference": f"{_domain}-{reference}",
+            "target": f"{_domain}-{target}",
+            "reference_bounding_box": [10, 5.5, 60, 80],
+            "object_category": "thing",
+            "modification_text_mllm": f"at {target}",
+        }
+        for reference, target in (("a1", "a3"), ("b1", "b2"))
+    ]
+
 OWN_FILES = {
     "own.json": {"format": 1, "images": "images"},
     "gallery.json": ["a.jpg", "b/c.png", "d.jpg"],
@@ -192,6 +284,11 @@ TREES = {
     "Fashion200k": FASHION200K_FILES,
     "Shoes": SHOES_FILES,
     "LaSCo": LASCO_FILES,
+    "i-CIR": ICIR_FILES,
+    "PinPoint": PINPOINT_FILES,
+    "EDIR": EDIR_FILES,
+    "MT-FashionIQ": MT_FASHIONIQ_FILES,
+    "OACIRR": OACIRR_FILES,
     "own": OWN_FILES,
 }
 """The annotation files of a whole little data root, by data set and path: JSON, or text."""

@@ -42,7 +42,7 @@ def test_lines_with_other_fields_are_problems(tmp_path):
     problems = []
     assert len(read_table(file, ("first", "second"), problems)) == 1
     assert [(problem.where, problem.message) for problem in problems] == [
-        ("line 2", "holds 1 fields, expected 2: first, second"),
+        ("line 2", "holds 1 field, expected 2: first, second"),
         ("line 3", "holds 3 fields, expected 2: first, second"),
     ]
     assert {problem.fix for problem in problems} == {"restore the published file"}

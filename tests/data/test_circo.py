@@ -48,6 +48,8 @@ def test_the_concept_stands_before_the_caption_where_that_is_the_text_rule(circo
     (split,) = load_splits("CIRCO", circo_root, "val", text_rule="concept and caption", annotations_only=True)
     assert split.text_rule == "concept and caption"
     assert split.queries[0].text == "Find a picture that also a number, but shows 20 instead."
+    (prompt,) = load_splits("CIRCO", circo_root, "val", text_rule="in a prompt", annotations_only=True)
+    assert prompt.queries[0].text == "a photo of $ that shows 20 instead"
     (plain,) = load_splits("CIRCO", circo_root, "val", text_rule="relative caption", annotations_only=True)
     assert plain == circo.load(circo_root, "val")[0]
     assert [query.targets for query in split.queries] == [query.targets for query in plain.queries]
@@ -66,9 +68,9 @@ def test_a_concept_is_missed_only_where_the_text_rule_needs_it(circo_root, chang
         (
             "CIRCO",
             "concept",
-            "expected relative caption or concept and caption; fix: one of: concept and caption",
+            "expected relative caption or concept and caption or in a prompt; fix: one of: concept and caption",
         ),
-        ("CIRR", "concept and caption", "expected none: there is one way to make its sentences; fix: leave it out"),
+        ("LaSCo", "concept and caption", "expected none: there is one way to make its sentences; fix: leave it out"),
     ],
 )
 def test_a_text_rule_that_is_not_known_is_an_error(circo_root, dataset, text_rule, expected):

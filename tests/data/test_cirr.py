@@ -7,6 +7,7 @@ import pytest
 
 from composir.data import cirr
 from composir.data.annotations import SplitNotFoundError
+from composir.data.prompts import as_sentence
 from composir.data.triplets import Query
 from composir.errors import ComposirError, ProblemsError
 
@@ -39,6 +40,39 @@ def test_a_whole_root(cirr_root):
         True,
         "as annotated",
     )
+
+
+@pytest.mark.parametrize(
+    ("text_rule", "text"),
+    [
+        ("as annotated", "show b"),
+        ("in a prompt", "a photo of $ that show b"),
+        (
+            "M-BEIR instruction",
+            "Retrieve a day-to-day image that aligns with the modification instructions of the provided image. Show b.",
+        ),
+        ("MMEB instruction", "Given an image, find a similar everyday image with the described changes: Show b."),
+    ],
+)
+def test_a_text_rule_says_what_stands_around_the_caption(cirr_root, text_rule, text):
+    (split,) = cirr.load(cirr_root, "val", text_rule=text_rule)
+    (plain,) = cirr.load(cirr_root, "val")
+    assert (split.text_rule, split.queries[0].text, split.queries[0].texts) == (text_rule, text, (text,))
+    assert [query.targets for query in split.queries] == [query.targets for query in plain.queries]
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence"),
+    [
+        ("show three bottles of soft drink", "Show three bottles of soft drink."),
+        (' "Is it a dog?" ', "Is it a dog?"),
+        ("Two dogs!", "Two dogs!"),
+        ("x", "X."),
+        (" ", ""),
+    ],
+)
+def test_a_caption_as_a_sentence(caption, sentence):
+    assert as_sentence(caption) == sentence
 
 
 def test_the_parent_folder_will_do(cirr_root):

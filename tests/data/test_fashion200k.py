@@ -138,7 +138,7 @@ def test_the_parent_folder_will_do(fashion200k_root):
 @pytest.mark.parametrize(
     ("line", "message", "fix"),
     [
-        (image("dress", 0), "holds 1 fields, expected 2: reference, target", "restore the published file"),
+        (image("dress", 0), "holds 1 field, expected 2: reference, target", "restore the published file"),
         ("a b c", "holds 3 fields, expected 2: reference, target", "restore the published file"),
         (
             f"{image('dress', 0)} women/dress/test/1/1_1.jpeg",

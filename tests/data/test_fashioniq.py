@@ -9,7 +9,7 @@ from composir.data import fashioniq, load_splits
 from composir.data.annotations import SplitNotFoundError
 from composir.data.datasets import val_union
 from composir.data.triplets import Query
-from composir.errors import ComposirError
+from composir.errors import ComposirError, ProblemsError
 
 CAPTIONS = "captions/cap.shirt.val.json"
 NAMES = "image_splits/split.shirt.val.json"
@@ -60,22 +60,74 @@ def test_real_annotations_in_full(real_annotations):
     )
 
 
+USUAL = "both captions"
+CORRECTED = "both captions, spelling corrected"
+
+
 @pytest.mark.parametrize(
     ("text_rule", "text"),
     [
-        ("both captions", "Is gold and strapless and button front longer sleeves"),
+        (USUAL, "Is gold and strapless and button front longer sleeves"),
         ("both captions, not stripped", "is gold and strapless and  button front longer sleeves"),
         ("both captions, comma between", "is gold and strapless, and  button front longer sleeves"),
     ],
 )
-def test_a_text_rule_makes_the_evaluated_sentence_and_leaves_those_of_training(real_annotations, text_rule, text):
+def test_a_text_rule_makes_the_sentence_and_training_varies_it_by_the_first_alone(real_annotations, text_rule, text):
     read = {"categories": ["dress"], "annotations_only": True}
     (split,) = load_splits("FashionIQ", real_annotations, "val", text_rule=text_rule, **read)
-    (usual,) = load_splits("FashionIQ", real_annotations, "val", **read)
     assert split.text_rule == text_rule
-    number = next(i for i, query in enumerate(split.queries) if query.reference == "B009CMY4BS")
-    assert split.queries[number].text == text
-    assert split.queries[number].texts == usual.queries[number].texts
+    query = next(query for query in split.queries if query.reference == "B009CMY4BS")
+    assert query.text == text
+    four = fashioniq.training_texts("is gold and strapless", " button front longer sleeves")
+    assert query.texts == (four if text_rule == USUAL else (text,))
+
+
+def write_corrections(root: Path, category: str, content: object) -> None:
+    (root / "captions" / f"correction_dict_{category}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("caption", "corrected"),
+    [
+        (
+            " Is RED-ish, and has a bow.",
+            "is crimson ish and has a bow",
+        ),  # a hyphen is a space before words are looked up
+        ("it's  sleevless", "it s sleeveless"),
+        ("red", "crimson"),
+        ("redder", "redder"),
+        ("?!", ""),
+    ],
+)
+def test_the_spelling_of_a_caption_is_corrected_word_by_word(caption, corrected):
+    assert fashioniq.correct_spelling(caption, {"red": "crimson", "sleevless": "sleeveless"}) == corrected
+
+
+def test_each_category_has_its_own_list_of_corrections(fashioniq_root):
+    for category in fashioniq.CATEGORIES:
+        write_corrections(fashioniq_root, category, {"red": f"{category} red"})
+    splits = load_splits("FashionIQ", fashioniq_root, "val", text_rule=CORRECTED, annotations_only=True)
+    texts = ["is dress red and has a bow", "is shirt red and has a bow", "is toptee red and has a bow"]
+    assert [split.queries[0].text for split in splits] == texts
+    assert [split.queries[0].texts for split in splits] == [(text,) for text in texts]
+    assert splits[0].text_rule == CORRECTED
+    assert splits[0].files[-1].name == "correction_dict_dress.json"
+
+
+def test_lists_of_corrections_that_are_missing_or_broken_are_all_told_where_the_rule_needs_them(fashioniq_root):
+    write_corrections(fashioniq_root, "dress", {"red": 1, "a": "b", "bow": None})
+    write_corrections(fashioniq_root, "shirt", [])
+    assert len(fashioniq.load(fashioniq_root, "val")) == 3
+    with pytest.raises(ProblemsError) as caught:
+        fashioniq.load(fashioniq_root, "val", text_rule=CORRECTED)
+    told = [(Path(problem.file).name, problem.where, problem.message) for problem in caught.value.problems]
+    assert told == [
+        ("correction_dict_dress.json", "key 'red'", "the correction is 1, expected text"),
+        ("correction_dict_dress.json", "key 'bow'", "the correction is None, expected text"),
+        ("correction_dict_shirt.json", "", "holds a list, expected an object"),
+        ("correction_dict_toptee.json", "", "the file is missing"),
+    ]
+    assert "haokunwen/TG-CIR, correction_dict/, there, or choose another text rule" in caught.value.problems[-1].fix
 
 
 def test_images_of_either_suffix_are_found_by_one_listing(fashioniq_root):

@@ -75,7 +75,9 @@ def test_a_csv_file_becomes_a_data_root(import_, tmp_path, photos):
         progress=lambda *told: calls.append(told),
     )
     assert imported.counts == {"val": {"num_queries": 2, "num_gallery": 5}}
-    assert imported.notes == ["there is no column 'split', so all rows are in val; --split changes that"]
+    assert imported.notes == [
+        "there is no column 'split', so all rows are in val; --split 80/20 makes train and val of them"
+    ]
     assert calls == [(number, 5) for number in range(1, 6)]
     (split,) = load_splits("own", tmp_path / "root", "val")
     text = "the same, in red"
@@ -160,14 +162,14 @@ def test_a_line_of_jsonl_is_blank_by_json_s_own_rule(import_, problems_of):
     ("text", "problem"),
     [
         (
-            "sep=|\nreference|text|target\na.jpg|red|b.jpg\n",
-            "t.csv (line 1): the delimiter is to be '|', expected a comma, a semicolon or a tab; "
+            "sep=:\nreference:text:target\na.jpg:red:b.jpg\n",
+            "t.csv (line 1): the delimiter is to be ':', expected a comma, a semicolon, a tab or a bar (|); "
             "fix: save it with one of them",
         ),
         (
-            "reference|text|target\na.jpg|red|b.jpg\n",
-            "t.csv: the header is one column, 'reference|text|target', expected a comma, a semicolon or a tab between "
-            "columns; fix: save it with one of them",
+            "reference:text:target\na.jpg:red:b.jpg\n",
+            "t.csv: the header is one column, 'reference:text:target', expected a comma, a semicolon, a tab or a bar "
+            "(|) between columns; fix: save it with one of them",
         ),
     ],
 )
@@ -248,7 +250,9 @@ def test_columns_can_have_other_names(import_, tmp_path):
 def test_a_file_without_a_split_column_goes_where_it_is_told(import_):
     imported = import_("reference,text,target\na.jpg,red,b.jpg\n", split="test")
     assert list(imported.counts) == ["test"]
-    assert imported.notes == ["there is no column 'split', so all rows are in test; --split changes that"]
+    assert imported.notes == [
+        "there is no column 'split', so all rows are in test; --split 80/20 makes train and val of them"
+    ]
 
 
 def test_the_gallery_can_be_the_named_pictures_alone(import_, tmp_path, photos):
@@ -535,6 +539,31 @@ def test_a_broken_jsonl_file(problems_of, text, expected):
     found = problems_of(text, "t.jsonl")
     assert len(found) == len(expected)
     assert all(problem.startswith(start) for problem, start in zip(found, expected, strict=True)), found
+
+
+@pytest.mark.parametrize("text", ["a.jpg,red,b.jpg\n", "list,red,gone.png\nlist,blue,gone.png\n"])
+def test_a_file_without_a_header_is_told_so(problems_of, text):
+    (problem,) = problems_of(text)
+    assert problem.startswith("t.csv (line 1): the first line looks like data, '")
+    assert problem.endswith(": the header is missing; fix: write reference,text,target above it, in its columns' order")
+
+
+def test_a_name_in_another_case_is_suggested_before_one_that_is_spelt_alike(problems_of):
+    rows = (("C.PNG", "b.jpg", "reference 'C.PNG'", "c.png"), ("d.png", "b.jpg", "reference 'd.png'", "d.PNG"))
+    rows += (("a.jpg", "SHOES/E.webp", "target 'SHOES/E.webp'", "shoes/e.webp"),)
+    problems = problems_of(HEAD + "".join(f"{reference},red,{target}\n" for reference, target, _, _ in rows))
+    assert problems == [
+        f"t.csv (line {line}): {what} is not in photos; "
+        f"fix: did you mean {near!r}? names differ by upper and lower case"
+        for line, (_, _, what, near) in enumerate(rows, start=2)
+    ]
+
+
+@pytest.mark.parametrize("start", ["", "sep=|\n"])
+def test_columns_may_be_parted_by_bars(import_, tmp_path, start):
+    assert import_(f"{start}reference|text|target\na.jpg|red, or blue|b.jpg\n").counts["val"]["num_queries"] == 1
+    (split,) = load_splits("own", tmp_path / "root", "val")
+    assert split.queries[0].text == "red, or blue"
 
 
 def test_a_renamed_column_that_is_not_there(problems_of):

@@ -33,6 +33,11 @@ SPLITS = [
     ("Shoes", "val"),
     ("LaSCo", "train"),
     ("LaSCo", "val"),
+    ("i-CIR", "test"),
+    ("PinPoint", "test"),
+    ("EDIR", "test"),
+    ("MT-FashionIQ", "val"),
+    ("OACIRR", "val"),
     ("own", "val"),
 ]
 ODD_TEXTS = (
@@ -165,7 +170,7 @@ def predictions(splits: tuple[Split, ...]) -> dict[str, Any]:
             query.id: [
                 name
                 for name in query.gallery or split.gallery
-                if not (split.exclude_reference and name == query.reference)
+                if not (split.exclude_reference and name in query.references)
             ]
             for query in split.queries
         }
@@ -275,7 +280,14 @@ def num_queries(split: Split, root: Path) -> int:
     if split.dataset == "Fashion200k":
         return num_fashion200k(split.name, root)
     assert split.file is not None
-    entries = json.loads(split.file.read_text(encoding="utf-8-sig"))
+    text = split.file.read_text(encoding="utf-8-sig")
+    if split.dataset in ("i-CIR", "EDIR"):
+        return sum(bool(line.strip()) for line in text.split("\n"))
+    entries = json.loads(text)
+    if split.dataset == "PinPoint":
+        return sum(len(entry["instructions"]) for entry in entries)
+    if split.dataset == "MT-FashionIQ":
+        return sum(len(entry["reference"]) for entry in entries)
     if split.dataset == "Shoes":
         train = (root / "train_im_names.txt").read_text(encoding="utf-8-sig").split()
         of_train = [entry["ImageName"] in train and entry["ReferenceImageName"] in train for entry in entries]

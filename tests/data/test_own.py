@@ -80,7 +80,7 @@ def test_a_split_or_a_root_that_is_not_there(root, tmp_path):
         own.load(root, "train")
     assert str(caught.value) == (
         f"{root / 'triplets.train.json'}: the train split is not in this data root; expected one of what is: val; "
-        "fix: choose another split, or import triplets that have it"
+        "fix: import the triplets again, with a column split or with --split 80/20, which makes both of them"
     )
     with pytest.raises(SplitNotFoundError, match="own has no split 'test1'; expected train, val, test; fix: did you"):
         own.load(root, "test1")

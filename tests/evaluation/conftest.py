@@ -31,6 +31,9 @@ def make_query() -> Callable[..., Query]:
         *,
         gallery: Sequence[str] = (),
         aspects: Sequence[str] = (),
+        group: str = "",
+        negatives: Sequence[str] = (),
+        further_references: Sequence[str] = (),
     ) -> Query:
         return Query(
             id=str(number),
@@ -41,6 +44,9 @@ def make_query() -> Callable[..., Query]:
             subset=tuple(subset),
             gallery=tuple(gallery),
             aspects=tuple(aspects),
+            group=group,
+            negatives=tuple(negatives),
+            further_references=tuple(further_references),
         )
 
     return make

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation import PROTOCOLS, Ranking, average_precision, averages, intervals, measure, per_query, rank
-from composir.evaluation.metrics import metric_label, protocol_of, solved
+from composir.evaluation.metrics import lower_is_better, metric_label, protocol_of, solved
 
 NUM_IMAGES = 60
 
@@ -236,6 +236,12 @@ def test_golden_figures_of_the_reference_evaluator(golden):
     assert fashioniq["recall_at_50"] == pytest.approx(entry["fashioniq_reference_kept"]["R@50"] / 100, abs=1e-6)
 
 
+SEVERAL_RIGHT = ("CIRCO", "Fashion200k", "i-CIR", "PinPoint", "OACIRR")
+NUM_OF_OWN = {"GeneCIS": 9, "i-CIR": 55}
+"""How many wrong answers a query's own gallery holds."""
+GROUPED = ("i-CIR", "PinPoint", "MT-FashionIQ", "OACIRR")
+
+
 @pytest.fixture
 def random_split(make_split, make_query):
     """Make a split of a data set as its protocol has it: several answers, subsets, candidates and aspects."""
@@ -246,7 +252,7 @@ def random_split(make_split, make_query):
         for number in range(num_queries):
             reference, *others = (f"g{place}" for place in rng.permutation(NUM_IMAGES))
             by_place = sorted(others, key=lambda name: int(name[1:]))[places]
-            right = rng.permutation(by_place)[:3].tolist() if dataset in ("CIRCO", "Fashion200k") else [by_place[0]]
+            right = rng.permutation(by_place)[:3].tolist() if dataset in SEVERAL_RIGHT else [by_place[0]]
             rest = [name for name in others if name not in right]
             queries.append(
                 make_query(
@@ -254,8 +260,13 @@ def random_split(make_split, make_query):
                     reference,
                     right,
                     [right[0], *rest[:4]] if PROTOCOLS[dataset].subset_ks else (),
-                    gallery=[*right, *rest[:9]] if dataset == "GeneCIS" else (),
-                    aspects=["negation"] * (number % 2) + ["cardinality"] * (number % 3) if dataset == "CIRCO" else (),
+                    gallery=[*right, *rest[: NUM_OF_OWN[dataset]]] if dataset in NUM_OF_OWN else (),
+                    aspects=["negation"] * (number % 2) + ["cardinality"] * bool(number % 3)
+                    if PROTOCOLS[dataset].by_aspect
+                    else (),
+                    group=f"group {number // 4}" if dataset in GROUPED else "",
+                    negatives=rest[9:20] if "negative_rate" in PROTOCOLS[dataset].others else (),
+                    further_references=rest[20:21] if dataset == "PinPoint" else (),
                 )
             )
         return make_split(queries, NUM_IMAGES, dataset=dataset)
@@ -272,6 +283,9 @@ def test_every_figure_equals_its_short_version(random_split, dataset, seed):
     found = [slow_figures(row.tolist(), query, split) for row, query in zip(scores, split.queries, strict=True)]
     keys = dict.fromkeys(key for figures in found for key in figures)
     expected = {key: np.mean([figures[key] for figures in found if key in figures]) for key in keys}
+    expected |= slow_group_figures(split, found)
+    for key in [key for key in expected if key.startswith("own ")]:
+        del expected[key]
     expected |= {name: np.mean([expected[part] for part in parts]) for name, parts in protocol.means.items()}
     metrics = measure({"composed": [rank(scores, split)]}).metrics
     assert metrics == pytest.approx(expected)
@@ -281,9 +295,9 @@ def test_every_figure_equals_its_short_version(random_split, dataset, seed):
 def slow_figures(scores: list[float], query: Query, split: Split) -> dict[str, float]:
     """Return the figures of one query, means of them left out: candidates sorted, right answers last among equals."""
     protocol = PROTOCOLS[split.dataset]
-    roles = dict.fromkeys(query.targets, 1) | {query.targets[0]: 2}
+    roles = dict.fromkeys(query.negatives, -1) | dict.fromkeys(query.targets, 1) | {query.targets[0]: 2}
     by_score = {name: (-score, roles.get(name, 0)) for name, score in zip(split.gallery, scores, strict=True)}
-    candidates = [name for name in query.gallery or split.gallery if name != query.reference]
+    candidates = [name for name in query.gallery or split.gallery if name not in query.references]
     order = sorted(candidates, key=by_score.__getitem__)
     right = query.targets if protocol.any_target else query.targets[:1]
     figures = {f"recall_at_{k}": float(any(name in right for name in order[:k])) for k in protocol.recall_ks}
@@ -296,17 +310,72 @@ def slow_figures(scores: list[float], query: Query, split: Split) -> dict[str, f
                 num_found += 1
                 total += num_found / place
         figures[f"map_at_{k}"] = total / min(len(query.targets), k)
-    return figures | {f"{aspect}.map_at_10": figures["map_at_10"] for aspect in query.aspects}
+    if "negative_rate" in protocol.others:
+        figures["negative_rate_at_10"] = sum(name in query.negatives for name in order[:10]) / 10
+    if "map" in protocol.others:
+        figures["map"] = slow_whole_precision([name in query.targets for name in order])
+    if "instance_recall" in protocol.others:
+        figures |= {
+            f"instance_recall_at_{k}": float(any(name in query.targets for name in order[:k])) for k in (1, 3, 5)
+        }
+    if "last_round_recall" in protocol.others:
+        figures |= {f"own recall {k}": float(query.targets[0] in order[:k]) for k in (5, 8, 10)}
+    return figures | {f"{aspect}.{protocol.by_aspect}": figures[protocol.by_aspect] for aspect in query.aspects}
+
+
+def slow_whole_precision(right: list[bool]) -> float:
+    """Return the area under the precision over recall, trapezoid by trapezoid, of a whole ranking."""
+    area, num_found = 0.0, 0
+    for place, is_right in enumerate(right):
+        if is_right:
+            before = num_found / place if place else 1.0
+            num_found += 1
+            area += (before + num_found / (place + 1)) / 2
+    return area / num_found
+
+
+def slow_group_figures(split: Split, found: list[dict[str, float]]) -> dict[str, float]:
+    """Return the figures of whole groups from each query's own, which come in the split's order."""
+    groups: dict[str, list[dict[str, float]]] = {}
+    for query, figures in zip(split.queries, found, strict=True):
+        groups.setdefault(query.group, []).append(figures)
+    own = {key: [[one[key] for one in group] for group in groups.values()] for key in found[0] if "aspect" not in key}
+    if split.dataset == "i-CIR":
+        return {
+            "instance_map": np.mean([np.mean(values) for values in own["map"]]),
+            "instance_worst_map": np.mean([min(values) for values in own["map"]]),
+        }
+    if split.dataset == "PinPoint":
+        return {
+            "paraphrase_best_at_10": np.mean([max(values) for values in own["map_at_10"]]),
+            "paraphrase_worst_at_10": np.mean([min(values) for values in own["map_at_10"]]),
+            "paraphrase_deviation_at_10": np.mean([np.std(values) for values in own["map_at_10"]]),
+        }
+    if split.dataset == "MT-FashionIQ":
+        return {
+            f"last_round_recall_at_{k}": np.mean([values[-1] for values in own[f"own recall {k}"]]) for k in (5, 8)
+        } | {
+            f"hits_round_{number}_at_10": np.mean([max(values[:number]) for values in own["own recall 10"]])
+            for number in (1, 2, 3, 4)
+        }
+    return {}
 
 
 @pytest.mark.parametrize("dataset", PROTOCOLS)
 @pytest.mark.parametrize("places", [slice(3), slice(25, 28), slice(-3, None)])
 @pytest.mark.parametrize("constant", [0.0, 1.0, -3.5])
 def test_a_constant_scorer_gets_the_worst_figures(random_split, dataset, places, constant):
-    """Zero everywhere, whether the right answers come first in the gallery, amid it or last."""
+    """Zero at every K, whether the right answers come first in the gallery, amid it or last."""
     split = random_split(dataset, 0, places=places)
     metrics = measure({"composed": [rank(torch.full((6, NUM_IMAGES), constant), split)]}).metrics
-    assert set(metrics.values()) == {0.0}
+    lower_is_worse = {key: value for key, value in metrics.items() if not lower_is_better(key)}
+    of_whole_galleries = [lower_is_worse.pop(key) for key in list(lower_is_worse) if key.endswith("map")]
+    assert of_whole_galleries == pytest.approx(
+        [slow_whole_precision([False] * 55 + [True] * 3)] * len(of_whole_galleries)
+    )
+    assert set(lower_is_worse.values()) == {0.0}
+    assert metrics.get("negative_rate_at_10", 1) == 1
+    assert metrics.get("paraphrase_deviation_at_10", 0) == 0
     assert set(PROTOCOLS[dataset].keys) <= set(metrics)
 
 
@@ -446,6 +515,14 @@ def test_protocols_name_metrics_that_exist():
         ("toptee.mean_r10_r50", "toptee mean(R@10+R@50)"),
         ("mean_r1_r10_r50", "mean(R@1+R@10+R@50)"),
         ("map_at_10", "mAP@10"),
+        ("map", "mAP"),
+        ("instance_map", "mAP per instance"),
+        ("car.instance_recall_at_1", "car R_ID@1"),
+        ("mean_rid1_r1_r5", "mean(R_ID@1+R@1+R@5)"),
+        ("dress.hits_round_2_at_10", "dress hits round 2@10"),
+        ("negative_rate_at_10", "negative rate@10 ↓"),
+        ("paraphrase_deviation_at_10", "paraphrase deviation@10 ↓"),
+        ("paraphrase_worst_at_10", "paraphrase worst@10"),
         ("spatial relations.map_at_10", "spatial relations mAP@10"),
     ],
 )

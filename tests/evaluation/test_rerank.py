@@ -120,3 +120,13 @@ def test_more_candidates_than_a_ranking_keeps(make_query, make_split):
     assert names(done, 0)[0] == "g69"
     assert done.target_ranks.tolist() == [1]
     assert Path("g69.png") == split.images["g69"]
+
+
+def test_ranks_of_all_right_answers_move_with_them(make_split, make_query):
+    query = make_query(1, "g0", ["g4", "g2"], gallery=["g1", "g2", "g3", "g4", "g5"])
+    first_stage = rank(torch.tensor([[0.0, 0.9, 0.8, 0.7, 0.6, 0.5]]), make_split([query], 6, dataset="i-CIR"))
+    assert first_stage.right_ranks.tolist() == [[4, 2]]
+    (done,) = rerank({"composed": [first_stage]}, Table(SCORES), 3)["composed"]
+    # Of the best three g1 g2 g3 the scores are .1 .4 .2: g2 comes first; g4 stays fourth.
+    assert done.right_ranks.tolist() == [[4, 1]]
+    assert first_stage.right_ranks.tolist() == [[4, 2]]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from composir.errors import ComposirError
 from composir.evaluation import audit_lines, measure, rank
 
 NUM_IMAGES = 60
@@ -41,6 +44,18 @@ def result(rank_at):
             "text_only": [rank_at(TEXT_RANKS)],
         }
     )
+
+
+def test_a_baseline_of_other_figures_is_refused_and_half_of_cirrs_files_make_no_audit(make_split, make_query):
+    queries = [make_query(number, "g0", [f"g{number + 1}"], subset=["g1", "g2", "g3"]) for number in range(3)]
+    split = make_split(queries, NUM_IMAGES)
+    whole = rank(torch.linspace(1, 0, NUM_IMAGES).repeat(3, 1), split)
+    half = dataclasses.replace(whole, subset=((),) * 3)
+    with pytest.raises(ComposirError, match="the text only ranking gives other figures than the composed one"):
+        measure({"composed": [whole], "image_only": [whole], "text_only": [half]})
+    assert measure({"composed": [whole], "image_only": [whole], "text_only": [whole]}).audit is not None
+    result = measure({"composed": [half], "image_only": [half], "text_only": [half]})
+    assert (result.audit, set(result.baselines)) == (None, {"image_only", "text_only"})
 
 
 def test_ranks_are_as_asked(rank_at):

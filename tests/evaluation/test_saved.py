@@ -476,3 +476,71 @@ def test_sources_that_are_none(sources, message):
 def test_the_rankings_of_a_folder():
     assert find_rankings(Path("c")) == Path("c/rankings.safetensors")
     assert find_rankings(Path("f")) == Path("f")
+
+
+# -- what belongs together, and galleries of queries -------------------------------------------------------------------
+
+
+def test_a_file_of_before_there_were_groups(rewrite, result):
+    def make_old(document):
+        for split in document["splits"]:
+            split.pop("query_rule")
+            for query in split["queries"]:
+                for name in ("group", "negatives", "further_references"):
+                    query.pop(name)
+
+    saved = load_rankings(rewrite(change_document=make_old))
+    assert saved.rankings["composed"][0].split.queries == result.rankings["composed"][0].split.queries
+    assert measured(saved).to_json() == result.to_json()
+
+
+@pytest.fixture
+def instances(make_split, make_query):
+    """A split of three queries, of which two share a gallery of their own."""
+    bell, cup = [f"g{place}" for place in range(9)], [f"g{place}" for place in range(20, 60)]
+    queries = [
+        make_query(0, "g10", ["g1", "g2"], gallery=bell, group="bell", negatives=["g3"], further_references=["g11"]),
+        make_query(1, "g10", ["g4"], gallery=bell, group="bell"),
+        make_query(2, "g12", ["g30"], gallery=cup, group="cup"),
+    ]
+    split = make_split(queries, NUM_IMAGES, dataset="i-CIR")
+    return dataclasses.replace(split, query_rule="3 of 9, list 0a1b2c3d")
+
+
+def test_a_gallery_of_queries_is_kept_once(instances, tmp_path):
+    result = measure({"composed": ranked([instances])}, weights_hash="x")
+    save_rankings(result, tmp_path / "file")
+    document = json.loads(load_bytes((tmp_path / "file").read_bytes())["splits"].tobytes())
+    assert [len(own) for own in document["splits"][0]["galleries"]] == [9, 40]
+    assert [query["gallery"] for query in document["splits"][0]["queries"]] == [0, 0, 1]
+    saved = load_rankings(tmp_path / "file")
+    (loaded,) = saved.rankings["composed"]
+    assert loaded.split.queries == instances.queries
+    assert loaded.right_ranks.tolist() == result.rankings["composed"][0].right_ranks.tolist()
+    assert saved.signature_fields["queries"] == "3 of 9, list 0a1b2c3d"
+    assert measured(saved).metrics == result.metrics
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda split, ranks: split["queries"][0].update(gallery=7), "IndexError"),
+        (lambda split, ranks: split["galleries"][0].append(99), "IndexError"),
+        (lambda split, ranks: split["queries"][0].update(group=3), "TypeError: 3 is no str"),
+        (lambda split, ranks: ranks.__setitem__((0, 0), 61), "has a rank outside the gallery of 60"),
+        (lambda split, ranks: ranks.resize((3, 1), refcheck=False), "has the shape (3, 1) for 3 queries, 2 answers"),
+    ],
+)
+def test_groups_and_galleries_that_are_none(instances, tmp_path, change, message):
+    file = tmp_path / "file"
+    save_rankings(measure({"composed": ranked([instances])}, weights_hash="x"), file)
+    tensors = load_bytes(file.read_bytes())
+    document = json.loads(tensors["splits"].tobytes())
+    tensors["0.composed.right_ranks"] = tensors["0.composed.right_ranks"].copy()
+    change(document["splits"][0], tensors["0.composed.right_ranks"])
+    tensors["splits"] = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    save_file(tensors, file, metadata={"format": "composir rankings", "version": "1", "digest": digest(tensors)})
+    with pytest.raises(ComposirError) as error:
+        load_rankings(file)
+    assert "is damaged" in str(error.value)
+    assert message in str(error.value)

@@ -67,6 +67,11 @@ def test_pixels_are_those_of_the_processor_of_transformers(tmp_path, size, wante
     assert -1e-9 <= top < bottom <= size[1] + 1e-9
 
 
+def test_its_tokenizer_says_which_scripts_it_reads(clip, siglip):
+    for folder in (clip, siglip):
+        assert DualEncoder("x", folder, composition=WEIGHTED_SUM, device="cpu").scripts == {"LATIN"}
+
+
 def test_the_box_is_what_is_read(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP_PICTURES))
     # 100 x 50 becomes 64 x 32, of which the middle 32 x 32 is read: 25 to 75 of the picture

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from composir.models.gated_fusion import GatedFusion
+from composir.models.qformer import Affine
 
 
 def load_golden(golden, name, hidden_size, text_size):
@@ -99,3 +101,31 @@ def test_an_all_masked_sentence_is_finite():
     module = GatedFusion(8)
     fused = module(torch.randn(1, 5, 8), torch.randn(1, 3, 8), torch.zeros(1, 3, dtype=torch.long))
     assert fused.isfinite().all()
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_an_affine_is_that_of_tokens_scaled_and_shifted_before(layer_norm):
+    torch.manual_seed(0)
+    module, affine = GatedFusion(8, 6, layer_norm=layer_norm).double(), Affine(8).double()
+    for parameter in affine.parameters():
+        torch.nn.init.normal_(parameter)
+    image, text = torch.randn(2, 5, 8).double(), torch.randn(2, 4, 6).double()
+    found, gradients = [], []
+    for fused in (module(image, text, None, affine), module(affine(image), text)):
+        parameters = {**dict(module.named_parameters()), **dict(affine.named_parameters(prefix="affine"))}
+        found.append(fused)
+        gradients.append(torch.autograd.grad(fused.square().sum(), list(parameters.values())))
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(module.maps(image, text, None, affine), module.maps(affine(image), text))
+
+
+def test_training_an_affine_adds_no_product_of_the_tokens():
+    module, affine = GatedFusion(8), Affine(8)
+    image, text = torch.randn(2, 50, 8), torch.randn(2, 4, 8)
+    counts = []
+    for scaled in (lambda: module(image, text), lambda: module(image, text, None, affine)):
+        with FlopCounterMode(display=False) as counter:
+            scaled().sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]

@@ -14,6 +14,7 @@ from composir.models.config import ComposerConfig
 from composir.models.sprc import Sprc
 from composir.models.transfer import convert, export_sprc
 from composir.models.vision import hash_weights
+from composir.models.watch import watch
 
 VOCABULARY = 30_523
 SIZES = {
@@ -91,6 +92,16 @@ def test_every_pass_reads_the_scaled_tokens(fusion):
         if fusion == "gate":
             gates = model.gate_values(reference, words, mask), plain.gate_values(scaled_reference, words, mask)
             torch.testing.assert_close(*gates)
+
+
+def test_what_the_gate_changes_is_read_off_the_scaled_tokens():
+    model, plain = (one.eval() for one in pair(fusion="gate+attention"))
+    reference, _, words, mask = inputs(model)
+    with watch(model) as seen, watch(plain) as expected:
+        model.encode_query(reference, words, mask)
+        plain.encode_query(model.ln_vision(reference), words, mask)
+    for name in ("gate", "text_attention", "change", "relative_change"):
+        torch.testing.assert_close(getattr(seen[-1], name), getattr(expected[-1], name), atol=1e-5, rtol=1e-4)
 
 
 # -- checkpoints from before -------------------------------------------------------------------------------------------

@@ -65,6 +65,10 @@ def files(shapes_root):
     return sorted((shapes_root / "dev").glob("*.png"))[:3]
 
 
+def test_its_tokenizer_says_which_scripts_it_reads(clip_folder):
+    assert load_sentence_embedder(str(clip_folder), device="cpu").scripts == {"LATIN"}
+
+
 def test_what_such_a_model_looks_at_is_not_shown(clip_folder, files, run, tmp_path):
     words = ("--image", files[0], "--text", "red", "--out", tmp_path / "map.png")
     code, _, err = run("visualize", "--model", f"st:{clip_folder}", *words)

@@ -400,13 +400,13 @@ def test_a_file_of_sizes_that_is_none_is_one_clear_error(sprc_file, tmp_path):
     [
         (["x.pth", "--out", "m"], "nothing to do was given; expected exactly one of --from, --to"),
         (
-            ["x.pth", "--out", "m", "--from", "lavi"],
+            ["there", "--out", "m", "--from", "lavi"],
             "--from 'lavi' is not known; expected lavis or sprc or hf or composir; fix: did",
         ),
-        (["x.pth", "--out", "m", "--to", "lavis"], "--to 'lavis' is not known; expected sprc"),
+        (["there", "--out", "m", "--to", "lavis"], "--to 'lavis' is not known; expected sprc"),
         (["x.pth", "--out", "m", "--from", "lavis"], "x.pth: no such file or folder"),
         (
-            ["x.pth", "--out", "there", "--from", "lavis"],
+            ["there", "--out", "there", "--from", "lavis"],
             "there: already exists; fix: give another --out, or delete it",
         ),
         (["there", "--out", "m", "--to", "sprc"], "there: holds no config.json"),

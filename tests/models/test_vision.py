@@ -14,9 +14,10 @@ from PIL import Image
 from composir.data import normalise
 from composir.errors import ComposirError
 from composir.models.backbones import build
-from composir.models.backbones.efficientnet import STAGES, EfficientNetLite0, SameConv2d
-from composir.models.backbones.mini import LiteFeatures, lite_tower, minilm_file
+from composir.models.backbones.efficientnet import STAGES, EfficientNetLite0, NormedConv2d, from_published
+from composir.models.backbones.mini import LiteFeatures, lite_tower, minilm_file, read_lite0
 from composir.models.backbones.tiny import tiny_tower
+from composir.models.vision import hash_weights
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +105,51 @@ def test_tokens_are_fp16_and_do_not_depend_on_the_batch(lite, picture):
     torch.testing.assert_close(lite.tokens([picture])[0].float(), both[0].float(), atol=2e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(224, 3, 2), (7, 5, 2), (14, 5, 1), (9, 1, 1)])
-def test_same_padding_gives_ceil_of_size_over_stride(size, kernel, stride):
-    out = SameConv2d(1, 1, kernel, stride)(torch.zeros(1, 1, size, size))
-    assert out.shape[-1] == -(-size // stride)
+def normed(inputs, kernel, stride, groups=1, **norm):
+    """Return a convolution with a norm folded in: of mean 0, variance 1, no bias, unless given."""
+    convolution, behind = (
+        NormedConv2d(inputs, inputs, kernel, stride, groups=groups),
+        torch.nn.BatchNorm2d(inputs, eps=0),
+    )
+    for name, value in norm.items():
+        getattr(behind, name).data.fill_(value)
+    torch.nn.init.ones_(convolution.weight)
+    convolution.fold(behind)
+    return convolution
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((224, 224), 3, 2), ((7, 8), 5, 2), ((9, 7), 3, 2), ((14, 9), 5, 1), ((9, 9), 1, 1)]
+)
+def test_same_padding_is_zeros_around_the_input_the_odd_ones_behind(size, kernel, stride):
+    convolution = normed(2, kernel, stride, groups=2)
+    torch.nn.init.normal_(convolution.folded_weight)
+    x = torch.randn(1, 2, *size)
+    total = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0) for side in size]
+    padded = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+    expected = F.conv2d(padded, convolution.folded_weight, stride=stride, groups=2)
+    assert expected.shape[-2:] == tuple(math.ceil(side / stride) for side in size)
+    torch.testing.assert_close(convolution(x), expected)
 
 
 def test_same_padding_puts_the_odd_column_last():
-    convolution = SameConv2d(1, 1, 3, 2, bias=False)
-    torch.nn.init.ones_(convolution.weight)
     # TensorFlow pads 4 columns with 0 before and 1 behind, for a kernel of 3 at stride 2: the sums of 3 and 2 columns.
-    assert convolution(torch.ones(1, 1, 4, 4))[0, 0].tolist() == [[9.0, 6.0], [6.0, 4.0]]
+    assert normed(1, 3, 2)(torch.ones(1, 1, 4, 4))[0, 0].tolist() == [[9.0, 6.0], [6.0, 4.0]]
+
+
+def test_a_norm_is_folded_into_the_convolution_before_it():
+    # 3 (4 x - 1) / 2 + 5, where a kernel of 2 x 2 ones meets an image of x = 1 that fills it.
+    convolution = normed(1, 2, 2, weight=3.0, running_mean=1.0, running_var=4.0, bias=5.0)
+    assert convolution(torch.ones(1, 1, 2, 2)).item() == pytest.approx(3 * (4 - 1) / 2 + 5)
+
+
+def test_weights_are_known_by_what_was_read_and_folded_whenever_they_are(lite, picture):
+    read = {f"network.backbone.{name}": one for name, one in from_published(read_lite0()).items()}
+    assert lite.fingerprint() == hash_weights(read)  # so that indexes and token caches from before are known again
+    other = lite_tower({name: one + 1 if name.endswith("stem_norm.bias") else one for name, one in read.items()})
+    assert not torch.equal(other.tokens([picture]), lite.tokens([picture]))
+    other.load_state_dict(lite.state_dict())
+    assert torch.equal(other.tokens([picture]), lite.tokens([picture]))
 
 
 def test_the_fingerprint_tells_weights_apart(lite):

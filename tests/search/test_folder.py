@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 import composir
 from composir.errors import ComposirError
+from composir.models.backbones.efficientnet import NormedConv2d
 from composir.models.checkpoint import TRAINED_ON
 from composir.search import content_id, encoder, index_folder, merge_vectors, read_manifest
 
@@ -760,3 +762,34 @@ def test_the_table_is_ordinary_sqlite(pictures, out, model_folder):
     index_folder(pictures, out, model=model_folder)
     with closing(sqlite3.connect(out / "images.sqlite")) as database:
         assert database.execute("SELECT COUNT(*) FROM files WHERE path GLOB 'sea/*'").fetchone() == (5,)
+
+
+def test_an_index_from_before_norms_were_folded_is_searched_and_brought_up_to_date(tmp_path, monkeypatch):
+    root, out = tmp_path / "pictures", tmp_path / "index"
+    root.mkdir()
+    for number in range(2):
+        draw(number).save(root / f"{number}.png")
+
+    def convolve_then_norm(self, x):
+        sides = zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size, kernel, stride in sides)
+        x = functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return self.norm(functional.conv2d(x, self.weight, stride=self.stride, groups=self.groups))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NormedConv2d, "fold", lambda self, norm: object.__setattr__(self, "norm", norm))
+        patch.setattr(NormedConv2d, "forward", convolve_then_norm)
+        index_folder(root, out, model=Path("lite0"))
+        index_folder(root, tmp_path / "old", model=Path("lite0"))
+    draw(2).save(root / "2.png")
+    assert index_folder(root, out).num_added == 1
+    index_folder(root, tmp_path / "new", model=Path("lite0"))
+    (ids, _, updated), (_, _, old), (new_ids, _, new) = map(state, (out, tmp_path / "old", tmp_path / "new"))
+    assert ids == new_ids
+    np.testing.assert_array_equal(updated[:2], old)
+    np.testing.assert_array_equal(updated[2], new[2])
+    np.testing.assert_allclose(updated.astype(np.float32), new.astype(np.float32), atol=1e-3, rtol=0)
+    with composir.Retriever(out) as retriever:
+        hit = retriever.search(root / "2.png", exclude=())[0]
+    assert hit.path == root / "2.png"
+    assert hit.score == pytest.approx(1, abs=1e-3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import composir.search.faiss as faiss_engine
 from composir.benchmark.synthetic import queries_near, synthetic_blocks
 from composir.cache import Cache
 from composir.errors import ComposirError
@@ -329,6 +330,16 @@ def test_faiss_finds_what_the_scan_finds(large):
         score_by_id = dict(truth[0])
         for image_id, score in found[0]:
             assert score == pytest.approx(score_by_id.get(image_id, score), abs=1e-6)  # scored exactly
+
+
+@pytest.mark.parametrize(("needed", "read"), [(1, 1), (9, 9), (11, 11), (16, 16), (17, 18), (33, 36), (120, 120)])
+def test_faiss_reads_as_many_lists_as_it_needs_to_within_a_sixteenth(large, monkeypatch, needed, read):
+    with opened("faiss", large[0], vectors=8, dim=64) as index:
+        index._ivf.nprobe = 1
+        monkeypatch.setattr(faiss_engine, "recall", lambda *_: float(index._ivf.nprobe >= needed))
+        index._calibrate(0)
+        assert index._ivf.nlist == 128
+        assert index._ivf.nprobe == read
 
 
 def test_faiss_with_a_pattern_that_leaves_many(large):

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, SearchQuery, Sentence
 from composir.search.encoder import NO_PICTURE
-from composir.search.query import check_query, embed_queries, move_by_marks
+from composir.search.query import check_query, embed_queries, move_by_marks, warnings_of
 
 ALONE = NO_PICTURE
 
@@ -29,6 +29,9 @@ class Table:
 
     def read(self, text, *, with_reference):
         return None
+
+    def scripts(self, *, with_reference):
+        return frozenset({"LATIN"})
 
 
 @pytest.fixture
@@ -208,3 +211,41 @@ def test_one_sentence_that_can_be_used_and_a_picture_beside_it_are_enough(table)
     check_query(SearchQuery(text="x", texts=(Sentence("y"),)), half, set())
     with pytest.raises(NothingAskedError, match="'x', 'x'"):
         check_query(SearchQuery(text="x", texts=(Sentence("x"),)), half, set())
+
+
+@pytest.mark.parametrize(
+    ("asked", "lines"),
+    [
+        (SearchQuery(text="a red dog, 3 of them"), []),
+        (SearchQuery(images=("A",), text=""), []),
+        (
+            SearchQuery(text="红色的狗"),
+            ["'红色的狗' is hardly read: it holds no word that the model knows; the answers owe it little"],
+        ),
+        (
+            SearchQuery(images=("A",), texts=(Sentence("..."), Sentence("red")), without=(Sentence("...", 0.5),)),
+            ["'...' is hardly read: it holds no word that the model knows; the answers owe it little"],
+        ),
+        (
+            SearchQuery(text="dog 红色", negative_text="кот"),
+            [
+                "'dog 红色' is hardly read: 40% of it is in a script that the model does not know; the answers owe it "
+                "little",
+                "'кот' is hardly read: it holds no word that the model knows; the answers owe it little",
+            ],
+        ),
+        (SearchQuery(text="a dog in Αθήνα, the capital of a country"), []),
+    ],
+)
+def test_a_sentence_that_the_model_hardly_reads_is_told(table, asked, lines):
+    assert warnings_of(asked, table) == lines
+
+
+def test_who_reads_all_scripts_or_tells_its_own_reading_is_not_warned_of(table, monkeypatch):
+    asked = SearchQuery(text="红色的狗")
+    for known in (None, frozenset({"LATIN", "CJK"})):
+        monkeypatch.setattr(table, "scripts", lambda known=known, **_: known)
+        assert warnings_of(asked, table) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(table, "read", lambda text, **_: "a reading")
+    assert warnings_of(asked, table) == []

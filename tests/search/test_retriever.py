@@ -219,7 +219,7 @@ def test_what_cannot_be_searched_for(retriever, pictures, tmp_path):
 
 
 def test_what_is_no_index(tmp_path):
-    words = r"is not an index: it has no index.json; fix: composir index IMAGES_DIR --model MODEL_DIR --out"
+    words = r"is not an index: it has no index.json; fix: composir index PICTURES --out"
     with pytest.raises(ComposirError, match=words):
         composir.Retriever(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -165,7 +165,7 @@ def test_a_run_leaves_a_head_that_evaluates_as_its_best_validation(make_recipe, 
 
 def test_progress_is_told_of_vectors_and_steps(make_recipe):
     told = []
-    bars = SimpleNamespace(tell=lambda name, *_: told.append(name))
+    bars = SimpleNamespace(tell=lambda name, *_: told.append(name), seconds=30)
     train(make_recipe(num_epochs=1), observer=TrainBars(bars), place=IN_MEMORY)
     assert set(told) == {"vectors", "training"}
 

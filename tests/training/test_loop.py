@@ -69,6 +69,10 @@ def read_log(run):
         return list(csv.DictReader(file))
 
 
+def kept_losses(run):
+    return torch.load(run / "last/training.pt", weights_only=True)["state"]["losses"]
+
+
 def test_a_run_leaves_what_it_promises(make_recipe):
     recipe = make_recipe(validation_frequency=2, num_epochs=3)
     result = train(recipe)
@@ -98,6 +102,12 @@ def test_a_run_leaves_what_it_promises(make_recipe):
     assert best.gated_fusion is not None
     assert "R@5" in (result.best / "README.md").read_text()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    losses = kept_losses(run)
+    assert losses.keys() == {"step", "loss_itc", "loss_rtc", "loss_align", "total"}
+    steps = losses["step"]
+    assert steps == list(range(1, len(steps) + 1))
+    of_first = losses["total"][: len(steps) // 3]  # the batches of the first of three epochs
+    assert sum(of_first) / len(of_first) == pytest.approx(float(rows[0]["total"]), abs=1e-6)
 
 
 def test_the_gate_off_has_no_gate_columns(make_recipe):
@@ -310,6 +320,23 @@ def test_fashioniq_trains_with_varied_texts_and_logs_every_category(make_recipe,
     assert float(row["R@10"]) == pytest.approx(mean, abs=0.011)
     kinds = {"Is another one", "Is another one and like red", "Like red and is another one", "Like red"}
     assert {text for text in texts if "red" in text or text == "Is another one"} >= kinds
+
+
+def test_a_text_rule_makes_the_sentences_of_training_and_validation(make_recipe, fashion_root, monkeypatch):
+    texts = set()
+    words = Composer.words
+
+    def remember(self, given):
+        texts.update(given)
+        return words(self, given)
+
+    monkeypatch.setattr(Composer, "words", remember)
+    rule = "both captions, comma between"
+    run = train(make_recipe(dataset="FashionIQ", data_root=str(fashion_root), num_epochs=1, text_rule=rule)).run
+    assert len(texts) > 3
+    assert all(text.startswith("is another one., and like ") for text in texts if text)
+    assert resume_recipe(run).text_rule == rule
+    assert load_rankings(run / "best/rankings.safetensors").signature_fields["text"] == rule
 
 
 def test_validation_takes_the_split_whose_answers_are_public(make_recipe, shapes_root, tmp_path):
@@ -613,6 +640,7 @@ def test_an_interrupted_run_resumes_to_the_weights_of_an_unbroken_one(make_recip
     assert len(count) == 15
     assert_same_weights(unbroken.run, resumed.run)
     assert read_log(unbroken.run) == read_log(resumed.run)
+    assert kept_losses(unbroken.run) == kept_losses(resumed.run)
     assert resumed.metrics == unbroken.metrics
     one, other = (load_rankings(result.best / "rankings.safetensors") for result in (unbroken, resumed))
     assert one.signature_fields == other.signature_fields
@@ -783,6 +811,27 @@ def test_resuming_on_other_annotations_is_refused_with_what_has_changed(stopped,
     assert str(problem).startswith(f"{root / CAPTIONS.format(split)} {words}fix: put it back as it was, or start ")
     assert str(problem).endswith(f"composir train --config {run}/recipe.toml")
     assert (run / "last/training.pt").read_bytes() == before
+
+
+def test_resuming_with_another_text_rule_is_refused_and_runs_of_before_do_not_say_theirs(stopped):
+    run, _ = stopped
+    other = resume_recipe(run).model_copy(update={"text_rule": "in a prompt"})
+    with pytest.raises(ProblemsError) as caught:
+        train(other, resume=run)
+    assert [problem.message for problem in caught.value.problems] == [
+        "makes its sentences by the text rule 'in a prompt', the run began with 'as annotated'"
+    ] * 2
+
+    def forget(document):
+        return {
+            **document,
+            "splits": [{k: v for k, v in one.items() if k != "text_rule"} for one in document["splits"]],
+        }
+
+    change(run / "data.json", forget)
+    with pytest.raises(ProblemsError, match="holds other sentences than when the run began"):
+        train(other, resume=run)
+    assert train(resume_recipe(run), resume=run).epochs == 2
 
 
 def test_annotations_that_read_the_same_are_the_same(stopped):

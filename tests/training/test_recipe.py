@@ -61,6 +61,11 @@ def test_a_written_recipe_reads_back_the_same(tmp_path):
         ({"transform": "squarpad"}, ["transform = 'squarpad'", "'targetpad' or 'squarepad'"]),
         ({"target_ratio": 0.5}, ["target_ratio = 0.5: expected a number, at least 1 and at most 100"]),
         ({"blip_model_name": "blip2_cir"}, ["blip_model_name 'blip2_cir' is not known", "blip2_cir_align_prompt"]),
+        ({"text_rule": "prompt"}, ["text_rule = 'prompt': expected one of as annotated, in a prompt, M-BEIR"]),
+        (
+            {"dataset": "Shoes", "text_rule": "in a prompt"},
+            ["text_rule = 'in a prompt': expected one of none, as Shoes has one way to make its sentences"],
+        ),
         ({"gate_pooling": "mean"}, ["gate_pooling = 'mean'", "'masked' or 'all'"]),
         ({"seeed": 1, "num_epoch": 2}, ["'seeed' (did you mean 'seed'?)", "'num_epoch' (did you mean 'num_epochs'?)"]),
     ],

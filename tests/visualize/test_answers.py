@@ -13,7 +13,7 @@ def test_the_rankings_are_those_of_the_model_and_of_the_same_without_its_fusion(
     gallery = gallery_of_folder(shapes_root / "dev")
     (shown,) = answer(model, image, ["make it green"], gallery=gallery)
     (expected,) = answer(plain, image, ["make it green"], gallery=gallery)
-    assert shown.rankings["fusion left out"] == expected.rankings["as trained"]
+    assert shown.rankings["without the fusion"] == expected.rankings["as trained"]
     assert shown.rankings["with the fusion"] != expected.rankings["as trained"]
     first = shown.rankings["with the fusion"][0]
     assert shown.target == first.source

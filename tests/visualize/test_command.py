@@ -23,11 +23,19 @@ def test_the_command_writes_the_picture_and_the_page(run, checkpoint, shapes_roo
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(out) == {"files": [str(png), str(html)]}
-    assert Image.open(png).size[0] > 1000
+    width, height = Image.open(png).size
+    assert width > 1000
+    code, _, err = run(
+        "visualize", "--model", checkpoint, "--image", image, "--text", query.text, "--text", TEXTS[1],
+        "--data-root", shapes_root, "--out", tmp_path / "all.png", "--all",
+    )  # fmt: skip
+    assert code == 0, err
+    assert Image.open(tmp_path / "all.png").size[0] == width
+    assert Image.open(tmp_path / "all.png").size[1] > height + 2 * 360  # a line of maps more in each row
     text, page = page_of(html)
     first, second = page["answers"]
     assert [first["text"], second["text"]] == [query.text, TEXTS[1]]
-    assert list(first["rankings"]) == ["with the fusion", "fusion left out"]
+    assert list(first["rankings"]) == ["with the fusion", "without the fusion"]
     for hits in first["rankings"].values():
         assert len(hits) == 8
         assert "val-red-ellipse" not in [hit["name"] for hit in hits]  # CIRR leaves the reference out
@@ -48,7 +56,7 @@ def test_what_is_wrong_is_said_in_one_line(run, checkpoint, image, shapes_root, 
     (tmp_path / "broken/cut.png").write_bytes(b"no picture")
     for arguments, message in (
         (["--gallery", shapes_root, "--data-root", shapes_root], "--gallery and --data-root were given"),
-        (["--gallery", tmp_path / "none"], "none: is not a folder"),
+        (["--gallery", tmp_path / "none"], "none: no such file or folder; expected a folder of pictures"),
         (["--gallery", tmp_path / "empty"], "empty: holds no picture"),
         (["--gallery", tmp_path / "broken"], "cut.png"),
         (["--image", tmp_path / "no.png"], "no such image file"),

@@ -109,8 +109,9 @@ def test_the_command_draws_a_head(run, make_head_folder, shapes_root, tmp_path, 
     assert "://" not in text
     assert "script" not in text
     assert text.count("<figure>") == 2 * 2 * 8
-    assert text.count("channels by how far the gate is open</span>") == 2 * (name == "gate-joint")
+    assert text.count("channels by how far the gate is open for them.") == 2 * (name == "gate-joint")
     assert text.count("cosine with the query without the head") == 2
-    code, _, err = run(*words, "--target", image)
-    assert code == 2
-    assert "a head reads no patches" in err
+    for flags in (["--target", image], ["--all"]):
+        code, _, err = run(*words, *flags)
+        assert code == 2
+        assert "a head reads no patches" in err

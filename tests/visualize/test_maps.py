@@ -6,6 +6,11 @@ import pytest
 from composir.visualize import MAPS
 
 
+def test_an_end_of_a_bar_is_not_zero_where_it_is_not():
+    influence = next(one for one in MAPS if one.key == "influence")
+    assert [influence.told(value) for value in (0.0, 0.0004, 12.34, -0.02)] == ["0.0", "0.0004", "12.3", "-0.02"]
+
+
 def test_limits_are_shared_and_even_maps_look_even():
     gate = next(one for one in MAPS if one.key == "gate")
     assert gate.limits([np.array([[0.50, 0.52]])]) == pytest.approx((0.46, 0.56))  # 0.02 apart, shown 0.1 wide

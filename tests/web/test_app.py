@@ -456,3 +456,16 @@ def test_words_for_what_is_found_are_one_look_up_off_the_event_loop(tmp_path, se
         hits = retriever.search(text="green")
         retriever.index.snapshot = replace(retriever.index.snapshot, ids=np.zeros(3, "S32"))  # removed meanwhile
         assert explain(retriever, hits) == [None] * 3
+
+
+def test_a_sentence_in_an_unread_script_is_answered_with_a_warning(client, id_by_name):
+    image_id = id_by_name["val-red-ellipse.png"]
+    for asked, number in (
+        ({"text": "红色的狗"}, 1),
+        ({"text": "make it blue"}, 0),
+        ({"image_id": image_id, "text": "..."}, 1),
+    ):
+        found = client.post("/api/search", json=asked).json()
+        assert found["results"]
+        assert len(found["warnings"]) == number
+        assert all("is hardly read: it holds no word that the model knows" in line for line in found["warnings"])

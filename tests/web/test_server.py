@@ -112,7 +112,8 @@ def test_what_is_no_index_is_one_line(run, shapes_index, tmp_path, what):
     code, out, err = run("serve", place, "--port", 0)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
-    assert f"{place} is not an index" in err or f"{place}: is not an index" in err
+    is_pictures = what == "a folder of pictures"
+    assert f"{place}: {'is a folder of pictures, not its index' if is_pictures else 'is not an index'}" in err
     assert "composir index" in err
 
 

@@ -1,9 +1,8 @@
-"""What feeds a training step: reading cached tokens at random, decoding pictures, the tower; images a second."""
+"""What feeds a training step, images a second: cached tokens, decoding, the tower; and indexing beside its parts."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from composir.benchmark.processes import alone
+from composir.benchmark import indexing
+from composir.benchmark.processes import Measured, alone, in_fresh_process
 from composir.benchmark.steps import REAL
 from composir.data import read_image
 from composir.data.transforms import CLIP_MEAN, CLIP_STD, IMAGE_SIZE
@@ -36,7 +36,8 @@ WEIGHTS_STD = 0.02
 IMAGES_A_BLOCK = 256
 BATCH = 64
 """Images that are read at once."""
-NUM_PICTURES, PICTURE_SIZE, JPEG_QUALITY = 256, (640, 480), 90
+INDEX = "index"
+NUM_PICTURES, NUM_INDEXED, PICTURE_SIZE, JPEG_QUALITY = 256, 1_024, (640, 480), 90
 """Of the generated photographs: smooth noise, so that they take a decoder as long as photographs of this size."""
 
 
@@ -57,15 +58,19 @@ def benchmark_features(
     - ``decode``: pictures decoded to RGB by Pillow, by as many threads; ``prepare``: what the tower takes in, from
       the file: checked, upright, targetpad, resized.
     - ``tower``: the backbone's tokens of pictures that are ready; ``real`` is EVA ViT-g with random weights.
+    - ``index``, of any other backbone: ``composir index`` over 1,024 pictures on the CPU, its start included, and what
+      each part takes alone: ``index: decode``, ``square``, ``tower`` and ``Q-Former`` of a picture, and ``open``, the
+      opening of the model, once. These are processor time.
 
     In ``ratios``: ``prepare_over_decode``, in time an image; ``tower_over_prepare`` and ``tower_over_read_cold``: how
-    many times longer the tower takes for an image than preparing it, and than reading its tokens from the cache.
+    many times longer the tower takes for an image than preparing it, and than reading its tokens from the cache;
+    ``index_over_parts``: how many times longer than the four parts of a picture indexing takes for one.
     """
     shape = REAL_TOKENS if backbone == REAL else _shape(backbone)
     with tempfile.TemporaryDirectory(prefix="composir-benchmark-", dir=directory) as name:
         folder = Path(name)
         alone(fill_store, folder / "tokens", shape, num_images)
-        pictures = _make_pictures(folder)
+        pictures = _make_pictures(folder / "pictures", NUM_PICTURES)
         work: dict[str, tuple[int, Callable[..., float], tuple[Any, ...]]] = {
             "read cold": (num_reads, _read, (folder / "tokens", shape, num_reads, True)),
             "read warm": (num_reads, _read, (folder / "tokens", shape, num_reads, False)),
@@ -77,15 +82,35 @@ def benchmark_features(
         for _ in range(repeats):
             for part, (_, function, arguments) in work.items():
                 runs[part].append(alone(function, *arguments))
+        over_parts: list[float] = []
+        if backbone != REAL:
+            model = folder / "model"
+            in_fresh_process(indexing.save_untrained, backbone, model)
+            indexed = _make_pictures(folder / "indexed", NUM_INDEXED)
+            for _ in range(repeats):
+                taken, peak = in_fresh_process(indexing.parts, pictures, model)
+                for part, one in taken.items():
+                    runs.setdefault(f"{INDEX}: {part}", []).append(Measured(one, peak))
+                whole = alone(indexing.index, indexed[0].parent, model)
+                runs.setdefault(INDEX, []).append(whole)
+                of_picture = sum(one for part, one in taken.items() if part != indexing.OPEN) / len(pictures)
+                over_parts.append(whole.seconds / len(indexed) / of_picture)
         num_bytes = (folder / "tokens" / DATA).stat().st_size
     seconds = {part: [run.seconds for run in measured] for part, measured in runs.items()}
-    per_image = {part: median(seconds[part]) / count for part, (count, _, _) in work.items()}
+    counts = {part: count for part, (count, _, _) in work.items()} | {
+        INDEX: NUM_INDEXED,
+        f"{INDEX}: {indexing.OPEN}": 1,
+    }
+    per_image = {part: median(times) / counts.get(part, len(pictures)) for part, times in seconds.items()}
+    ratios = {
+        "prepare_over_decode": per_image["prepare"] / per_image["decode"],
+        "tower_over_prepare": per_image["tower"] / per_image["prepare"],
+        "tower_over_read_cold": per_image["tower"] / per_image["read cold"],
+    }
+    if over_parts:
+        ratios["index_over_parts"] = median(over_parts)
     return {
-        "ratios": {
-            "prepare_over_decode": per_image["prepare"] / per_image["decode"],
-            "tower_over_prepare": per_image["tower"] / per_image["prepare"],
-            "tower_over_read_cold": per_image["tower"] / per_image["read cold"],
-        },
+        "ratios": ratios,
         "images_per_second": {part: 1 / one for part, one in per_image.items()},
         "seconds": {part: [round(one, 4) for one in times] for part, times in seconds.items()},
         "peak_memory_bytes": {part: max(run.peak_memory_bytes for run in measured) for part, measured in runs.items()},
@@ -131,14 +156,13 @@ def forget(file: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _make_pictures(folder: Path) -> list[Path]:
+def _make_pictures(folder: Path, count: int) -> list[Path]:
     chance = np.random.default_rng(0)
-    first = folder / "0.jpg"
-    coarse = Image.fromarray(chance.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    coarse.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(first, quality=JPEG_QUALITY)
-    pictures = [folder / f"{number}.jpg" for number in range(NUM_PICTURES)]
-    for picture in pictures[1:]:
-        shutil.copy(first, picture)
+    folder.mkdir()
+    pictures = [folder / f"{number:04}.jpg" for number in range(count)]
+    for picture in pictures:
+        coarse = Image.fromarray(chance.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        coarse.resize(PICTURE_SIZE, Image.Resampling.BICUBIC).save(picture, quality=JPEG_QUALITY)
     return pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from composir.search.faiss import recall
 from composir.search.table import writing
 
 SEARCH_QUERIES, SEARCH_TOP_K, NUM_WARM_UP = 100, 10, 10
+BATCH_SIZES, NUM_ROUNDS = (16, 64), 3
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 OF_ALL_ENGINES = ("vectors-", "images.sqlite")
 """How the files begin that each engine is made from."""
 
@@ -50,19 +54,25 @@ def benchmark_search(
     vectors_per_image: Sequence[int] = (NUM_VECTORS,),
     url: str | None = None,
     num_queries: int = SEARCH_QUERIES,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    num_rounds: int = NUM_ROUNDS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return seconds, memory, disk and recall of every engine, as ``composir benchmark search`` prints them.
+    """Return what every engine takes and finds, as ``composir benchmark search`` prints it.
 
     The embeddings are those of ``composir.benchmark.synthetic``: 32 x 256 an image, near copies of each other, merged
     to ``vectors_per_image``. By case, such as ``faiss 10000x32``:
 
-    - ``seconds``: ``build`` (once; merging, writing the vectors, and the engine from them), ``alone`` (every query by
-      itself, after a warm-up of ten) and ``batch`` (all queries at once, a query's share);
-    - ``latency_ms``: ``p50``, ``p99`` and ``batch`` of these;
+    - ``rounds``: of each, ``load`` (how many processes wanted a core in the last minute, before and after: of the
+      whole machine, this one included) and ``latency_ms``, by the number of queries that are asked at once: 1, then
+      ``batch_sizes``. A query's share of a batch on the wall clock, ``p50``, ``p95`` and ``p99`` over the batches,
+      and ``processor``: the median of what the process had of all cores. Ten queries before the first round are not
+      counted;
+    - ``latency_ms``: the median over the rounds of each of these;
+    - ``seconds``: ``build`` (once; merging, writing the vectors, and the engine from them);
     - ``recall_at_10`` against the exact answer over all 32 vectors; ``disk_bytes``; ``peak_memory_bytes`` of the
       process that builds and of the one that searches, memory-mapped pages included.
-    - ``ratios``: the median time of ``exact`` over that of the others, alone, at the same size.
+    - ``ratios``: the median time of ``exact`` over that of the others, a query alone, at the same size.
     """
     cases = [
         SearchCase(backend, count, vectors, url if backend == "qdrant" else None)
@@ -71,8 +81,10 @@ def benchmark_search(
         for backend in backends
     ]
     report: dict[str, dict[str, Any]] = {
-        name: {} for name in ("ratios", "seconds", "peak_memory_bytes", "latency_ms", "recall_at_10", "disk_bytes")
+        name: {}
+        for name in ("ratios", "seconds", "peak_memory_bytes", "rounds", "latency_ms", "recall_at_10", "disk_bytes")
     }
+    sizes = (1, *batch_sizes)
     done = 0
     for (count, vectors), group in groupby(cases, lambda case: (case.num_images, case.vectors_per_image)):
         with tempfile.TemporaryDirectory(prefix="composir-benchmark-") as name:
@@ -83,27 +95,38 @@ def benchmark_search(
             for case in group:
                 if progress is not None:
                     progress(f"search: {case}", done, len(cases))
-                _measure(case, folder, filling, report)
+                _measure(case, folder, filling, report, sizes=sizes, num_rounds=num_rounds)
                 done += 1
     for case in cases:
         exact = report["latency_ms"].get(str(replace(case, backend="exact", url=None)))
         if exact and case.backend != "exact":
-            report["ratios"][f"exact over {case}"] = exact["p50"] / report["latency_ms"][str(case)]["p50"]
+            report["ratios"][f"exact over {case}"] = exact["1"]["p50"] / report["latency_ms"][str(case)]["1"]["p50"]
     return {**report, "machine": describe_machine()}
 
 
-def _measure(case: SearchCase, folder: Path, filling: tuple[float, int], report: dict[str, dict[str, Any]]) -> None:
+def _measure(
+    case: SearchCase,
+    folder: Path,
+    filling: tuple[float, int],
+    report: dict[str, dict[str, Any]],
+    *,
+    sizes: Sequence[int],
+    num_rounds: int,
+) -> None:
     """Build an engine over the vectors in ``folder`` and ask it; ``filling`` is what these took: seconds and memory."""
     before = _disk(folder)
     seconds, memory = in_fresh_process(_build_engine, case, folder)
     vectors = sum(file.stat().st_size for file in (folder / "index").iterdir() if file.name.startswith(OF_ALL_ENGINES))
     disk = vectors + _disk(folder) - before
-    (alone, batch, recalled), search_memory = in_fresh_process(_search_index, case, folder)
+    (rounds, recalled), search_memory = in_fresh_process(_search_index, case, folder, sizes, num_rounds)
     key = str(case)
-    report["seconds"] |= {f"{key} build": [filling[0] + seconds], f"{key} alone": alone, f"{key} batch": [batch]}
-    report["peak_memory_bytes"] |= {f"{key} build": max(filling[1], memory), f"{key} alone": search_memory}
-    p50, p99 = np.quantile(alone, (0.5, 0.99)).tolist()
-    report["latency_ms"][key] = {"p50": 1000 * p50, "p99": 1000 * p99, "batch": 1000 * batch}
+    report["seconds"][f"{key} build"] = [filling[0] + seconds]
+    report["peak_memory_bytes"] |= {f"{key} build": max(filling[1], memory), f"{key} search": search_memory}
+    report["rounds"][key] = rounds
+    report["latency_ms"][key] = {
+        size: {name: median(one["latency_ms"][size][name] for one in rounds) for name in figures}
+        for size, figures in rounds[0]["latency_ms"].items()
+    }
     report["recall_at_10"][key] = recalled
     report["disk_bytes"][key] = disk
 
@@ -160,23 +183,36 @@ def _build_engine(case: SearchCase, folder: Path) -> float:
     return seconds
 
 
-def _search_index(case: SearchCase, folder: Path) -> tuple[list[float], float, float]:
-    """Return the seconds of each query alone, of a query in a batch, and recall@10."""
+def _search_index(
+    case: SearchCase, folder: Path, sizes: Sequence[int], num_rounds: int
+) -> tuple[list[dict[str, Any]], float]:
+    """Return the rounds, as ``benchmark_search`` gives them, and recall@10."""
     with np.load(folder / "queries.npz") as stored:
         queries, rows = torch.from_numpy(stored["queries"]), stored["rows"]
     with closing(_open_index(case, folder)) as index:
         for query in queries[:NUM_WARM_UP]:
             index.search(query[None], SEARCH_TOP_K)
-        alone, found = [], []
-        for query in queries:
-            start = time.perf_counter()
-            found += index.search(query[None], SEARCH_TOP_K)
-            alone.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        index.search(queries, SEARCH_TOP_K)
-        batch = (time.perf_counter() - start) / len(queries)
+        rounds = []
+        for _ in range(num_rounds):
+            before = os.getloadavg()[0]
+            latencies = {str(size): _latencies(index, queries, size) for size in sizes}
+            rounds.append({"load": [before, os.getloadavg()[0]], "latency_ms": latencies})
+        found = index.search(queries, SEARCH_TOP_K)
         index.table.close()
-    return alone, batch, recall(found, [[(_image_id(row), 0.0) for row in best] for best in rows.tolist()])
+    return rounds, recall(found, [[(_image_id(row), 0.0) for row in best] for best in rows.tolist()])
+
+
+def _latencies(index: Index, queries: torch.Tensor, size: int) -> dict[str, float]:
+    """Return a query's share in milliseconds, over batches of so many; the last is filled up from the first."""
+    wall, processor = [], []
+    for start in range(0, len(queries), size):
+        asked = queries[torch.arange(start, start + size) % len(queries)]
+        begun, used = time.perf_counter(), time.process_time()
+        index.search(asked, SEARCH_TOP_K)
+        wall.append(1000 * (time.perf_counter() - begun) / size)
+        processor.append(1000 * (time.process_time() - used) / size)
+    figures = {name: float(np.quantile(wall, share)) for name, share in QUANTILES.items()}
+    return figures | {"processor": median(processor)}
 
 
 def _image_id(row: int) -> str:

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from composir.errors import ComposirError
 from composir.losses import alignment_loss, contrastive_loss
-from composir.machine import default_device, to_device
+from composir.machine import default_device, keep_freed_memory, to_device
 from composir.models.backbones import BACKBONES, build
 from composir.models.composer import Composer
 from composir.models.config import ComposerConfig
 from composir.models.fusion import NONE
-from composir.models.qformer import Affine, FewQueriesAttention, Layout, QFormer
+from composir.models.qformer import Affine, FewQueriesAttention, Heads, Layout, QFormer
 from composir.progress import Progress
 from composir.scoring import similarity
 
@@ -42,6 +42,8 @@ PADDED_WORDS = 32
 MEAN_LENGTH, STD_LENGTH, SHORTEST = 14, 4, 6
 """Of the synthetic sentences, [CLS] and [SEP] included: about those of CIRR, whose mean is 11.3 words."""
 RTC_WEIGHT, ALIGN_WEIGHT = 0.4, 0.4
+DROPOUT = 0.1
+"""BERT's, and so SPRC's."""
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 1e-5, (0.9, 0.98), 1e-7, 0.05
 
 
@@ -62,6 +64,10 @@ class Way:
     """Four passes, each embedding its sentence. Else passes 2 and 4 as one, and one embedding."""
     per_tensor_optimizer: bool = False
     """AdamW goes tensor by tensor. Else it is fused."""
+    frozen_norm: bool = False
+    """``ln_vision`` stays as it is. Else it is trained, as published."""
+    dropout: bool = False
+    """Hidden states and attention weights are dropped out, as published. Else not, so that ways can be compared."""
     bf16: bool = False
     """Autocast to bf16. Else fp32."""
     compiled: bool = False
@@ -220,6 +226,7 @@ def make_model(backbone: str, *, fusion: str = NONE, token_width: int | None = N
     if backbone == REAL:
         sizes: dict[str, Any] = {**REAL_SIZES, "token_width": token_width or REAL_SIZES["token_width"]}
         model = Composer(ComposerConfig(**sizes, fusion=fusion, dropout=dropout))
+        keep_freed_memory()  # as build does
     else:
         model = build(backbone, fusion=fusion, dropout=dropout)
         model.tower = None
@@ -230,6 +237,17 @@ def in_way(model: Composer, way: Way) -> Composer:
     """Return a model that holds the same parameters, not copies, and computes as ``way`` says."""
     other = copy.deepcopy(model, memo={id(parameter): parameter for parameter in model.parameters()})
     ours = other.qformer
+    if way.frozen_norm and other.ln_vision is not None:
+        for name, parameter in list(other.ln_vision.named_parameters()):
+            delattr(other.ln_vision, name)
+            other.ln_vision.register_buffer(name, parameter.detach())
+    if way.dropout:
+        other.config = other.config.model_copy(update={"dropout": DROPOUT})
+        for module in ours.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = DROPOUT
+            elif isinstance(module, Heads):
+                module.dropout = DROPOUT
     if way.all_keys:
         for name, few in list(ours.named_modules()):
             if isinstance(few, FewQueriesAttention):

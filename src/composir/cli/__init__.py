@@ -16,22 +16,29 @@ from typing import Any
 import typer
 
 from composir.cli.common import INTERRUPTED, USER_ERROR, app
-from composir.cli.console import count_problems, err, one_line
+from composir.cli.console import err, one_line, printable
 from composir.cli.published import INSTEAD
-from composir.errors import ComposirError, ProblemsError, nearest
+from composir.errors import ComposirError, ProblemsError, counted, nearest
 
 LONG_NUMBER = re.compile(r"\d{40,}")
+GROUPS = ([], ["data"], ["benchmark"])
+"""What asks for nothing but what there is to ask for."""
+SHOW_WARNING = warnings.showwarning
 MAX_PROBLEMS_PRINTED = 100
 """On stderr, where a command stops at them; `data check` prints all."""
 
 for _module in (
-    "train",
     "start",
+    "search",
+    "serve",
+    "train",
+    "ablate",
+    "features",
     "evaluate",
+    "bench",
     "models",
     "catalogue",
     "figures",
-    "search",
     "data",
     "benchmark",
 ):  # as --help lists them
@@ -41,17 +48,16 @@ for _module in (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line and exit code 2, ``--debug`` shows where it came from."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in GROUPS:
+        arguments.append("--help")
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold bytes that are no text
-            stream.reconfigure(errors="backslashreplace")
+    _print_any_name()
     if not debug:
         logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every run that was resumed
-        # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
-        warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+        _name_pictures_in_warnings()
     code = USER_ERROR
     try:
         _meet_other_processes(arguments)
@@ -76,6 +82,30 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _print_error(_usage_error(error, arguments))
     sys.exit(code)
+
+
+def _print_any_name() -> None:
+    """Have names of files printed that hold bytes which are no text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _name_pictures_in_warnings() -> None:
+    """Have what Pillow warns of, such as damaged EXIF data, say of which picture; each is told once a picture."""
+    warnings.filterwarnings("always", module=r"PIL\.")
+    # Pillow warns of pictures from 89 million pixels on and refuses them from twice that; a refusal is reported.
+    warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
+        from composir.data.images import being_read
+
+        if Path(filename).parent.name == "PIL" and being_read():
+            err.print(f"note: {printable(being_read())}: {' '.join(str(message).split())}", soft_wrap=True)
+        else:
+            SHOW_WARNING(message, category, filename, *more)
+
+    warnings.showwarning = show
 
 
 def _meet_other_processes(arguments: Sequence[str]) -> None:
@@ -134,8 +164,5 @@ def _summary(error: ComposirError) -> str:
     if rest > 0:
         err.print(f"... and {rest:,} more")
     files = list(dict.fromkeys(problem.file for problem in error.problems))
-    return (
-        f"{count_problems(error.problems)} in "
-        + (files[0] if len(files) == 1 else f"{len(files):,} files")
-        + ", see above"
-    )
+    place = files[0] if len(files) == 1 else counted(len(files), "file")
+    return f"{counted(len(error.problems), 'problem')} in {place}, see above"

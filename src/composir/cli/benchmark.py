@@ -15,6 +15,7 @@ from composir.cli.console import Bars, out, print_json
 from composir.errors import ComposirError, short
 from composir.limits import MAX_COUNT, MAX_WORKERS
 
+TEMPORARY = "a temporary folder"
 Repeats = Annotated[int, typer.Option(min=1, max=1000, help="Repetitions of each part; the median counts.")]
 
 
@@ -80,7 +81,7 @@ def benchmark_train(
 def benchmark_gate(
     backbone: BenchmarkBackbone = "real",
     token_width: Annotated[
-        int | None, typer.Option(min=1, max=16_384, help="real: width of the image tokens instead of 1408.")
+        int | None, typer.Option(min=1, max=16_384, help="real: width of the image tokens.", show_default="1408")
     ] = None,
     batch_size: Triplets = 8,
     repeats: Repeats = 3,
@@ -140,10 +141,12 @@ def benchmark_features(
     num_tower_images: Annotated[int, typer.Option(min=1, max=100_000, help="Images that go through the tower.")] = 8,
     repeats: Repeats = 3,
     num_workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Threads that decode.")] = 4,
-    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the cache lies meanwhile: 12.3 GB for real.", show_default=TEMPORARY)
+    ] = None,
     json_: Json = False,
 ) -> int:
-    """Read a token cache at random, decode and prepare pictures, run the tower: images a second of each."""
+    """Read a token cache at random, decode and prepare pictures, run the tower, index: images a second of each."""
     from composir.benchmark.features import benchmark_features as run
 
     _require_free_backbone(backbone)
@@ -170,7 +173,9 @@ def benchmark_feed(
     ] = 0.6,
     cold: Annotated[bool, typer.Option(help="Have the system forget the cache's file before it is read.")] = True,
     repeats: Repeats = 1,
-    directory: Annotated[Path | None, typer.Option(help="Where the cache lies meanwhile: 0.7 MB an image.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the cache lies meanwhile: 0.7 MB an image.", show_default=TEMPORARY)
+    ] = None,
     json_: Json = False,
 ) -> int:
     """Feed training steps from a token cache: the share of its time that the device waits for batches."""
@@ -223,11 +228,15 @@ def benchmark_search(
     images: Annotated[str, typer.Option(help="Sizes of the gallery, such as 10000,100000.")] = "10000",
     backends: Annotated[str, typer.Option(help="Engines, such as exact,faiss.")] = ",".join(INDEXES),
     vectors_per_image: Annotated[str, typer.Option(help="Merge 32 vectors a picture to so many.")] = "32",
-    url: Annotated[str | None, typer.Option(help="qdrant: address of a server.")] = None,
-    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and all at once.")] = 100,
+    url: Annotated[
+        str | None, typer.Option(help="qdrant: address of a server.", show_default="inside this process")
+    ] = None,
+    num_queries: Annotated[int, typer.Option(min=1, max=1_000_000, help="Queries, alone and in batches.")] = 100,
+    batch_sizes: Annotated[str, typer.Option(help="Queries asked at once, beside one after the other.")] = "16,64",
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="How often all queries are asked; all are told.")] = 3,
     json_: Json = False,
 ) -> int:
-    """Build and search synthetic galleries: time, memory, disk and recall of every engine.
+    """Build and search synthetic galleries: time on the wall, memory, disk and recall of every engine.
 
     Example: composir benchmark search --images 10000 --vectors-per-image 32,16,8,4
     """
@@ -244,6 +253,8 @@ def benchmark_search(
             vectors_per_image=_numbers("--vectors-per-image", vectors_per_image),
             url=url,
             num_queries=num_queries,
+            batch_sizes=_numbers("--batch-sizes", batch_sizes),
+            num_rounds=rounds,
             progress=bars.tell,
         )
     if json_:
@@ -251,19 +262,22 @@ def benchmark_search(
         return 0
     view = Table(box=None)
     view.add_column("engine", no_wrap=True)
-    for name in ("build s", "p50 ms", "p99 ms", "in a batch ms", "recall@10", "peak memory MiB", "disk MiB"):
+    for name in ("build s", "recall@10", "peak memory MiB", "disk MiB"):
         view.add_column(name, justify="right")
-    for name, latency in document["latency_ms"].items():
-        view.add_row(
-            name,
-            f"{document['seconds'][f'{name} build'][0]:.1f}",
-            *(f"{latency[key]:.2f}" for key in ("p50", "p99", "batch")),
-            f"{document['recall_at_10'][name]:.3f}",
-            *(
-                f"{size / 2**20:,.0f}"
-                for size in (document["peak_memory_bytes"][f"{name} alone"], document["disk_bytes"][name])
-            ),
-        )
+    for name, recall in document["recall_at_10"].items():
+        memory, disk = document["peak_memory_bytes"][f"{name} search"], document["disk_bytes"][name]
+        seconds = document["seconds"][f"{name} build"][0]
+        view.add_row(name, f"{seconds:.1f}", f"{recall:.3f}", f"{memory / 2**20:,.0f}", f"{disk / 2**20:,.0f}")
+    out.print(view)
+    view = Table(box=None, title="a query's milliseconds on the wall, by round", title_justify="left")
+    view.add_column("engine", no_wrap=True)
+    for name in ("asked at once", "p50", "p95", "p99", "processor, median", "load"):
+        view.add_column(name, justify="right")
+    for name, all_rounds in document["rounds"].items():
+        for size in document["latency_ms"][name]:
+            for one in all_rounds:
+                figures = (f"{figure:.2f}" for figure in one["latency_ms"][size].values())
+                view.add_row(name, size, *figures, "–".join(f"{load:.1f}" for load in one["load"]))
     out.print(view)
     _print_ratios_and_machine(document)
     return 0
@@ -285,14 +299,18 @@ def _print_benchmark(document: dict[str, Any], *, json_: bool) -> None:
     if json_:
         print_json(document)
         return
+    floors = document.get("floor_seconds", {})  # train knows them alone
     view = Table()
-    for name in ("part", "median seconds", "all seconds", "peak memory"):
+    for name in ("part", "median seconds", "all seconds", "peak memory", *(("floor", "over floor") if floors else ())):
         view.add_column(name, justify="left" if name == "part" else "right")
     for name, seconds in document["seconds"].items():
         peak = document.get("peak_memory_bytes", {}).get(name)  # methods measures seconds alone
         memory = "" if peak is None else f"{peak / 2**20:,.0f} MiB"
-        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory)
+        floor = [f"{floors[name]:.3f}", f"{document['over_floor'][name]:.2f}"] if name in floors else []
+        view.add_row(name, f"{median(seconds):.3f}", " ".join(f"{one:.3f}" for one in seconds), memory, *floor)
     out.print(view)
+    for name, rates in document.get("peak_gflops", {}).items():
+        out.print(f"{name}: {median(rates):,.0f} GFLOP/s")
     _print_ratios_and_machine(document)
 
 

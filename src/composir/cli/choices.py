@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-DATASETS = ("CIRR", "FashionIQ", "CIRCO", "GeneCIS", "Fashion200k", "Shoes", "LaSCo", "own")
+DATASETS = (
+    "CIRR",
+    "FashionIQ",
+    "CIRCO",
+    "GeneCIS",
+    "Fashion200k",
+    "Shoes",
+    "LaSCo",
+    "i-CIR",
+    "PinPoint",
+    "EDIR",
+    "MT-FashionIQ",
+    "OACIRR",
+    "own",
+)
 SUBMITTED = ("CIRR", "CIRCO")
 """The data sets that have a test server."""
 TRANSFORMS = ("targetpad", "squarepad")
@@ -15,6 +29,11 @@ BACKBONES = {"mini": "no downloads", "pretrain": "ViT-g", "pretrain_vitL": "ViT-
 FUSIONS = ("gate", "attention", "late", "tirg", "combiner", "sum")
 HEADS = ("gate", "joint", "gate-joint", "combiner", "sum", "tirg")
 LOSSES = ("infonce", "hn-nce")
+MODELS = (
+    "bge-vl-base", "bge-vl-large", "clip-vit-b-32", "siglip2-base", "qwen3-vl-embedding-2b", "blip2-itm-vit-g",
+    "sprc-cirr", "sprc-fashioniq", "sprc-spn-cirr", "sprc-spn-fashioniq",
+)  # fmt: skip
+BUILT_IN = ("photos", "lite0")
 INDEXES = {"exact": "default", "faiss": "large galleries", "qdrant": "a server or a cluster"}
 
 

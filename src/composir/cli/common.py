@@ -9,15 +9,22 @@ import typer
 
 from composir.cli.choices import DATASETS, one_of
 from composir.cli.console import Bars, err, printable, tell_left
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, command, nearest
 from composir.limits import MAX_SEED, MAX_WORKERS
 
 if TYPE_CHECKING:
     from composir.data import Split
     from composir.evaluation import Embedder
+    from composir.search import Retriever
     from composir.token_cache import TokenPlace
 
 USER_ERROR, INTERRUPTED = 2, 130
+
+START, OWN_PICTURES, MODELS, DATA = "Start here", "Your own pictures", "Models", "Data sets and measurements"
+"""Panels of ``composir --help``, in their order."""
+ASKED, SPEED, ANSWER = "How the model is asked", "Speed and memory", "What is written and printed"
+"""Panels of a command's options, after those that everybody needs."""
+GPU_IF_ANY = "a GPU where there is one"
 
 app = typer.Typer(
     help="Composed image retrieval: a picture and a sentence that says what should differ, answered by a ranking.",
@@ -26,15 +33,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Check, describe and make data sets.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+data_app = typer.Typer(help=f"Check, describe and make data sets: {one_of(DATASETS)}.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 models_app = typer.Typer(help="List the field's public models, and download them.", invoke_without_command=True)
-app.add_typer(models_app, name="models", rich_help_panel="Models")
+app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 benchmark_app = typer.Typer(
-    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed.",
+    help="Measure speed and memory, as ratios within one run; every repetition and the machine are printed. How well "
+    "models answer is for composir bench.",
     no_args_is_help=True,
 )
-app.add_typer(benchmark_app, name="benchmark")
+app.add_typer(benchmark_app, name="benchmark", rich_help_panel=DATA)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 DataRoot = Annotated[
@@ -45,24 +53,56 @@ Dataset = Annotated[
     typer.Option("--dataset", help=f"{one_of(DATASETS)} (docs/data.md)."),
 ]
 Cache = Annotated[
-    str, typer.Option("--cache", help="Where image tokens are kept: disk, memory, or off: computed at every use.")
+    str,
+    typer.Option(
+        "--cache",
+        help="Where image tokens are kept: disk, memory, or off: computed at every use.",
+        rich_help_panel=SPEED,
+    ),
 ]
 CacheDir = Annotated[
-    Path | None, typer.Option("--cache-dir", help="Folder of the tokens on disk [$COMPOSIR_CACHE, ~/.cache/composir].")
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Folder of the tokens on disk.",
+        show_default="$COMPOSIR_CACHE, else ~/.cache/composir",
+        rich_help_panel=SPEED,
+    ),
 ]
 Categories = Annotated[
-    list[str] | None, typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.")
+    list[str] | None,
+    typer.Option("--categories", help="Only these, such as dress of FashionIQ; repeatable.", show_default="all"),
 ]
 
 Prompt = Annotated[
-    str | None, typer.Option(help="For st:NAME and models by name: the instruction before queries, instead of its own.")
+    str | None,
+    typer.Option(
+        help="For st:NAME and models by name: the instruction before queries.",
+        show_default="the model's own",
+        rich_help_panel=ASKED,
+    ),
 ]
 MaxPixels = Annotated[
-    int | None, typer.Option(min=1, max=10**9, help="For the same: pictures of more pixels are made smaller.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=10**9,
+        help="For the same: pictures of more pixels are made smaller.",
+        show_default="the model's own",
+        rich_help_panel=ASKED,
+    ),
 ]
-Dtype = Annotated[str | None, typer.Option(help="For the same: fp32, bf16 or fp16.")]
-BatchSize = Annotated[int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.")]
-NumWorkers = Annotated[int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="For the same: fp32, bf16 or fp16.", show_default="the model's own", rich_help_panel=ASKED),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=1_000_000, help="Images or queries embedded at once.", rich_help_panel=SPEED)
+]
+NumWorkers = Annotated[
+    int, typer.Option(min=0, max=MAX_WORKERS, help="Threads that decode images.", rich_help_panel=SPEED)
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=GPU_IF_ANY, rich_help_panel=SPEED)]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The same seed makes the same choices.")]
 
 
@@ -152,6 +192,7 @@ def splits_of_flags(
     exclude_reference: bool | None = None,
     *,
     text_rule: str | None = None,
+    only: Path | None = None,
     skip_missing: bool = False,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
@@ -170,6 +211,7 @@ def splits_of_flags(
         gallery=gallery,
         exclude_reference=exclude_reference,
         text_rule=text_rule,
+        only=only,
         annotations_only=annotations_only,
     )
     for file in dict.fromkeys(one.missing_list for one in splits if one.missing_list):
@@ -181,3 +223,10 @@ def splits_of_flags(
         splits, left_by_key = without_missing_images(splits)
         tell_left(left_by_key)
     return splits
+
+
+def note_if_incomplete(retriever: Retriever) -> None:
+    """Say on stderr where the last run of ``composir index`` has not come to its end."""
+    if not retriever.complete:
+        goes_on = command("index", retriever.images.root, "--out", retriever.folder)
+        err.print(f"note: {retriever.folder} is not complete; {goes_on} goes on", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,8 +21,10 @@ from composir.cli.common import (
     embedder_of_flags,
     key_and_value,
 )
-from composir.cli.console import Bars, count_problems, one_line, out, print_json, printable
-from composir.errors import Problem, ProblemsError, command
+from composir.cli.console import Bars, one_line, out, print_json, printable
+from composir.cli.early import require_model
+from composir.errors import Problem, ProblemsError, command, counted
+from composir.limits import MAX_SEED
 
 if TYPE_CHECKING:
     from composir.data import Split
@@ -45,7 +47,7 @@ def data_scenes(
         print_json({"counts": counts})
     else:
         for name, count in counts.items():
-            out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} pictures")
+            out.print(f"{name}: {_queries(count)}, {counted(count['num_gallery'], 'picture')}")
         words = ("train", "--dataset", "CIRR", "--data-root", out_, "--backbone", "mini")
         out.print(f"next: {command(*words)}", soft_wrap=True)
     return 0
@@ -61,11 +63,17 @@ def data_import(
         typer.Option("--column", help="What FILE calls a column, as reference=ref_img; repeatable."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, val or test where FILE has no column split; val unless given.")
+        str | None,
+        typer.Option(
+            help="Where FILE has no column split: train, val or test; or 80/20, which shares the rows out at random, "
+            "80 % to train and 20 % to val, no reference in both.",
+            show_default="val",
+        ),
     ] = None,
     gallery: Annotated[
         str, typer.Option(help="folder: every picture of the folder; named: those in FILE alone.")
     ] = "folder",
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --split 80/20: which rows go where.")] = 0,
     copy_images: Annotated[
         bool, typer.Option("--copy-images", help="Copy the pictures into the data root instead of pointing to them.")
     ] = False,
@@ -92,6 +100,7 @@ def data_import(
                 split=split,
                 gallery=gallery,
                 copy_images=copy_images,
+                seed=seed,
                 progress=lambda *told: bars.tell("images", *told),
             )
     except ProblemsError as error:
@@ -108,7 +117,7 @@ def data_import(
         )
     elif imported:
         for name, count in imported.counts.items():
-            out.print(f"{name}: {count['num_queries']:,} queries, {count['num_gallery']:,} images in the gallery")
+            out.print(f"{name}: {_queries(count)}, {counted(count['num_gallery'], 'image')} in the gallery")
         for note in imported.notes:
             out.print(f"note: {note}", soft_wrap=True)
         words = ("data", "check", "--dataset", "own", "--data-root", out_)
@@ -165,11 +174,11 @@ def data_check(
         for name, count in checked.counts.items():
             copies = count["num_duplicate_images"]
             out.print(
-                f"{name}: {count['num_queries']:,} queries, {count['num_images']:,} images"
+                f"{name}: {_queries(count)}, {counted(count['num_images'], 'image')}"
                 + (f", {copies:,} of them with the content of another" if copies else "")
             )
         _print_absent(checked.absent)
-        out.print(count_problems(checked.problems))
+        out.print(counted(len(checked.problems), "problem"))
     return USER_ERROR if checked.problems else 0
 
 
@@ -177,7 +186,7 @@ def data_check(
 def data_stats(
     data_root: DataRoot,
     dataset: Dataset = "CIRR",
-    split: Annotated[str | None, typer.Option(help="One split; all that are there unless given.")] = None,
+    split: Annotated[str | None, typer.Option(help="One split.", show_default="all that are there")] = None,
     categories: Categories = None,
     model: Annotated[
         Path | None,
@@ -191,6 +200,7 @@ def data_stats(
 
     Example: composir data stats --dataset CIRR --data-root DIR --json
     """
+    require_model(model)
     from composir.data.check import stats
     from composir.data.datasets import load_present
 
@@ -214,6 +224,10 @@ def data_stats(
         out.print(line, soft_wrap=True)
     _print_absent(present.absent)
     return 0
+
+
+def _queries(count: Mapping[str, int]) -> str:
+    return counted(count["num_queries"], "query", "queries")
 
 
 SOLVED_COUNTS = ("num_shortcut_solvable", "num_image_solves", "num_text_solves")

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from composir.cli.common import Json, app, require_choice
+from composir.cli.common import MODELS, Json, app, require_choice
 from composir.cli.console import out, print_json
 
 if TYPE_CHECKING:
     from composir.evaluation.published import Published
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def published(
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Only its figures: CIRR, FashionIQ or CIRCO.")
+        str | None, typer.Option("--dataset", help="Only its figures: CIRR, FashionIQ or CIRCO.", show_default="all")
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -7,12 +7,26 @@ from typing import Annotated
 
 import typer
 
-from composir.cli.common import Categories, Dataset, Json, Seed, app, require_choice, require_one, splits_of_flags
+from composir.cli.common import (
+    MODELS,
+    Categories,
+    Dataset,
+    Json,
+    Seed,
+    app,
+    require_choice,
+    require_one,
+    splits_of_flags,
+)
 from composir.cli.console import Bars, out, print_json
-from composir.errors import ComposirError, command, listed
+from composir.cli.early import require_data_root, require_model
+from composir.errors import ComposirError, command, counted, listed
+from composir.paths import require_picture, require_there
+
+STORED = "What is stored"
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def convert(
     source: Annotated[str, typer.Argument(help="A file, a folder, a hub id or a name of composir models.")],
     out_: Annotated[Path, typer.Option("--out", help="The checkpoint folder to make; with --to the file.")],
@@ -31,17 +45,30 @@ def convert(
         typer.Option(help="The vision tower's own file, where the source has none: eva_vit_g.pth, clip_vit_L.pth."),
     ] = None,
     state_dict: Annotated[
-        str, typer.Option(help="Which weights, where a file holds several sets, such as model and ema.")
+        str,
+        typer.Option(
+            help="Which weights, where a file holds several sets, such as model and ema.", show_default="the only set"
+        ),
     ] = "",
     qformer_config: Annotated[
         Path | None, typer.Option(help="JSON with what weights do not show, such as num_attention_heads.")
     ] = None,
     gated_fusion: Annotated[
         bool | None,
-        typer.Option("--gated-fusion/--no-gated-fusion", help="A fresh gate, or none; else as in the source."),
+        typer.Option(
+            "--gated-fusion/--no-gated-fusion",
+            help="A fresh gate, or none.",
+            show_default="as in the source",
+            rich_help_panel=STORED,
+        ),
     ] = None,
     embed_tower: Annotated[
-        bool, typer.Option("--embed-tower", help="Store the frozen vision tower, too, instead of where it was read.")
+        bool,
+        typer.Option(
+            "--embed-tower",
+            help="Store the frozen vision tower, too, instead of where it was read.",
+            rich_help_panel=STORED,
+        ),
     ] = False,
     seed: Seed = 0,
     json_: Json = False,
@@ -50,11 +77,15 @@ def convert(
 
     Example: composir convert --from lavis blip2_pretrained.pth --vision-tower eva_vit_g.pth --out models/blip2
     """
+    require_one({"--from": from_, "--to": to})
+    require_model(source)
+    for file in (vision_tower, qformer_config):
+        if file is not None:
+            require_there(Path(file), "a file of that kind")
     from composir.models.catalogue import source_of_name
     from composir.models.transfer import convert as convert_weights
     from composir.models.transfer import export_sprc
 
-    require_one({"--from": from_, "--to": to})
     if to is not None:
         require_choice("--to", to, ("sprc",))
         done = export_sprc(source, out_)
@@ -93,11 +124,19 @@ def convert(
         out.print("the vision tower is stored, as the source alone does not bring it back", soft_wrap=True)
     if to is None and not done.has_tokenizer:
         out.print("not BLIP-2's vocabulary: the model works on token ids", soft_wrap=True)
-    out.print(f"{len(done.mapped)} weights: {done.out}", soft_wrap=True)
+    out.print(f"{counted(len(done.mapped), 'weight')}: {done.out}", soft_wrap=True)
     return 0
 
 
-@app.command(rich_help_panel="Models")
+def _require_asked(image: Path, target: Path | None, gallery: Path | None) -> None:
+    """Raise ``ComposirError`` where a picture, or the folder of a gallery, is not there."""
+    for one in filter(None, (image, target)):
+        require_picture(one)
+    if gallery is not None:
+        require_there(gallery, "a folder of pictures")
+
+
+@app.command(rich_help_panel=MODELS)
 def visualize(
     model: Annotated[Path, typer.Option(help="A checkpoint folder, such as models/RUN/best, or that of a head.")],
     image: Annotated[Path, typer.Option(help="The reference picture.")],
@@ -109,12 +148,17 @@ def visualize(
         Path | None, typer.Option(help="Or a data set whose gallery is ranked: its folder, or its parent.")
     ] = None,
     dataset: Dataset = "CIRR",
-    split: Annotated[str | None, typer.Option(help="The split whose answers are public unless given.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Whose gallery.", show_default="the split whose answers are public")
+    ] = None,
     categories: Categories = None,
     target: Annotated[
         Path | None,
-        typer.Option(help="A picture whose score is explained; else the known answer, else the first retrieved."),
+        typer.Option(
+            help="A picture whose score is explained.", show_default="the known answer, else the first retrieved"
+        ),
     ] = None,
+    every_map: Annotated[bool, typer.Option("--all", help="Draw every map, not only the two that say most.")] = False,
     json_: Json = False,
 ) -> int:
     """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
@@ -123,6 +167,9 @@ def visualize(
 
     Example: composir visualize --model models/RUN/best --image F.png --text "make it red" --out F.map.png
     """
+    require_model(model)
+    _require_asked(image, target, gallery)
+    require_data_root(dataset, data_root, split)
     from composir.features import OpenedHead, open_model
     from composir.models.composer import Composer
     from composir.visualize import (
@@ -153,6 +200,8 @@ def visualize(
         )
     if isinstance(loaded, OpenedHead) and target is not None:
         raise ComposirError("a head reads no patches, by which a score could be explained", fix="leave out --target")
+    if isinstance(loaded, OpenedHead) and every_map:
+        raise ComposirError("a head reads no patches, of which there were maps", fix="leave out --all")
     with Bars() as bars:
         if isinstance(loaded, OpenedHead):
             of_head = answer_head(loaded, image, text, gallery=ranked, progress=bars.tell)
@@ -168,7 +217,7 @@ def visualize(
                 target=target,
                 progress=lambda done, total: bars.tell("image tokens", done, total),
             )
-            draw(image, answers, out_)
+            draw(image, answers, out_, every_map=every_map)
             if html is not None:
                 write_page(image, answers, html)
     files = [out_] if html is None else [out_, html]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import composir
-from composir.cli.common import Json, app
+from composir.cli.common import START, Json, app
 from composir.cli.console import Bars, TrainBars, out, print_json
 from composir.errors import command
 
@@ -28,7 +28,7 @@ def _before_a_command(
 ) -> None: ...
 
 
-@app.command(rich_help_panel="Start here")
+@app.command(rich_help_panel=START)
 def quickstart(
     out_: Annotated[Path, typer.Option("--out", help="Where everything goes; run again to go on.")] = Path(
         "quickstart"
@@ -78,7 +78,7 @@ def quickstart(
     return 0
 
 
-@app.command(rich_help_panel="Start here")
+@app.command(rich_help_panel=START)
 def selfcheck(
     hidden_size: Annotated[int, typer.Option(min=1, max=16_384, help="Width of the image tokens.")] = 768,
     json_: Json = False,

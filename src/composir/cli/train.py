@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from composir.cli.choices import BACKBONES, DATASETS, FUSIONS, HEADS, LOSSES, TRANSFORMS, one_of, with_notes
-from composir.cli.common import INTERRUPTED, Cache, CacheDir, DataRoot, Dataset, Json, app, key_and_value
-from composir.cli.console import Bars, TrainBars, err, out, print_json, tell_features, tell_left
-from composir.errors import ComposirError, command, short
-from composir.limits import MAX_SEED
-
-if TYPE_CHECKING:
-    pass
+from composir.cli.common import (
+    INTERRUPTED,
+    MODELS,
+    SPEED,
+    Cache,
+    CacheDir,
+    Json,
+    app,
+    key_and_value,
+)
+from composir.cli.console import Bars, TrainBars, err, out, print_json
+from composir.cli.early import require_training
+from composir.errors import ComposirError, command
 
 AUTO = "auto"
+TRAINED, LENGTH, SWITCHES = "What is trained", "The loss, and how long", "On or off"
+EPOCHS = "pretrain 50, on FashionIQ 30; mini 10; a head 30"
+BATCHES = "pretrain 64; mini 32; a head 256"
+LEARNING_RATES = "pretrain 1e-5; mini 5e-4; a head 2e-3"
+VALIDATIONS = "1; a head 10"
+"""Defaults of the backbones' own recipes, which tests/test_cli_help.py compares."""
 
 
 def _int_or_auto(text: str) -> int | str:
@@ -33,18 +42,169 @@ def _int_or_auto(text: str) -> int | str:
         raise typer.BadParameter(f"{text!r} is not a number and not {AUTO}") from None
 
 
-@app.command(rich_help_panel="Models")
+@app.command(rich_help_panel=MODELS)
 def train(
     context: typer.Context,
-    dataset: Annotated[str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"{one_of(DATASETS)} (docs/data.md).", show_default="CIRR")
+    ] = None,
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", "--data-path", help="Folder of the data set, or its parent.")
+        Path | None,
+        typer.Option(
+            "--data-root", "--data-path", help="Folder of the data set, or its parent.", show_default="this folder"
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{with_notes(BACKBONES)}; or a model that stays as it is and gets a head: photos, lite0, st:NAME or "
+            "a folder.",
+            show_default="pretrain",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file).",
+            show_default="none; pretrain and pretrain_vitL need some",
+        ),
+    ] = None,
+    num_epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training triplets.", show_default=EPOCHS)
+    ] = None,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            parser=_int_or_auto,
+            metavar="N|auto",
+            help="Triplets a step, each other's negatives; auto: all that fit.",
+            show_default=BATCHES,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default=LEARNING_RATES)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.", show_default="0")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made.", show_default="models")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A recipe.toml; flags given here win over it.", show_default="the backbone's own recipe"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help=f"key=value of any other setting of a recipe, as contrastive_loss={LOSSES[-1]} (or {LOSSES[0]}); "
+            "repeatable.",
+        ),
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How sentence and reference are joined: {', '.join(FUSIONS)}, none; a+b.",
+            show_default="gate; mini gate+late",
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
+    alpha_init: Annotated[
+        float | None, typer.Option(help="Start of the gate's alpha.", show_default="0.5", rich_help_panel=TRAINED)
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help=f"On a model that stays as it is: {one_of(HEADS)}.", show_default="joint", rich_help_panel=TRAINED
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Of a CLIP-like model: train adapters of this rank.",
+            show_default="a head instead",
+            rich_help_panel=TRAINED,
+        ),
     ] = None,
     from_feedback: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
             metavar="FILE INDEX",
             help="Instead of a data set: a head for INDEX, from what its searches meant (serve --record FILE).",
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
+    blip_model_name: Annotated[
+        str | None,
+        typer.Option(help="The one model there is.", show_default="blip2_cir_align_prompt", rich_help_panel=TRAINED),
+    ] = None,
+    transform: Annotated[
+        str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.", show_default="targetpad", rich_help_panel=TRAINED)
+    ] = None,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(help="Targetpad's long side over short side.", show_default="1.25", rich_help_panel=TRAINED),
+    ] = None,
+    text_rule: Annotated[
+        str | None,
+        typer.Option(
+            help="How CIRR's and FashionIQ's sentences are made, such as 'MMEB instruction' (evaluate).",
+            show_default="the data set's own rule",
+            rich_help_panel=TRAINED,
+        ),
+    ] = None,
+    loss_align: Annotated[
+        float | None,
+        typer.Option(help="Weight of the alignment loss.", show_default="0.4", rich_help_panel=LENGTH),
+    ] = None,
+    loss_rtc: Annotated[
+        float | None,
+        typer.Option(help="Weight of the text-to-target loss.", show_default="0.4", rich_help_panel=LENGTH),
+    ] = None,
+    loss_local: Annotated[
+        float | None,
+        typer.Option(help="Weight of the patch-level alignment.", show_default="0", rich_help_panel=LENGTH),
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many optimiser steps.", show_default="after all epochs", rich_help_panel=LENGTH
+        ),
+    ] = None,
+    validation_frequency: Annotated[
+        int | None,
+        typer.Option(help="Epochs between validations.", show_default=VALIDATIONS, rich_help_panel=LENGTH),
+    ] = None,
+    out_: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Put the best model there at the end, in one move; serve --model takes up a head at once.",
+            show_default="it stays in the run folder",
+            rich_help_panel=LENGTH,
+        ),
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Threads that decode images.", show_default="4", rich_help_panel=SPEED)
+    ] = None,
+    cache: Cache = "disk",
+    cache_dir: CacheDir = None,
+    gated_fusion: Annotated[
+        bool | None,
+        typer.Option(
+            "--gated-fusion/--no-gated-fusion",
+            help="The same as --fusion gate, --fusion none.",
+            show_default="as --fusion",
+            rich_help_panel=SWITCHES,
+        ),
+    ] = None,
+    target_map: Annotated[
+        bool | None,
+        typer.Option(
+            "--target-map/--no-target-map",
+            help="The head also maps the targets: an index gets a second set of vectors.",
+            show_default="off",
+            rich_help_panel=SWITCHES,
         ),
     ] = None,
     skip_missing_images: Annotated[
@@ -52,91 +212,44 @@ def train(
         typer.Option(
             "--skip-missing-images/--no-skip-missing-images",
             help="Do without the queries that need a missing image; says how many are left.",
+            show_default="off: a missing image is an error",
+            rich_help_panel=SWITCHES,
         ),
     ] = None,
-    blip_model_name: Annotated[str | None, typer.Option(help="blip2_cir_align_prompt.")] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{with_notes(BACKBONES)}; or a model that stays as it is and gets a head: photos, lite0, st:NAME or "
-            "a folder."
-        ),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help=f"On a model that stays as it is: {one_of(HEADS)} \\[joint].")
-    ] = None,
-    lora: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Of a CLIP-like model: train adapters of this rank instead of a head."),
-    ] = None,
-    target_map: Annotated[
+    save_training: Annotated[
         bool | None,
         typer.Option(
-            "--target-map/--no-target-map",
-            help="The head also maps the targets: an index gets a second set of vectors.",
+            "--save-training/--no-save-training",
+            help="Keep last/ and best/.",
+            show_default="on",
+            rich_help_panel=SWITCHES,
         ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="The backbone's pretrained weights: a file, or a folder (with the vision tower's file)."),
-    ] = None,
-    num_epochs: Annotated[int | None, typer.Option(help="Passes over the training triplets.")] = None,
-    batch_size: Annotated[
-        Any,
-        typer.Option(
-            parser=_int_or_auto, metavar="N|auto", help="Triplets a step, each other's negatives; auto: all that fit."
-        ),
-    ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    loss_align: Annotated[float | None, typer.Option(help="Weight of the alignment loss.")] = None,
-    loss_rtc: Annotated[float | None, typer.Option(help="Weight of the text-to-target loss.")] = None,
-    loss_local: Annotated[float | None, typer.Option(help="Weight of the patch-level alignment [0].")] = None,
-    validation_frequency: Annotated[int | None, typer.Option(help="Epochs between validations.")] = None,
-    save_training: Annotated[
-        bool | None, typer.Option("--save-training/--no-save-training", help="Keep last/ and best/.")
     ] = None,
     save_best: Annotated[
         bool | None,
-        typer.Option("--save-best/--no-save-best", help="Keep the best checkpoint only, or one an epoch as well."),
+        typer.Option(
+            "--save-best/--no-save-best",
+            help="Keep the best checkpoint only, or one an epoch as well.",
+            show_default="on",
+            rich_help_panel=SWITCHES,
+        ),
     ] = None,
-    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where run folders are made \\[models].")] = None,
-    fusion: Annotated[
-        str | None,
-        typer.Option(help=f"How sentence and reference are joined: {', '.join(FUSIONS)}, none; a+b."),
-    ] = None,
-    gated_fusion: Annotated[
-        bool | None,
-        typer.Option("--gated-fusion/--no-gated-fusion", help="The same as --fusion gate, --fusion none."),
-    ] = None,
-    alpha_init: Annotated[float | None, typer.Option(help="Start of the gate's alpha [0.5].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and choices.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimiser steps.")] = None,
     deterministic: Annotated[
         bool | None,
-        typer.Option("--deterministic/--no-deterministic", help="Only algorithms that repeat themselves exactly."),
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="Only algorithms that repeat themselves exactly.",
+            show_default="off",
+            rich_help_panel=SWITCHES,
+        ),
     ] = None,
     compile: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Let torch compile the losses; the first step takes minutes."),
-    ] = None,
-    cache: Cache = "disk",
-    cache_dir: CacheDir = None,
-    out_: Annotated[
-        Path | None,
         typer.Option(
-            "--out", help="Put the best model there at the end, in one move; serve --model takes up a head at once."
-        ),
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="A run folder to go on with.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A recipe.toml; flags given here win over it.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help=f"key=value of any other setting of a recipe, as contrastive_loss={'|'.join(LOSSES)}; repeatable.",
+            "--compile/--no-compile",
+            help="Let torch compile the losses; the first step takes minutes.",
+            show_default="off",
+            rich_help_panel=SWITCHES,
         ),
     ] = None,
     json_: Json = False,
@@ -145,12 +258,13 @@ def train(
 
     Example: composir train --dataset CIRR --data-root DIR --backbone mini
     """
+    require_training(context.params, config, resume)
     from composir.token_cache import TokenPlace
     from composir.training import load_recipe, resume_recipe
     from composir.training import train as run_training
 
     start = time.perf_counter()
-    given, largest_batch = _given(context.params, settings), False
+    given, largest_batch = given_settings(context.params, settings), False
     if from_feedback is not None:
         given = _of_feedback(given, *from_feedback)
     _require_replaceable(out_)
@@ -196,8 +310,6 @@ def train(
 
 def _of_feedback(given: dict[str, Any], file: Path, index: Path) -> dict[str, Any]:
     """Return the settings with those of a head on an index; ``ComposirError`` where they say that otherwise."""
-    from composir.training.feedback import index_model
-
     said = sorted({"dataset", "data_root", "index"} & given.keys())
     if said:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in said)
@@ -206,6 +318,8 @@ def _of_feedback(given: dict[str, Any], file: Path, index: Path) -> dict[str, An
         raise ComposirError(
             "no such file of examples", file=file, fix=f"{command('serve', index, '--record', file)} makes one"
         )
+    from composir.training.feedback import index_model
+
     return {"backbone": index_model(index), **given, "dataset": "own", "data_root": str(file), "index": str(index)}
 
 
@@ -213,7 +327,9 @@ def _next_command(recipe: Any, best: Path) -> str:
     if recipe.index:
         return command("search", recipe.index, "--model", best, "--image", "PICTURE", "--text", "SENTENCE")
     skip = ("--skip-missing-images",) * recipe.skip_missing_images
-    return command("evaluate", "--model", best, "--dataset", recipe.dataset, "--data-root", recipe.data_root, *skip)
+    rule = ("--text-rule", recipe.text_rule) if recipe.text_rule else ()
+    data = ("--dataset", recipe.dataset, "--data-root", recipe.data_root)
+    return command("evaluate", "--model", best, *data, *rule, *skip)
 
 
 def _put(best: Path | None, place: Path | None) -> Path | None:
@@ -237,7 +353,7 @@ def _require_replaceable(folder: Path | None) -> None:
         raise ComposirError("is there and is no model", file=folder, fix="give --out a new folder, or that of a model")
 
 
-def _given(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
+def given_settings(parameters: dict[str, Any], settings: list[str] | None) -> dict[str, Any]:
     """Return the settings of a recipe that were given as flags of ``train``, and by its ``--set``."""
     from composir.training import FUSION_SWITCH, Recipe
 
@@ -271,150 +387,3 @@ def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
             "backbone hardly learns at it. Leave the flag out to train with the mini recipe's own.",
             soft_wrap=True,
         )
-
-
-@app.command(rich_help_panel="Models", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def ablate(
-    context: typer.Context,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="key=a,b: a setting of a recipe and its values, the first the one compared with; repeatable."
-        ),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="How many seeds, from 0 on, or which: 0,3,7.")] = "5",
-    out_: Annotated[Path, typer.Option("--out", help="Folder of runs and report; the same again goes on.")] = Path(
-        "ablation"
-    ),
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Differences of this figure \\[the data set's primary one]; repeatable.")
-    ] = None,
-    json_: Json = False,
-) -> int:
-    """Train with and without a setting over seeds, compare, and write a report. Takes all flags of train as well.
-
-    Example: composir ablate --seeds 5 --dataset CIRR --data-root DIR --backbone mini --max-steps 300
-    """
-    from composir.token_cache import TokenPlace
-    from composir.training.ablation import ablate as run_ablation
-    from composir.training.ablation_report import sections, write_report
-
-    train_command: Any = typer.main.get_command(app)
-    train_context = train_command.commands["train"].make_context("composir ablate", list(context.args))
-    parameters = train_context.params
-    if parameters["resume"] is not None or parameters["seed"] is not None:
-        raise ComposirError(
-            "ablate has seeds and stopped trainings of its own",
-            fix="leave --resume and --seed out; --seeds gives the seeds, and the same command again goes on",
-        )
-    if parameters["from_feedback"] is not None:
-        raise ComposirError(
-            "ablate compares on a data set", fix="composir data import, then --dataset own --data-root R"
-        )
-    if parameters["batch_size"] == AUTO:
-        raise ComposirError("trainings are compared at one batch size", fix="give --batch-size a number")
-    with Bars() as bars:
-        ablation = run_ablation(
-            _given(parameters, parameters["settings"]),
-            vary=_vary(vary or [GATE_ABLATION]),
-            seeds=_seeds(seeds),
-            out=out_,
-            config=parameters["config"],
-            metrics=metric or (),
-            observer=TrainBars(bars),
-            place=TokenPlace(parameters["cache"], parameters["cache_dir"]),
-            tell=bars.tell,
-        )
-    again = command("ablate", *sys.argv[2:])
-    if ablation is None:
-        err.print(f"stopped and saved; go on with: {again}", soft_wrap=True)
-        return INTERRUPTED
-    files = write_report(ablation, out_, command=again)
-    if json_:
-        print_json({**ablation.to_json(), "files": {name: str(file) for name, file in files.items()}})
-        return 0
-    for section in sections(ablation):
-        view = Table(*section.header, title=section.title, caption=section.note)
-        for row in section.rows:
-            view.add_row(*row)
-        out.print(view)
-    out.print(f"report: {files['html']} and {files['markdown']}", soft_wrap=True)
-    return 0
-
-
-MAX_SEEDS = 1000
-GATE_ABLATION = "gated_fusion=false,true"
-
-
-def _vary(pairs: list[str]) -> dict[str, list[str]]:
-    values_by_key: dict[str, list[str]] = {}
-    for pair in pairs:
-        key, equals, values = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or key in values_by_key:
-            raise ComposirError(
-                f"--vary {pair!r} {'repeats a key' if equals else 'has no values'}",
-                expected="key=a,b, each key once",
-                fix=f"--vary {key}=A,B",
-            )
-        values_by_key[key] = [value.strip() for value in values.split(",")]
-    return values_by_key
-
-
-def _seeds(text: str) -> list[int]:
-    expected = f"how many, from 1 to {MAX_SEEDS:,}, or which ones from 0 to {MAX_SEED:,}, as 0,3,7"
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ComposirError(f"--seeds {short(text)} are no numbers", expected=expected) from None
-    if not (0 < numbers[0] <= MAX_SEEDS if len(numbers) == 1 else 0 <= min(numbers) <= max(numbers) <= MAX_SEED):
-        raise ComposirError(f"--seeds {short(text)} is out of range", expected=expected)
-    return list(range(numbers[0])) if len(numbers) == 1 else numbers
-
-
-@app.command(rich_help_panel="Models")
-def features(
-    data_root: DataRoot,
-    dataset: Dataset = "CIRR",
-    backbone: Annotated[str, typer.Option(help=f"{with_notes(BACKBONES)}.")] = "mini",
-    weights: Annotated[str, typer.Option(help="Folder or file of the backbone's pretrained weights.")] = "",
-    split: Annotated[
-        list[str] | None, typer.Option(help="Instead of train and the split it is validated on; repeatable.")
-    ] = None,
-    skip_missing_images: Annotated[
-        bool, typer.Option("--skip-missing-images", help="Do without the images that are missing; says how many.")
-    ] = False,
-    transform: Annotated[str | None, typer.Option(help=f"{one_of(TRANSFORMS)}.")] = None,
-    target_ratio: Annotated[float | None, typer.Option(help="Targetpad's long side over short side.")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-) -> int:
-    """Compute the image tokens that training and evaluation need, ahead of them; again: only what is not there.
-
-    Example: composir features --backbone mini --dataset CIRR --data-root DIR
-    """
-    from composir.files import size_text
-    from composir.training import compute_features, load_recipe
-
-    given = {
-        "dataset": dataset, "data_root": str(data_root), "backbone": backbone, "weights": weights,
-        "transform": transform, "target_ratio": target_ratio, "num_workers": num_workers,
-        "skip_missing_images": skip_missing_images,
-    }  # fmt: skip
-    recipe = load_recipe({name: value for name, value in given.items() if value is not None})
-    with Bars() as bars:
-        filled = compute_features(
-            recipe, splits=split, cache_dir=cache_dir, progress=lambda *told: tell_features(bars, *told)
-        )
-    tell_left(filled.left)
-    if json_:
-        print_json(asdict(filled))
-    else:
-        speed = f"{filled.images_per_second:.1f} images/s" if filled.num_computed else "nothing to compute"
-        out.print(
-            f"{filled.num_images:,} images, {size_text(filled.bytes)} in {filled.folder}; "
-            f"{filled.num_computed:,} computed now, {speed}",
-            soft_wrap=True,
-        )
-    return 0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from composir.data.images import ImageSource
 from composir.data.triplets import Split
-from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest, short
+from composir.errors import ComposirError, Note, Problem, ProblemsError, counted, nearest, short
 
 Json = TypeVar("Json", list, dict)
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def require_whole(splits: tuple[Split, ...], problems: Findings) -> tuple[Split,
 
 def read_json(path: Path, kind: type[Json], problems: list[Problem], *, restore: str = RESTORE) -> Json | None:
     """Return the parsed file, or None after adding to ``problems`` why it is not valid JSON of that ``kind``."""
-    text = _read_text(path, problems, restore)
+    text = read_text(path, problems, restore)
     return None if text is None else parse_json(text, kind, path, problems, restore=restore)
 
 
@@ -208,7 +208,7 @@ def parse_json(
     return None
 
 
-def _read_text(path: Path, problems: list[Problem], restore: str) -> str | None:
+def read_text(path: Path, problems: list[Problem], restore: str = RESTORE) -> str | None:
     """Return the file's text, or None after adding to ``problems`` why there is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -358,6 +358,18 @@ def as_entries(
     return entries
 
 
+def read_lines(path: Path, problems: list[Problem], id_key: str) -> list[Entry]:
+    """Return the objects of a JSON Lines file, called by the ``id_key`` where it is there; blank lines do not count."""
+    entries = []
+    for number, line in enumerate((read_text(path, problems) or "").split("\n"), 1):
+        fields = parse_json(line, dict, path, problems, line=number) if line.strip() else None
+        if fields is not None:
+            known = type(fields.get(id_key)) in (int, str)
+            where = f"{id_key} {short(fields[id_key])}" if known else f"line {number}"
+            entries.append(Entry(path, where, fields, problems))
+    return entries
+
+
 def read_table(
     path: Path, columns: Sequence[str], problems: list[Problem], *, separator: str | None = None
 ) -> list[Entry]:
@@ -366,7 +378,7 @@ def read_table(
     Fields stand between ``separator``, white space by default. Blank lines do not count.
     """
     entries = []
-    for number, line in enumerate((_read_text(path, problems, RESTORE) or "").split("\n"), 1):
+    for number, line in enumerate((read_text(path, problems) or "").split("\n"), 1):
         fields = line.split(separator)
         entry = Entry(path, f"line {number}", dict(zip(columns, fields, strict=False)), problems)
         if not line.strip():
@@ -374,7 +386,7 @@ def read_table(
         if len(fields) == len(columns):
             entries.append(entry)
         else:
-            message = f"holds {len(fields)} fields, expected {len(columns)}: {', '.join(columns)}"
+            message = f"holds {counted(len(fields), 'field')}, expected {len(columns)}: {', '.join(columns)}"
             entry.problem(message, RESTORE)
     return entries
 

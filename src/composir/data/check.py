@@ -23,7 +23,7 @@ from composir.data.images import (
     read_image,
 )
 from composir.data.triplets import Query, Split, split_key
-from composir.errors import ComposirError, Note, Problem, ProblemsError
+from composir.errors import ComposirError, Note, Problem, ProblemsError, counted
 from composir.progress import Counted
 
 SKIP_FIX = "leave out what needs them: train, evaluate and features take --skip-missing-images"
@@ -67,8 +67,8 @@ class Left:
         return (self.num_queries, self.num_images) != (self.of_queries, self.of_images)
 
     def __str__(self) -> str:
-        queries = f"{self.num_queries:,} of {self.of_queries:,} queries"
-        return f"{queries} and {self.num_images:,} of {self.of_images:,} images are left"
+        queries = f"{self.num_queries:,} of {counted(self.of_queries, 'query', 'queries')}"
+        return f"{queries} and {self.num_images:,} of {counted(self.of_images, 'image')} are left"
 
 
 def check_images(splits: Sequence[Split], *, decode: bool = True, progress: Counted | None = None) -> list[Problem]:
@@ -92,10 +92,11 @@ def require_images(splits: Sequence[Split]) -> None:
 def without_missing_images(splits: Sequence[Split]) -> tuple[tuple[Split, ...], dict[str, Left]]:
     """Return the splits without what needs a missing image, and what is left of each, by ``split_key``.
 
-    A file counts as missing where ``require_images`` would refuse it: not there, or empty. A query goes where its
-    reference, one of its right answers, a member of its subset or one of its own candidates is missing. Where the
-    categories of a split lost a query or an image, all of them say how much is left in their ``gallery_rule``, so that
-    the signature differs from that of the whole set. Raises ``ComposirError`` where a split has nothing left.
+    A file counts as missing where ``require_images`` would refuse it: not there, or empty. A query goes where one of
+    its references, right answers and negatives, a member of its subset or one of its own candidates is missing.
+    Where the categories of a split lost a query or an image, all of them say how much is left in their
+    ``gallery_rule``, so that the signature differs from that of the whole set. Raises ``ComposirError`` where a split
+    has nothing left.
     """
     reduced: list[Split] = []
     left_by_key: dict[str, Left] = {}
@@ -343,4 +344,4 @@ def _long_texts(split: Split) -> list[Note]:
 
 
 def _names(query: Query) -> tuple[str, ...]:
-    return (query.reference, *query.targets, *query.subset, *query.gallery)
+    return (*query.references, *query.targets, *query.negatives, *query.subset, *query.gallery)

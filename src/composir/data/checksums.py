@@ -50,11 +50,26 @@ SHA256: dict[str, dict[str, str]] = {
     "LaSCo": {
         "lasco_val_corpus.json": "448783f45a20cab61e0f099638011979b2fe81d34bed3d69cbc02ecc955557ac",
     },
+    "MT-FashionIQ": {
+        "dress.train.json": "910382f8ba5114f911be3068aeff217cfbbd9691a264455b98662c296dc636a7",
+        "dress.val.json": "0fab57ee66f28054e3546eb676b42b083e66eb4ae45607b2a425ab078154e3df",
+        "shirt.train.json": "0ce0dc3ecf18535bc78695c67709e355e990751ecc257e63681766f08b97c103",
+        "shirt.val.json": "95279d8c36e7e14eb55bd98e4a2200d0fec5f61413617d3470cfd47d6cb9f332",
+        "toptee.train.json": "885c671630d786de02c5d29d087c4ea2b5a1ba8fe725080a1e4d600c9d8327ed",
+        "toptee.val.json": "5e834d286496590e763dfa00ec3657fe6a41d1e9e9947c1266d0c300d2def75b",
+        "split.dress.train.json": "9ad820deefeec6de4af957c47bd9d7023451d07e1561ab5fa689aa05b7a45005",
+        "split.dress.val.json": "643d22f7df5fe3a5ea1be7c3a496ea3226ef177f14e3de5ee210545f761c5d6b",
+        "split.shirt.train.json": "576b52b609b390b9324972d7d1a59e4d4b7b46aa4e3ee69da13ad37935a383ce",
+        "split.shirt.val.json": "56d3b88525040fab12558164ea31e19423e7fe22daedc8f541452e2cfdd6f87e",
+        "split.toptee.train.json": "05dcf470d7cfd258a9b6ce538e3ce11201b77356beefaaa503707c3585f09068",
+        "split.toptee.val.json": "76e09428cd3eb1bd8c4077ff5c2e022497abed2b40296edb742da7d0997e0811",
+    },
 }
 """By data set and name of the file, each computed from the file itself; what is not here could not be had for that.
 
 Sources: Cuberick-Orion/CIRR, branch ``cirr_dataset``; XiaoxiaoGuo/fashion-iq f71b16c; miccunifi/CIRCO 267b5c9;
-facebookresearch/genecis 0c5c968; XiaoxiaoGuo/fashion-retrieval 9ac8b2c; levymsn/LaSCo 311f4d7.
+facebookresearch/genecis 0c5c968; XiaoxiaoGuo/fashion-retrieval 9ac8b2c; levymsn/LaSCo 311f4d7;
+yfyuan01/MultiturnFashionRetrieval cc192e6.
 """
 
 

@@ -20,6 +20,7 @@ from composir.data.annotations import (
     require_whole,
 )
 from composir.data.images import ImageSource
+from composir.data.prompts import IN_A_PROMPT, in_a_prompt
 from composir.data.triplets import Query, Split, Tree
 from composir.errors import nearest
 
@@ -38,7 +39,7 @@ ASPECTS = (
 )
 """What the official evaluator measures apart; a query may have several."""
 RELATIVE_CAPTION, CONCEPT_AND_CAPTION = "relative caption", "concept and caption"
-TEXT_RULES = (RELATIVE_CAPTION, CONCEPT_AND_CAPTION)
+TEXT_RULES = (RELATIVE_CAPTION, CONCEPT_AND_CAPTION, IN_A_PROMPT)
 
 
 def load(
@@ -48,10 +49,10 @@ def load(
 
     ``root`` holds ``annotations/``, or is the parent of such a ``CIRCO/``. Names are COCO's image ids as text. The
     targets are the annotated one, then the other ground truths; ``test`` hides them. The text is the relative
-    caption alone, as the official evaluator's own models are given it, or with the shared concept before it
-    (``join_concept``). Without COCO's list the gallery holds the images that the queries name, and ``missing_list``
-    says so. Image files are not touched. Raises
-    ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
+    caption alone, or with the shared concept before it (``join_concept``), or in a prompt (``in_a_prompt``) as the
+    official repository's own models are given it. Without COCO's list the gallery holds the images that the queries
+    name, and ``missing_list`` says so. Image files are not touched. Raises ``SplitNotFoundError`` for a split that is
+    not there and ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("CIRCO", categories)
     check_split_name("CIRCO", split, SPLITS)
@@ -135,10 +136,10 @@ def _read_query(
 
 def _read_text(entry: Entry, text_rule: str) -> str | None:
     caption = entry.caption("relative_caption", entry.get("relative_caption", str))
-    if text_rule == RELATIVE_CAPTION:
-        return caption
-    concept = entry.caption("shared_concept", entry.get("shared_concept", str))
-    return None if concept is None or caption is None else join_concept(concept, caption)
+    if text_rule == CONCEPT_AND_CAPTION:
+        concept = entry.caption("shared_concept", entry.get("shared_concept", str))
+        return None if concept is None or caption is None else join_concept(concept, caption)
+    return caption if caption is None or text_rule == RELATIVE_CAPTION else in_a_prompt(caption)
 
 
 def _read_image(entry: Entry, key: str, images: dict[str, ImageSource] | None, names_file: Path) -> str | None:

@@ -18,6 +18,7 @@ from composir.data.annotations import (
     require_some,
     require_whole,
 )
+from composir.data.prompts import CIRR_PROMPTS
 from composir.data.triplets import Query, Split, Tree
 from composir.errors import Problem
 
@@ -25,16 +26,20 @@ SPLITS = ("train", "val", "test1")
 SPLITS_WITHOUT_TARGETS = ("test1",)
 IMAGE_FOLDERS = ("train", "dev", "test1")
 PLACES = ("train/*", "dev", "test1")
+TEXT_RULES = tuple(CIRR_PROMPTS)
 
 
-def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
+def load(
+    root: Path, split: str, *, categories: Sequence[str] | None = None, text_rule: str = TEXT_RULES[0]
+) -> tuple[Split, ...]:
     """Return the one split of CIRR: every query of ``cap.rc2``, every image of ``split.rc2`` as the gallery.
 
     ``root`` holds ``cirr/captions``, or is the parent of such a ``cirr_dataset/``, or is the clone of the
     annotations itself, with ``captions/`` and the image folders in it or beside it. Image files are not touched, and
     expected where the split file says (``find_images`` looks for them elsewhere). The target is ``target_hard`` alone:
-    the soft targets are no right answers of the metric. Raises ``SplitNotFoundError`` for a split that is not there
-    and ``AnnotationsError`` with everything wrong in it.
+    the soft targets are no right answers of the metric. ``text_rule``, a key of ``CIRR_PROMPTS``, says what stands
+    around the caption. Raises ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with
+    everything wrong in it.
     """
     choose_categories("CIRR", categories)
     check_split_name("CIRR", split, SPLITS)
@@ -47,7 +52,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     images = _read_images(names_file, tree.home, problems)
     entries = read_entries(captions_file, problems, id_key="pairid")
     check_unique(entries, "pairid")
-    queries = [_read_query(entry, split, images, names_file) for entry in entries]
+    queries = [_read_query(entry, split, text_rule, (images, names_file)) for entry in entries]
     found = Split(
         dataset="CIRR",
         name=split,
@@ -57,7 +62,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         images=images or {},
         gallery_rule="original",
         exclude_reference=True,
-        text_rule="as annotated",
+        text_rule=text_rule,
         file=captions_file,
         files=(captions_file, names_file),
         tree=tree,
@@ -90,21 +95,26 @@ def _read_images(names_file: Path, home: Path, problems: list[Problem]) -> dict[
     return {name: home / path for name, path in content.items() if isinstance(path, str)}
 
 
-def _read_query(entry: Entry, split: str, images: dict[str, Path] | None, names_file: Path) -> Query | None:
-    """Return the query of one entry; what is wrong with it is added to the entry's problems."""
+def _read_query(entry: Entry, split: str, text_rule: str, listed: tuple[dict[str, Path] | None, Path]) -> Query | None:
+    """Return the query of one entry; what is wrong with it is added to the entry's problems.
+
+    ``listed`` holds the images by name, None where they cannot be checked, and the file that lists them.
+    """
+    images, names_file = listed
     pairid = entry.get("pairid", int)
     reference = entry.image_name("reference", entry.get("reference", str), images, names_file)
-    text = entry.caption("caption", entry.get("caption", str))
+    caption = entry.caption("caption", entry.get("caption", str))
     target = None
     if split not in SPLITS_WITHOUT_TARGETS or "target_hard" in entry.fields:
         target = entry.image_name("target_hard", entry.get("target_hard", str), images, names_file)
         entry.note_own_target(target, reference)
     members = _read_members(entry, images, names_file)
-    if pairid is None or reference is None or text is None:
+    if pairid is None or reference is None or caption is None:
         return None
     for role, name in (("reference", reference), ("target_hard", target)):
         if name is not None and members and name not in members:
             entry.problem(f"{role} {name!r} is not a member of its img_set", f"add it to the members, or {RESTORE}")
+    text = CIRR_PROMPTS[text_rule](caption)
     return Query(
         id=str(pairid),
         reference=reference,

@@ -8,8 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from composir.data import circo, cirr, fashion200k, fashioniq, genecis, lasco, own, shoes
+from composir.data import (
+    circo,
+    cirr,
+    edir,
+    fashion200k,
+    fashioniq,
+    genecis,
+    icir,
+    lasco,
+    mtfashioniq,
+    oacirr,
+    own,
+    pinpoint,
+    shoes,
+)
 from composir.data.annotations import AnnotationsError, SplitNotFoundError
+from composir.data.only import only as only_listed
 from composir.data.trees import find_images
 from composir.data.triplets import Split, split_key
 from composir.errors import ComposirError, Note, Problem, ProblemsError, nearest
@@ -39,7 +54,7 @@ class Dataset:
 DATASETS: Table[Dataset] = Table(
     "datasets",
     {
-        "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1"),
+        "CIRR": Dataset(cirr.load, cirr.SPLITS, submitted="test1", text_rules=cirr.TEXT_RULES),
         "FashionIQ": Dataset(
             fashioniq.load, fashioniq.SPLITS, categories=fashioniq.CATEGORIES, text_rules=fashioniq.TEXT_RULES
         ),
@@ -48,6 +63,11 @@ DATASETS: Table[Dataset] = Table(
         "Fashion200k": Dataset(fashion200k.load, fashion200k.SPLITS, evaluated="test"),
         "Shoes": Dataset(shoes.load, shoes.SPLITS),
         "LaSCo": Dataset(lasco.load, lasco.SPLITS),
+        "i-CIR": Dataset(icir.load, icir.SPLITS, evaluated="test"),
+        "PinPoint": Dataset(pinpoint.load, pinpoint.SPLITS, evaluated="test"),
+        "EDIR": Dataset(edir.load, edir.SPLITS, evaluated="test"),
+        "MT-FashionIQ": Dataset(mtfashioniq.load, mtfashioniq.SPLITS, categories=mtfashioniq.CATEGORIES),
+        "OACIRR": Dataset(oacirr.load, oacirr.SPLITS, categories=oacirr.CATEGORIES),
         "own": Dataset(own.load, own.SPLITS),
     },
 )
@@ -68,6 +88,14 @@ def find_dataset(name: str) -> str:
     return name_by_folded[name.casefold()]
 
 
+def require_root(dataset: str, root: Path, split: str) -> None:
+    """Raise what ``load_splits`` would where the folder is not there or empty, or own triplets lack the split."""
+    name = find_dataset(dataset)
+    is_there = root.is_dir() and any(root.iterdir())
+    if not is_there or (name == "own" and not (root / own.triplets_file(split)).is_file()):
+        load_splits(name, root, split)
+
+
 def load_splits(
     dataset: str,
     root: str | Path,
@@ -77,6 +105,7 @@ def load_splits(
     gallery: str = "original",
     exclude_reference: bool | None = None,
     text_rule: str | None = None,
+    only: Path | None = None,
     annotations_only: bool = False,
 ) -> tuple[Split, ...]:
     """Return the splits of that name: one, or one a category for FashionIQ. No image is opened.
@@ -88,7 +117,8 @@ def load_splits(
 
     ``gallery`` is ``original`` (the split file) or ``val-union`` (only the references and targets of the
     queries); ``exclude_reference`` and ``text_rule`` (one of ``Dataset.text_rules``) replace the data set's own rules.
-    All change the figures a great deal and stay on the ``Split``, so that a report can name them.
+    ``only`` is a list of queries, the others being left out (``composir.data.only``). All change the figures a great
+    deal and stay on the ``Split``, so that a report can name them.
     """
     if gallery not in GALLERIES:
         raise ComposirError(
@@ -107,6 +137,8 @@ def load_splits(
         splits = found.splits
     if gallery == "val-union":
         splits = tuple(val_union(one) for one in splits)
+    if only is not None:
+        splits = only_listed(splits, only)
     if exclude_reference is not None:
         splits = tuple(dataclasses.replace(one, exclude_reference=exclude_reference) for one in splits)
     return splits
@@ -204,7 +236,7 @@ def _nothing_there(what: str, root: str | Path, names: Sequence[str]) -> SplitNo
 
 
 def val_union(split: Split) -> Split:
-    """Return the split with its gallery cut to the references and targets of its queries, in the same order.
+    """Return the split with its gallery cut to what its queries name, references and targets, in the same order.
 
     Some published FashionIQ tables use it (ENCODER and others): the same model scores about 12 points more.
     """
@@ -218,7 +250,7 @@ def val_union(split: Split) -> Split:
             f"every query of {split.dataset} has a gallery of its own: there is no val-union",
             fix="use gallery original",
         )
-    used = {name for query in split.queries for name in (query.reference, *query.targets)}
+    used = {name for query in split.queries for name in (*query.references, *query.targets, *query.negatives)}
     gallery = tuple(name for name in split.gallery if name in used)
     images = {name: split.images[name] for name in gallery if name in split.images}
     return dataclasses.replace(split, gallery=gallery, images=images, gallery_rule="val-union")

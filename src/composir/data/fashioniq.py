@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from composir.data.annotations import (
@@ -14,19 +15,25 @@ from composir.data.annotations import (
     find_categories,
     find_home,
     read_entries,
+    read_json,
     read_names,
     require_whole,
 )
 from composir.data.triplets import Query, Split, Tree
+from composir.errors import Problem, short
 
 SPLITS = ("train", "val", "test")
 SPLITS_WITHOUT_TARGETS = ("test",)
 CATEGORIES = ("dress", "shirt", "toptee")
 NUM_CAPTIONS = 2
+RESTORE_CORRECTIONS = (
+    "put that of the GitHub repository haokunwen/TG-CIR, correction_dict/, there, or choose another text rule"
+)
 
 CAPTION_EDGES = ".?, "
 """Characters that CLIP4Cir and SPRC strip from both ends of a caption."""
-BOTH_CAPTIONS = "both captions"
+BOTH_CAPTIONS, CORRECTED = "both captions", "both captions, spelling corrected"
+_PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def join_captions(first: str, second: str) -> str:
@@ -34,13 +41,22 @@ def join_captions(first: str, second: str) -> str:
     return f"{first.strip(CAPTION_EDGES).capitalize()} and {second.strip(CAPTION_EDGES)}"
 
 
-JOINS = {
+def correct_spelling(caption: str, right_by_wrong: Mapping[str, str]) -> str:
+    """Return the caption in lower case, a space for each of ASCII's punctuation marks, wrong words replaced.
+
+    As ``datasets.py`` of haokunwen/TG-CIR, Lee-zixu/ENCODER and ZivChen-Ty/INTENT does.
+    """
+    words = caption.lower().translate(_PUNCTUATION_TO_SPACE).split()
+    return " ".join(right_by_wrong.get(word, word) for word in words)
+
+
+JOINS: dict[str, Callable[[str, str], str]] = {
     BOTH_CAPTIONS: join_captions,
     "both captions, not stripped": "{} and {}".format,  # MagicLens: google-deepmind/magiclens, data_utils.py
     "both captions, comma between": "{}, and {}".format,  # BGE-VL: MegaPairs' eval/data/fashioniq_dress_query_val.jsonl
 }
-"""What makes the evaluated sentence of the two captions, by text rule."""
-TEXT_RULES = tuple(JOINS)
+"""What makes the evaluated sentence of the two captions alone, by text rule."""
+TEXT_RULES = (*JOINS, CORRECTED)
 
 
 def load(
@@ -50,11 +66,12 @@ def load(
 
     ``root`` holds ``captions/``, or is the parent of such a ``fashionIQ_dataset/``. The gallery is the split
     file's list (the *original* one) and keeps the reference. A query's id is its number in the caption file,
-    from 0. ``text_rule``, a key of ``JOINS``, makes the sentence that is evaluated, not those that training draws from.
-    Image files are not touched, and expected in ``images/`` as PNG (``find_images`` looks for them elsewhere
-    and under other suffixes). Raises ``SplitNotFoundError``
-    when no category has the split and ``AnnotationsError`` with everything wrong in all of them; a category that is
-    not there is wrong, too.
+    from 0. ``text_rule``, one of ``TEXT_RULES``, makes the sentence: by the first training draws from four
+    (``training_texts``), by the others from that which is evaluated alone. ``CORRECTED`` reads
+    ``captions/correction_dict_CATEGORY.json``, which TG-CIR publishes. Image files are not touched, and expected in
+    ``images/`` as PNG (``find_images`` looks for them elsewhere and under other suffixes). Raises
+    ``SplitNotFoundError`` when no category has the split and ``AnnotationsError`` with everything wrong in all of them;
+    a category that is not there is wrong, too.
     """
     categories = choose_categories("FashionIQ", categories, CATEGORIES)
     check_split_name("FashionIQ", split, SPLITS)
@@ -74,7 +91,10 @@ def load(
     for category in find_categories("FashionIQ", split, files_by_category, problems):
         captions_file, names_file = files_by_category[category]
         gallery = read_names(names_file, problems)
-        queries = _read_queries(captions_file, split, text_rule, (gallery, names_file), problems)
+        corrections = home / "captions" / f"correction_dict_{category}.json"
+        files = (captions_file, names_file, *([corrections] if text_rule == CORRECTED else []))
+        join = _read_join(corrections, problems) if text_rule == CORRECTED else JOINS[text_rule]
+        queries = _read_queries(captions_file, split, join, (gallery, names_file), problems)
         splits.append(
             Split(
                 dataset="FashionIQ",
@@ -87,7 +107,7 @@ def load(
                 exclude_reference=False,
                 text_rule=text_rule,
                 file=captions_file,
-                files=(captions_file, names_file),
+                files=files,
                 tree=Tree(home, ("images",)),
             )
         )
@@ -104,14 +124,29 @@ def training_texts(first: str, second: str) -> tuple[str, str, str, str]:
     )
 
 
+def _read_join(file: Path, problems: Findings) -> Callable[[str, str], str]:
+    """Return what joins two captions with the words of a correction list replaced; it may have added problems."""
+    content = read_json(file, dict, problems, restore=RESTORE_CORRECTIONS) or {}
+    for wrong, right in content.items():
+        if not isinstance(right, str):
+            message = f"the correction is {short(right)}, expected text"
+            problems.append(Problem(str(file), f"key {wrong!r}", message, RESTORE_CORRECTIONS))
+    right_by_wrong = {wrong: right for wrong, right in content.items() if isinstance(right, str)}
+
+    def join(first: str, second: str) -> str:
+        return f"{correct_spelling(first, right_by_wrong)} and {correct_spelling(second, right_by_wrong)}"
+
+    return join
+
+
 def _read_queries(
     captions_file: Path,
     split: str,
-    text_rule: str,
+    join: Callable[[str, str], str],
     listed: tuple[dict[str, None] | None, Path],
     problems: Findings,
 ) -> tuple[Query, ...]:
-    """Return the queries of one caption file; what is wrong with it is added to ``problems``.
+    """Return the queries of one caption file, ``join`` making a sentence of two captions; problems are added.
 
     ``listed`` holds the gallery's names, None where they cannot be checked, and the file that lists them.
     """
@@ -125,12 +160,13 @@ def _read_queries(
         captions = _read_captions(entry)
         if reference is None or captions is None:
             continue
+        text = join(*captions)
         queries.append(
             Query(
                 id=str(number),
                 reference=reference,
-                text=JOINS[text_rule](*captions),
-                texts=training_texts(*captions),
+                text=text,
+                texts=training_texts(*captions) if join is join_captions else (text,),
                 targets=() if target is None else (target,),
             )
         )

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -121,6 +121,20 @@ OPEN_BRANDS = (b"mif1", b"msf1")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", *OPEN_BRANDS)
 """ISO 23008-12: the brands of still pictures coded by HEVC, and the two that leave the coding open (it may be AVIF)."""
 NUM_LEADING_BYTES = 24
+OTHER_KINDS = {
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML",
+    b"<svg": "SVG",
+    b"%pdf": "a PDF",
+    b"%!ps": "PostScript",
+    b"pk\3\4": "a ZIP archive",
+    b"8bps": "a Photoshop file",
+    b"\xff\n": "JPEG XL",
+    b"\0\0\0\x0cjxl ": "JPEG XL",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+}
+"""What a file is that is no picture here, by its first bytes in lower case."""
 
 
 def picture_bounds() -> tuple[int, int]:
@@ -399,6 +413,14 @@ def _inspect(file: Path, sources: Iterable[ImageSource]) -> Inspection:
     return Inspection(hashlib.sha256(content).digest(), errors)
 
 
+class Content(io.BytesIO):
+    """What a file holds, read already, with the name of the file."""
+
+    def __init__(self, content: bytes, file: Path) -> None:
+        super().__init__(content)
+        self.name = str(file)
+
+
 def read_bytes(path: Path) -> bytes:
     """Return what an image file holds; every failure is a ``ComposirError`` that names it."""
     most = MAX_BYTES_A_PIXEL * picture_bounds()[0]
@@ -453,6 +475,12 @@ def _cut(image: Image.Image, crop: Crop) -> Image.Image:
 
 _ONE_AT_A_TIME = Lock()
 """Held while a large picture is decoded: some of them at once would not fit the memory."""
+_THREAD = local()
+
+
+def being_read() -> str:
+    """Return the picture that this thread decodes, or decoded last; "" before the first: what Pillow warns of."""
+    return getattr(_THREAD, "name", "")
 
 
 def _decode(
@@ -465,6 +493,7 @@ def _decode(
     is_whole: bool = False,
 ) -> Image.Image:
     """Return the decoded picture in a file's content; every failure is a ``ComposirError`` that names it."""
+    _THREAD.name = name
     start = content[:NUM_LEADING_BYTES]
     if not start:
         raise ComposirError(EMPTY, file=name, fix=READ_FIX)
@@ -493,7 +522,7 @@ def _decode(
             return picture.reduce(max(1, max(picture.size) // keep)) if is_large and keep else picture
     except UnidentifiedImageError as error:
         raise ComposirError(
-            f"not an image of a format that is read (it starts with {start!r})",
+            f"not an image of a format that is read ({_kind_of(start)})",
             file=name,
             expected=FORMATS_TEXT,
             fix=READ_FIX,
@@ -506,6 +535,19 @@ def _decode(
         raise ComposirError(error.message, file=name, expected=error.expected, fix=error.fix) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing trips over
         raise ComposirError(f"the image data is cut off or damaged ({error})", file=name, fix=READ_FIX) from error
+
+
+def _kind_of(start: bytes) -> str:
+    """Return in words what the first bytes of a file show that is no picture."""
+    for signature, kind in OTHER_KINDS.items():
+        if start.lower().startswith(signature):
+            return f"it is {kind}"
+    if start[4:8] == b"ftyp":
+        return "it is a film, or a damaged HEIC or AVIF"
+    text = start.decode("utf-8", "ignore")
+    if text.isprintable() and len(text.encode()) > len(start) - 4:  # a character may be cut
+        return f"it is text, which begins {text!r}"
+    return f"its first bytes are {start[:8].hex(' ')}"
 
 
 def _open(content: bytes) -> Image.Image:

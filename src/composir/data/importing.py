@@ -43,8 +43,9 @@ from composir.data.own import (
     read_query,
     triplets_file,
 )
+from composir.data.sharing import read_shares, share_out
 from composir.data.triplets import Query
-from composir.errors import ComposirError, Problem, ProblemsError, nearest
+from composir.errors import ComposirError, Problem, ProblemsError, counted, nearest
 from composir.files import replacing_folder, write_text
 from composir.progress import Counted
 
@@ -53,8 +54,8 @@ FIELDS = ("reference", "text", "target", "targets", "split", "subset", "id")
 GALLERIES = ("folder", "named")
 DEFAULT_SPLIT = "val"
 CSV_SUFFIXES, JSONL_SUFFIXES = (".csv", ".tsv"), (".jsonl",)
-DELIMITERS = (",", ";", "\t")
-DELIMITERS_IN_WORDS = "a comma, a semicolon or a tab"
+DELIMITERS = (",", ";", "\t", "|")
+DELIMITERS_IN_WORDS = "a comma, a semicolon, a tab or a bar (|)"
 DELIMITER_LINE = re.compile(r'"?sep=(.)"?\1*(?:\r\n|\r|\n|$)', re.IGNORECASE)
 """A first line that names the delimiter, as spreadsheets write and read it."""
 JSON_SPACE = " \t\r"
@@ -83,26 +84,29 @@ def import_triplets(
     split: str | None = None,
     gallery: str = "folder",
     copy_images: bool = False,
+    seed: int = 0,
     progress: Counted | None = None,
 ) -> Imported:
     """Return counts and notes after writing the data root ``out``, a new folder; all of it or nothing.
 
-    ``file`` is CSV (a header; ``,``, ``;`` or tab) or JSONL (an object a line) in UTF-8, with columns or keys called
-    as in ``FIELDS``; ``columns`` gives other names, by field. Rows of empty cells, and empty cells beyond the header,
-    are passed over. A picture may be named by its path below ``images``, by a whole one, or by the id that an index has
-    for its content. Without a column ``split``
-    all rows are in ``split`` (``val`` unless given). ``gallery`` is ``folder``, every picture below ``images``, or
-    ``named``, those of the rows. The pictures stay where they are, and ``out`` refers to ``images`` by an absolute
-    path, or by one relative to ``out`` where ``images`` is relative; with ``copy_images`` they are copied.
+    ``file`` is CSV (a header; ``,``, ``;``, tab or ``|``) or JSONL (an object a line) in UTF-8, with columns or keys
+    called as in ``FIELDS``; ``columns`` gives other names, by field. Rows of empty cells, and empty cells beyond the
+    header, are passed over. A picture may be named by its path below ``images``, by a whole one, or by the id that an
+    index has for its content. Without a column ``split`` all rows are in ``split`` (``val`` unless given), or shared
+    out by ``80/20`` or ``80/10/10`` with ``seed`` (``share_out``). ``gallery`` is ``folder``, every picture below
+    ``images``, or ``named``, those of the rows. The pictures stay where they are, and ``out`` refers to ``images`` by
+    an absolute path, or by one relative to ``out`` where ``images`` is relative; with ``copy_images`` they are copied.
 
     Every picture of the gallery is decoded; ``progress(num_done, num_files)`` counts them. Raises ``ProblemsError``
     with every bad row and every bad picture, and ``ComposirError`` for arguments that cannot be.
     """
     file, images, out = Path(file), Path(images), Path(out)
     column_by_field = _columns(columns or {})
-    _check_arguments(file, images, out, split=split or DEFAULT_SPLIT, gallery=gallery)
-    table = _read_table(file, column_by_field, split)
+    shares = read_shares(split or "")
+    default = DEFAULT_SPLIT if shares else split or DEFAULT_SPLIT
+    _check_arguments(file, images, out, split=default, gallery=gallery)
     found = find_pictures(images)
+    table = _read_table(file, column_by_field, split, found.names)
     names, reasons = found.names, found.reasons
     if not names:
         raise ComposirError(
@@ -111,7 +115,9 @@ def import_triplets(
             expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
             fix="give the folder that the paths start from",
         )
-    rows = _read_rows(table, _Pictures(images, names).find, split or DEFAULT_SPLIT)
+    rows = _read_rows(table, _Pictures(images, names).find, default)
+    if shares and not table.problems:
+        rows = share_out(rows[default], shares, seed)
     if gallery == "named":
         named = {name for queries in rows.values() for query in queries for name in _names(query)}
         names = [name for name in names if name in named]
@@ -119,7 +125,7 @@ def import_triplets(
     for path, reason in reasons.items() if gallery == "folder" else ():
         fix = "put the pictures themselves there, readable, or leave it out with --gallery named"
         problems.append(Problem(str(images), path, reason, fix))
-    notes = _notes(table, rows, split or DEFAULT_SPLIT)
+    notes = _notes(table, rows, default, f"shared out by --split {split} with seed {seed}" if shares else "")
     problems += _inspect(names, images, notes, progress)
     if problems:
         raise ProblemsError(problems)
@@ -133,7 +139,7 @@ def read_triplets(file: Path, find: Find, *, split: str) -> dict[str, list[Query
 
     Rows that say nothing of it are in ``split``. Raises ``ProblemsError`` with every bad row.
     """
-    table = _read_table(file, _columns({}), None)
+    table = _read_table(file, _columns({}), None, ())
     rows = _read_rows(table, find, split)
     if table.problems:
         raise ProblemsError(table.problems)
@@ -194,8 +200,11 @@ class _Table:
         return self.column_by_field[field] in self.columns
 
 
-def _read_table(file: Path, column_by_field: Mapping[str, str], split: str | None) -> _Table:
-    """Return the rows; raise ``ProblemsError`` where a column is missing or the file cannot be read."""
+def _read_table(file: Path, column_by_field: Mapping[str, str], split: str | None, names: Sequence[str]) -> _Table:
+    """Return the rows; raise ``ProblemsError`` where a column is missing or the file cannot be read.
+
+    A first line that holds one of the ``names`` of pictures is no header.
+    """
     problems: list[Problem] = []
     text = _read_text(file)
     is_csv = file.suffix.lower() in CSV_SUFFIXES
@@ -209,6 +218,11 @@ def _read_table(file: Path, column_by_field: Mapping[str, str], split: str | Non
         row.fields.update(_tidy(values, is_csv=is_csv))
     table = _Table(columns, column_by_field, rows, problems)
     missing = _missing_columns(file, table, is_csv=is_csv) if columns else []
+    if missing and is_csv and any(_is_picture(column, names) for column in columns):
+        message = f"the first line looks like data, {', '.join(map(repr, columns))}: the header is missing"
+        missing = [
+            Problem(str(file), "line 1", message, f"write {','.join(FIELDS[:3])} above it, in its columns' order")
+        ]
     if not rows and not problems and not missing:
         missing.append(Problem(str(file), "", "holds no triplet", "write one row for each"))
     if split is not None and table.has("split"):
@@ -217,6 +231,10 @@ def _read_table(file: Path, column_by_field: Mapping[str, str], split: str | Non
     if missing:
         raise ProblemsError([*missing, *problems])
     return table
+
+
+def _is_picture(cell: str, names: Sequence[str]) -> bool:
+    return cell in names or Path(cell).suffix.lower() in PICTURE_SUFFIXES
 
 
 def _read_text(file: Path) -> str:
@@ -263,7 +281,7 @@ def _read_csv(text: str, file: Path, known: set[str], problems: list[Problem]) -
                 if len(cells) == len(columns):
                     rows.append(Entry(file, where, dict(zip(columns, cells, strict=True)), problems, "remove the row"))
                 else:
-                    message = f"the row has {len(cells)} cells, the header {len(columns)}"
+                    message = f"the row has {counted(len(cells), 'cell')}, the header {len(columns)}"
                     fix = f"write every cell, and put quotes around a text that holds {delimiter!r}"
                     problems.append(Problem(str(file), where, message, fix))
             where = f"line {num_before + reader.line_num + 1}"
@@ -400,8 +418,17 @@ class _Pictures:
             message = f"{what} {name!r} is there but not taken: hidden, behind a link, or no picture by its name"
             row.problem(message, f"put a copy into {self.images} that ends in {', '.join(PICTURE_SUFFIXES)}")
         else:
-            row.image_name(what, plain, self.names, self.home)
+            self._not_there(row, what, plain)
         return None
+
+    def _not_there(self, row: Entry, what: str, name: str) -> None:
+        folded = _form(name).casefold()
+        alike = [other for other in self.names if _form(other).casefold() == folded]
+        if alike:
+            fix = f"did you mean {alike[0]!r}? names differ by upper and lower case"
+            row.problem(f"{what} {name!r} is not in {self.images.name}", fix)
+        else:
+            row.image_name(what, name, self.names, self.home)
 
     def _from_home(self, name: str) -> str:
         """Return a whole path as one below the folder, where it leads into it."""
@@ -456,11 +483,15 @@ def _inspect(names: Sequence[str], images: Path, notes: list[str], progress: Cou
     return problems
 
 
-def _notes(table: _Table, queries_by_split: Mapping[str, Sequence[Query]], default: str) -> list[str]:
+def _notes(table: _Table, queries_by_split: Mapping[str, Sequence[Query]], default: str, shared: str) -> list[str]:
     notes = []
-    if not table.has("split"):
+    if shared:
+        notes.append(f"{shared}; all rows of a reference are in the same split")
+    elif not table.has("split"):
         column = table.column_by_field["split"]
-        notes.append(f"there is no column {column!r}, so all rows are in {default}; --split changes that")
+        notes.append(
+            f"there is no column {column!r}, so all rows are in {default}; --split 80/20 makes train and val of them"
+        )
     unused = [column for column in table.columns if column and column not in table.column_by_field.values()]
     if unused:
         notes.append(f"columns not used: {', '.join(unused)}")

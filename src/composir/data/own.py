@@ -50,12 +50,15 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
         )
     file = root / triplets_file(split)
     if not file.exists():
+        fix = "choose another split, or import triplets that have it"
+        if split == "train":
+            fix = "import the triplets again, with a column split or with --split 80/20, which makes both of them"
         there = [name for name in SPLITS if (root / triplets_file(name)).exists()]
         raise SplitNotFoundError(
             f"the {split} split is not in this data root",
             file=file,
             expected=f"one of what is: {', '.join(there)}",
-            fix="choose another split, or import triplets that have it",
+            fix=fix,
         )
     problems: list[Problem] = []
     folder = _read_home(root, problems)

@@ -9,6 +9,8 @@ from pathlib import Path
 from composir.data.images import ImageSource
 from composir.errors import Note
 
+ALL_QUERIES = "all"
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -23,13 +25,27 @@ class Query:
     texts: tuple[str, ...]
     """The sentences training chooses from with equal chance; ``(text,)`` unless the data set varies it."""
     targets: tuple[str, ...] = ()
-    """Names of the right answers, the annotated one first; empty where the test server hides them."""
+    """Names of the right answers, the annotated one first; empty where the test server hides them. OACIRR: the further
+    ones show the right instance, no more."""
     subset: tuple[str, ...] = ()
     """CIRR: the other members of the image set, reference left out; empty for other data sets."""
     gallery: tuple[str, ...] = ()
     """GeneCIS: the candidates of this query alone, names in ``Split.gallery``; empty where all of that are."""
     aspects: tuple[str, ...] = ()
-    """CIRCO: what kinds of change the sentence asks for, such as ``cardinality``; empty for other data sets."""
+    """CIRCO, EDIR: what kinds of change the sentence asks for, such as ``cardinality``; empty for other data sets."""
+    group: str = ""
+    """What the query belongs to: an instance (i-CIR), the query that it says in other words (PinPoint), a session,
+    whose rounds are its queries in their order (MT-FashionIQ). Groups are resampled whole. Empty where it stands alone.
+    """
+    negatives: tuple[str, ...] = ()
+    """PinPoint, EDIR: candidates that are known to be wrong; empty for other data sets."""
+    further_references: tuple[str, ...] = ()
+    """PinPoint: the other reference images of a query that has several; empty for other data sets."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Names of all reference images: ``reference`` and ``further_references``."""
+        return (self.reference, *self.further_references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +78,11 @@ class Split:
     gallery_rule: str
     """How the gallery was chosen: ``original`` (the data set's own), ``val-union`` (FashionIQ), ..."""
     exclude_reference: bool
-    """Whether the query's reference is taken out of its ranking (CIRR yes, FashionIQ no)."""
+    """Whether the query's references are taken out of its ranking (CIRR yes, FashionIQ no)."""
     text_rule: str
     """How ``Query.text`` was made from the annotation, in a word or two."""
+    query_rule: str = ALL_QUERIES
+    """Which of the data set's queries are in the split: ``all``, or those of a list (``composir.data.only``)."""
     file: Path | None = None
     """The annotation file that the queries were read from, so that a problem of a query can name it."""
     files: tuple[Path, ...] = ()

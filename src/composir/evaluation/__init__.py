@@ -1,6 +1,6 @@
 """Similarity, ranking, metrics and what a person sees of them: one definition of each."""
 
-from composir.evaluation.compare import Comparison, Difference, Run, Standing, compare
+from composir.evaluation.compare import Comparison, Difference, Run, Standing, compare, standings
 from composir.evaluation.evaluator import Embedder, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
     METRIC_VERSION,
@@ -90,6 +90,7 @@ __all__ = [
     "signature_fields",
     "signature_text",
     "similarity",
+    "standings",
     "table",
     "write_page",
     "write_submission",

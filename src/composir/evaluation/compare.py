@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from composir.errors import ComposirError, nearest
 from composir.evaluation.metrics import (
@@ -19,7 +19,7 @@ from composir.evaluation.metrics import (
     protocol_of,
 )
 from composir.evaluation.ranking import Ranking
-from composir.evaluation.result import COMPOSED, Values
+from composir.evaluation.result import COMPOSED, Values, groups_of
 from composir.evaluation.saved import Saved, split_difference
 from composir.evaluation.signature import signature_text
 from composir.evaluation.significance import NUM_FLIPS, OverSeeds, holm, over_seeds, sign_flip_p_value
@@ -61,9 +61,9 @@ class Difference:
     """The figure of ``b`` minus that of ``a``, each the mean over its runs."""
     low: float
     high: float
-    """The 95 % bootstrap interval of ``delta`` over queries, drawn within categories, the same for both."""
+    """The 95 % bootstrap interval of ``delta`` over queries (or groups), drawn within categories, the same for both."""
     p_value: float
-    """Two-sided, of ``sign_flip_p_value`` over queries."""
+    """Two-sided, of ``sign_flip_p_value`` over queries, or over groups of them where they belong together."""
     num_queries: int
     """Those that the metric speaks of."""
     num_seeds: int
@@ -119,25 +119,16 @@ def compare(
     Raises ``ComposirError`` for fewer than two groups, a run that is in a group twice, results whose signatures
     differ in more than the weights or whose queries or galleries differ, and a metric that is not in all of them.
     """
-    _check_groups(groups)
-    results = [result for group in groups.values() for result in group]
-    for result in results[1:]:
-        _check_comparable(results[0], result)
-    values = {name: [_values(result) for result in group] for name, group in groups.items()}
-    keys = _common_keys([run for runs in values.values() for run in runs])
-    means = {name: _mean_over_runs(runs, keys) for name, runs in values.items()}
-    rows = tuple(
-        Standing(
-            name,
-            metrics=averages(means[name]),
-            intervals=intervals(means[name], num_resamples=num_resamples, seed=seed),
-            runs=tuple(
-                Run(str(result.path), result.seed, result.weights_hash, averages(_mean_over_runs([run], keys)))
-                for result, run in zip(group, values[name], strict=True)
-            ),
+    if len(groups) < 2:
+        given = "one group" if groups else "nothing"
+        raise ComposirError(
+            f"there is {given} to compare{f': {next(iter(groups))}' if groups else ''}",
+            expected="two or more",
+            fix="name the groups of runs apart: composir compare plain=RUN,RUN gate=RUN,RUN",
         )
-        for name, group in groups.items()
-    )
+    rows, means = _measure(groups, num_resamples, seed)
+    results = [result for group in groups.values() for result in group]
+    drawn = groups_of(_composed(results[0]))
     chosen = tuple(metrics) or (protocol_of(results[0].signature_fields["dataset"]).primary,)
     for metric in chosen:
         _check_metric(metric, rows[0].metrics, results)
@@ -146,9 +137,9 @@ def compare(
     for a, b in pairs:
         changes = _subtract(means[b.name], means[a.name])
         deltas = averages(changes)
-        bounds = intervals(changes, num_resamples=num_resamples, seed=seed)
+        bounds = intervals(changes, drawn, num_resamples=num_resamples, seed=seed)
         for metric in chosen:
-            parts = _contributions(changes, metric)
+            parts, num_queries = _contributions(changes, drawn, metric)
             difference = Difference(
                 a.name,
                 b.name,
@@ -157,7 +148,7 @@ def compare(
                 low=bounds[metric][0],
                 high=bounds[metric][1],
                 p_value=sign_flip_p_value(parts, num_flips=num_flips, seed=seed),
-                num_queries=len(parts),
+                num_queries=num_queries,
                 num_seeds=min(len(a.runs), len(b.runs)),
                 over_seeds=_over_seeds(a.runs, b.runs, metric),
             )
@@ -166,14 +157,41 @@ def compare(
     return Comparison(rows, _adjust(differences), fields)
 
 
-def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
-    if len(groups) < 2:
-        given = "one group" if groups else "nothing"
-        raise ComposirError(
-            f"there is {given} to compare{f': {next(iter(groups))}' if groups else ''}",
-            expected="two or more",
-            fix="name the groups of runs apart: composir compare plain=RUN,RUN gate=RUN,RUN",
+def standings(
+    groups: Mapping[str, Sequence[Saved]], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> tuple[Standing, ...]:
+    """Return the figures of every group, of one or more, as ``compare`` does, and raise what it raises of results."""
+    return _measure(groups, num_resamples, seed)[0]
+
+
+def _measure(
+    groups: Mapping[str, Sequence[Saved]], num_resamples: int, seed: int
+) -> tuple[tuple[Standing, ...], dict[str, Values]]:
+    """Return the figures of every group and, by its name, every query's mean over its runs."""
+    _check_groups(groups)
+    results = [result for group in groups.values() for result in group]
+    for result in results[1:]:
+        _check_comparable(results[0], result)
+    values = {name: [_values(result) for result in group] for name, group in groups.items()}
+    keys = _common_keys([run for runs in values.values() for run in runs])
+    means = {name: _mean_over_runs(runs, keys) for name, runs in values.items()}
+    drawn = groups_of(_composed(results[0]))
+    rows = tuple(
+        Standing(
+            name,
+            metrics=averages(means[name]),
+            intervals=intervals(means[name], drawn, num_resamples=num_resamples, seed=seed),
+            runs=tuple(
+                Run(str(result.path), result.seed, result.weights_hash, averages(_mean_over_runs([run], keys)))
+                for result, run in zip(group, values[name], strict=True)
+            ),
         )
+        for name, group in groups.items()
+    )
+    return rows, means
+
+
+def _check_groups(groups: Mapping[str, Sequence[Saved]]) -> None:
     for name, group in groups.items():
         if not group:
             raise ComposirError(f"the group {name} is empty", expected="one result or more in each")
@@ -260,15 +278,22 @@ def _subtract(values: Values, others: Values) -> Values:
     }
 
 
-def _contributions(changes: Values, metric: str) -> Float64[np.ndarray, " _"]:
-    """Return what every query that ``metric`` speaks of adds to its difference."""
+def _contributions(
+    changes: Values, groups: Mapping[str, Int64[np.ndarray, " num_queries"]], metric: str
+) -> tuple[Float64[np.ndarray, " _"], int]:
+    """Return what every group of queries adds to the difference of ``metric``, and how many queries it speaks of."""
     if all(metric in metrics for metrics in changes.values()):
-        columns = [metrics[metric] for metrics in changes.values()]
+        columns = {category: metrics[metric] for category, metrics in changes.items()}
     else:
         category, _, key = metric.partition(".")
-        columns = [changes[category][key]]
-    counted = [column[~np.isnan(column)] for column in columns]
-    return np.concatenate([column / (len(column) * len(counted)) for column in counted])
+        columns = {category: changes[category][key]}
+    parts, num_queries = [], 0
+    for category, column in columns.items():
+        spoken_of = ~np.isnan(column)
+        count = int(spoken_of.sum())
+        parts.append(np.bincount(groups[category][spoken_of], column[spoken_of] / (count * len(columns))))
+        num_queries += count
+    return np.concatenate(parts), num_queries
 
 
 def _over_seeds(a: Sequence[Run], b: Sequence[Run], metric: str) -> OverSeeds | None:

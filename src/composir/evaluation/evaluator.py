@@ -39,6 +39,8 @@ class Embedder(Protocol):
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch *parts dim"]:
         """Return the query embedding of every pair of reference image and sentence; ``""`` is no sentence.
 
+        A query that has several reference images is asked with each, and its embedding is the mean.
+
         One vector, or several whose scores are added up, always the same number.
         """
         ...
@@ -77,6 +79,11 @@ def evaluate(
     kinds = KINDS if baselines else (COMPOSED,)
     if rerank and not isinstance(embedder, Matcher):
         raise ComposirError("this model scores no pairs, and cannot re-rank", fix="leave out --rerank")
+    if rerank and any(query.further_references for split in splits for query in split.queries):
+        raise ComposirError(
+            f"queries of {splits[0].dataset} have several reference images, and re-ranking takes one",
+            fix="leave out --rerank",
+        )
     rankings = rank_splits(
         embedder, splits, kinds=kinds, depth=max(DEPTH, rerank), batch_size=batch_size, progress=progress
     )
@@ -161,13 +168,14 @@ def _embed_gallery(embedder: Embedder, split: Split, batches: _Batches) -> Tenso
 
 
 def _embed_composed(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:
-    paths = [split.images[query.reference] for query in split.queries]
-    texts = [query.text for query in split.queries]
-    return batches.embed("queries", len(paths), lambda part: embedder.embed_queries(paths[part], texts[part]))
+    asked = [(split.images[name], query.text) for query in split.queries for name in query.references]
+    paths, texts = [path for path, _ in asked], [text for _, text in asked]
+    embeddings = batches.embed("queries", len(paths), lambda part: embedder.embed_queries(paths[part], texts[part]))
+    return _mean_over_references(embeddings, split)
 
 
 def _embed_image_only(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:
-    references = [query.reference for query in split.queries]
+    references = [name for query in split.queries for name in query.references]
     names = list(dict.fromkeys(references))  # each reference once: without a sentence its queries are one
     paths = [split.images[name] for name in names]
     embeddings = batches.embed(
@@ -176,7 +184,20 @@ def _embed_image_only(embedder: Embedder, split: Split, batches: _Batches) -> Te
         lambda part: embedder.embed_queries(paths[part], [""] * len(paths[part])),
     )
     place_by_name = {name: place for place, name in enumerate(names)}
-    return embeddings[[place_by_name[reference] for reference in references]]
+    return _mean_over_references(embeddings[[place_by_name[reference] for reference in references]], split)
+
+
+def _mean_over_references(
+    embeddings: Float[Tensor, "asked *parts dim"], split: Split
+) -> Float[Tensor, "num_queries *parts dim"]:
+    """Return every query's embedding, given one for each of its references, query after query.
+
+    The mean of several is not normalised: how long a query's embedding is does not change its ranking.
+    """
+    if not any(query.further_references for query in split.queries):
+        return embeddings
+    own = embeddings.split([len(query.references) for query in split.queries])
+    return torch.stack([rows.float().mean(dim=0) for rows in own])
 
 
 def _embed_text_only(embedder: Embedder, split: Split, batches: _Batches) -> Tensor:

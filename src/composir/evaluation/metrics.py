@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,20 @@ from composir.data.datasets import DATASETS
 from composir.data.triplets import Split
 from composir.errors import ComposirError, nearest
 from composir.evaluation.ranking import Ranking, check_gallery, describe, first_ranks, hits
+from composir.evaluation.values import (
+    Metric,
+    any_found,
+    average_precision,
+    hit_by_round,
+    last_round,
+    negative_rate,
+    num_targets,
+    of_groups,
+    precision_at,
+    target_found,
+    whole_precision,
+    within,
+)
 from composir.tables import Table
 
 METRIC_VERSION = "1"
@@ -21,8 +35,8 @@ NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 DRAWS_PER_BLOCK = 2**22
 """Resampled queries counted at once: 32 MB."""
-ASPECT_K = 10
-"""CIRCO reports the mean average precision of every semantic aspect at this K."""
+NUM_ROUNDS = 4
+"""Sessions of MT-FashionIQ have no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +48,7 @@ class MetricProtocol:
     recall_ks: tuple[int, ...]
     """The K of ``recall_at_K``: the share of queries whose annotated target is among the best K."""
     any_target: bool = False
-    """Whether recall counts any right answer (Fashion200k) instead of the annotated one alone."""
+    """Whether recall counts any right answer (Fashion200k, PinPoint) instead of the annotated one alone."""
     subset_ks: tuple[int, ...] = ()
     """The K of ``recall_subset_at_K``: the same among the members of the query's subset alone."""
     subsets_required: bool = True
@@ -42,7 +56,10 @@ class MetricProtocol:
     map_ks: tuple[int, ...] = ()
     """The K of ``map_at_K``: the mean over queries of the average precision over all right answers (CIRCO)."""
     others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """The K of ``NAME_at_K`` for further metrics, by their name in ``METRICS``."""
+    """The K of ``NAME_at_K`` for further metrics, by their name in ``METRICS``; without a K the figure is ``NAME``,
+    over the whole gallery."""
+    by_aspect: str = ""
+    """The figure that is also given for every aspect of the queries, as ``ASPECT.FIGURE``; empty for none."""
     means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Figures that are the arithmetic mean of others, by name."""
     solved_k: int = 10
@@ -54,11 +71,16 @@ class MetricProtocol:
         maps = tuple(f"map_at_{k}" for k in self.map_ks)
         recalls = tuple(f"recall_at_{k}" for k in self.recall_ks)
         subset_recalls = tuple(f"recall_subset_at_{k}" for k in self.subset_ks)
-        others = tuple(f"{name}_at_{k}" for name, ks in self.others.items() for k in ks)
+        others = tuple(key for name, ks in self.others.items() for key in _other_keys(name, ks))
         return (*maps, *recalls, *subset_recalls, *others, *self.means)
 
 
+def _other_keys(name: str, ks: Sequence[int]) -> tuple[str, ...]:
+    return tuple(f"{name}_at_{k}" for k in ks) or (name,)
+
+
 _CIRR_RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
+_PARAPHRASE_METRICS = ("paraphrase_best", "paraphrase_worst", "paraphrase_deviation")
 _CIRR_SUBSET_RECALLS = ("recall_subset_at_1", "recall_subset_at_2", "recall_subset_at_3")
 
 PROTOCOLS: Table[MetricProtocol] = Table(
@@ -78,7 +100,9 @@ PROTOCOLS: Table[MetricProtocol] = Table(
             recall_ks=(10, 50),
             means={"mean_r10_r50": ("recall_at_10", "recall_at_50")},
         ),
-        "CIRCO": MetricProtocol(primary="map_at_10", recall_ks=(5, 10, 25, 50), map_ks=(5, 10, 25, 50)),
+        "CIRCO": MetricProtocol(
+            primary="map_at_10", recall_ks=(5, 10, 25, 50), map_ks=(5, 10, 25, 50), by_aspect="map_at_10"
+        ),
         "GeneCIS": MetricProtocol(primary="recall_at_1", recall_ks=(1, 2, 3), solved_k=1),
         "Fashion200k": MetricProtocol(
             primary="mean_r10_r50",
@@ -92,24 +116,75 @@ PROTOCOLS: Table[MetricProtocol] = Table(
             means={"mean_r1_r10_r50": ("recall_at_1", "recall_at_10", "recall_at_50")},
         ),
         "LaSCo": MetricProtocol(primary="recall_at_10", recall_ks=(1, 5, 10, 50)),
+        "i-CIR": MetricProtocol(
+            primary="instance_map",
+            recall_ks=(1, 5, 10, 50),
+            any_target=True,
+            others={"map": (), "instance_map": (), "instance_worst_map": ()},
+        ),
+        "PinPoint": MetricProtocol(
+            primary="map_at_10",
+            recall_ks=(1, 10, 50),
+            any_target=True,
+            map_ks=(10,),
+            others=dict.fromkeys(("negative_rate", *_PARAPHRASE_METRICS), (10,)),
+            by_aspect="map_at_10",
+        ),
+        "EDIR": MetricProtocol(
+            primary="recall_at_1", recall_ks=(1, 5, 10), others={"negative_rate": (10,)}, by_aspect="recall_at_1"
+        ),
+        "MT-FashionIQ": MetricProtocol(
+            primary="mean_last_r5_r8",
+            recall_ks=(5, 8, 10),
+            others={"last_round_recall": (5, 8)} | {f"hits_round_{n}": (10,) for n in range(1, NUM_ROUNDS + 1)},
+            means={"mean_last_r5_r8": ("last_round_recall_at_5", "last_round_recall_at_8")},
+        ),
+        "OACIRR": MetricProtocol(
+            primary="mean_rid1_r1_r5",
+            recall_ks=(1, 5, 10, 50),
+            others={"instance_recall": (1, 3, 5)},
+            means={"mean_rid1_r1_r5": ("instance_recall_at_1", "recall_at_1", "recall_at_5")},
+        ),
         "own": MetricProtocol(
             primary="recall_at_10", recall_ks=(1, 5, 10, 50), subset_ks=(1, 2, 3), subsets_required=False
         ),
     },
 )
 
-Metric = Callable[[Ranking, int], Float64[np.ndarray, " num_queries"]]
-METRICS: Table[Metric] = Table("metrics", {})
+METRICS: Table[Metric] = Table(
+    "metrics",
+    {
+        "map": whole_precision,
+        "instance_map": of_groups(whole_precision, np.mean),
+        "instance_recall": any_found,
+        "instance_worst_map": of_groups(whole_precision, np.min),
+        "negative_rate": negative_rate,
+        "paraphrase_best": of_groups(precision_at, np.max),
+        "paraphrase_worst": of_groups(precision_at, np.min),
+        "paraphrase_deviation": of_groups(precision_at, np.std),
+        "last_round_recall": of_groups(target_found, last_round),
+        **{
+            f"hits_round_{number}": of_groups(target_found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)
+        },
+    },
+)
 """Further metrics by name: each query's own value of ``NAME_at_K``, of its ranking and K; a protocol's ``others`` says
-where they are measured. Recall and average precision are computed by ``per_query`` itself."""
+where they are measured. Recall and average precision at K are computed by ``per_query`` itself."""
+LOWER_IS_BETTER = ("negative_rate", "paraphrase_deviation")
+"""The metrics of which less is better."""
 
 _LABELS = {
     "mean_r5_rs1": "mean(R@5+R_s@1)",
     "mean_of_seven": "mean of all seven",
     "mean_r10_r50": "mean(R@10+R@50)",
     "mean_r1_r10_r50": "mean(R@1+R@10+R@50)",
+    "mean_last_r5_r8": "mean(R@5+R@8) of last rounds",
+    "mean_rid1_r1_r5": "mean(R_ID@1+R@1+R@5)",
+    "map": "mAP",
+    "instance_map": "mAP per instance",
+    "instance_worst_map": "worst mAP per instance",
 }
-_PREFIXES = {"recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
+_PREFIXES = {"instance_recall_at_": "R_ID@", "recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
 
 
 def protocol_of(dataset: str) -> MetricProtocol:
@@ -129,18 +204,26 @@ def protocol_of(dataset: str) -> MetricProtocol:
 
 
 def metric_label(key: str) -> str:
-    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``."""
+    """Return the field's name of a metric key: ``R@5``, ``R_s@1``, ``mean(R@5+R_s@1)``, ``dress R@10``.
+
+    An arrow stands behind one of which less is better: ``negative rate@10 ↓``.
+    """
     category, _, name = key.rpartition(".")
     name = _LABELS.get(name, name)
     for prefix, short in _PREFIXES.items():
         name = re.sub(f"^{prefix}", short, name)
     for other in METRICS:
-        name = re.sub(f"^{other}_at_", f"{other}@", name)
-    return f"{category} {name}".strip()
+        name = re.sub(f"^{other}_at_", f"{other.replace('_', ' ')}@", name)
+    return f"{category} {name}{' ↓' if lower_is_better(key) else ''}".strip()
+
+
+def lower_is_better(key: str) -> bool:
+    """Return whether less of a figure is better."""
+    return key.rpartition(".")[2].partition("_at_")[0] in LOWER_IS_BETTER
 
 
 def check_scorable(splits: Sequence[Split]) -> None:
-    """Return nothing; raise ``ComposirError`` unless rankings of ``splits`` can be scored together.
+    """Raise ``ComposirError`` unless rankings of ``splits`` can be scored together.
 
     They must be categories of one split of one data set, under the same rules, each once, and every
     query must have its targets, and its subset where the data set measures one, in the gallery.
@@ -174,18 +257,19 @@ def check_scorable(splits: Sequence[Split]) -> None:
 def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]]:
     """Return every query's own value of every figure of its data set, by metric key.
 
-    A value is NaN where the figure does not speak of the query (an aspect that it does not have). Recall counts
-    the annotated target alone, as the official evaluators of CIRR, FashionIQ and CIRCO do (Fashion200k: any
-    right answer); average precision counts all right answers (see ``average_precision``). A mean is the mean of
+    A value is NaN where the figure does not speak of the query: an aspect that it does not have, or a figure of its
+    whole group, which stands at the group's first query. Recall counts the annotated target alone, as the official
+    evaluators of CIRR, FashionIQ and CIRCO do (``any_target``: any right answer); average precision counts all right
+    answers (see ``average_precision``). A mean is the mean of
     the query's own values, so the mean over queries of any entry is the published figure. Figures that the
-    ranking does not hold (subsets that are not known, K beyond its depth) are left out.
+    ranking does not hold (subsets that are not known, K beyond its depth) or that speak of no query are left out.
     """
     split = ranking.split
     check_scorable([split])
     protocol = protocol_of(split.dataset)
     depth = ranking.top.shape[1]
     right = hits(ranking)
-    values = {f"map_at_{k}": average_precision(right, _num_targets(split), k) for k in protocol.map_ks if k <= depth}
+    values = {f"map_at_{k}": average_precision(right, num_targets(split), k) for k in protocol.map_ks if k <= depth}
     values |= recalls(ranking, [k for k in protocol.recall_ks if k <= depth])
     if protocol.subset_ks and all(ranking.subset):
         subset_ranks = np.array(
@@ -194,17 +278,19 @@ def per_query(ranking: Ranking) -> dict[str, Float64[np.ndarray, " num_queries"]
                 for order, query in zip(ranking.subset, split.queries, strict=True)
             ]
         )
-        values |= {f"recall_subset_at_{k}": _within(subset_ranks, k) for k in protocol.subset_ks}
+        values |= {f"recall_subset_at_{k}": within(subset_ranks, k) for k in protocol.subset_ks}
     for name, ks in protocol.others.items():
-        values |= {f"{name}_at_{k}": METRICS[name](ranking, k) for k in ks if k <= depth}
+        others = {f"{name}_at_{k}": METRICS[name](ranking, k) for k in ks if k <= depth}
+        if not ks:
+            others[name] = METRICS[name](ranking, len(split.gallery))
+        values |= {key: value for key, value in others.items() if not np.isnan(value).all()}
     for name, parts in protocol.means.items():
         if all(part in values for part in parts):
             values[name] = np.mean([values[part] for part in parts], axis=0)
-    if protocol.map_ks and depth >= ASPECT_K:
-        precision = average_precision(right, _num_targets(split), ASPECT_K)
+    if protocol.by_aspect in values:
         for aspect in sorted({aspect for query in split.queries for aspect in query.aspects}):
             has_aspect = np.array([aspect in query.aspects for query in split.queries])
-            values[f"{aspect}.map_at_{ASPECT_K}"] = np.where(has_aspect, precision, np.nan)
+            values[f"{aspect}.{protocol.by_aspect}"] = np.where(has_aspect, values[protocol.by_aspect], np.nan)
     return values
 
 
@@ -212,19 +298,7 @@ def recalls(ranking: Ranking, ks: Iterable[int]) -> dict[str, Float64[np.ndarray
     """Return whether each query's target (Fashion200k: any) is among the best K, 1 or 0, as ``recall_at_K``."""
     any_target = protocol_of(ranking.split.dataset).any_target
     ranks = first_ranks(hits(ranking, annotated_only=not any_target))
-    return {f"recall_at_{k}": _within(ranks, k) for k in ks}
-
-
-def average_precision(
-    hits: Bool[np.ndarray, "num_queries depth"], num_targets: Int64[np.ndarray, " num_queries"], k: int
-) -> Float64[np.ndarray, " num_queries"]:
-    """Return AP@K: the sum over i <= K of precision(i) * rel(i), divided by min(number of right answers, K).
-
-    Source: the official evaluator of CIRCO (Baldrati et al., ICCV 2023, arXiv 2303.15247).
-    """
-    best = hits[:, :k]
-    precision = best.cumsum(axis=1) / np.arange(1, best.shape[1] + 1)  # (num_queries, k)
-    return (precision * best).sum(axis=1) / np.minimum(num_targets, k)
+    return {f"recall_at_{k}": within(ranks, k) for k in ks}
 
 
 def solved(ranking: Ranking) -> Bool[np.ndarray, " num_queries"]:
@@ -250,19 +324,22 @@ def averages(values_by_category: Mapping[str, Mapping[str, Float64[np.ndarray, "
 
 def intervals(
     values_by_category: Mapping[str, Mapping[str, Float64[np.ndarray, " _"]]],
+    groups_by_category: Mapping[str, Int64[np.ndarray, " _"]] | None = None,
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Return the 95 % percentile bootstrap interval of every figure that ``averages`` returns.
 
-    Queries are drawn with replacement within their category (stratified), the same draws for all metrics
-    (Efron, 1979). Where all queries have the same value the interval is that value.
+    Groups of queries (``group_numbers``; without, every query is one) are drawn whole and with replacement within
+    their category (stratified), the same draws for all metrics (Efron, 1979; of groups: Davison and Hinkley, 1997,
+    section 3.8). Where all queries have the same value the interval is that value.
     """
     rng = np.random.default_rng(seed)
     draws = {}
     for category, values in values_by_category.items():
-        resampled = bootstrap(np.stack(list(values.values()), axis=1), num_resamples, rng)
+        groups = None if groups_by_category is None else groups_by_category[category]
+        resampled = bootstrap(np.stack(list(values.values()), axis=1), num_resamples, rng, groups)
         draws[category] = dict(zip(values, resampled.T, strict=True))
     tail = (1 - CONFIDENCE) / 2
     return {
@@ -272,34 +349,41 @@ def intervals(
 
 
 def bootstrap(
-    values: Float64[np.ndarray, "num_queries num_metrics"], num_resamples: int, rng: np.random.Generator
+    values: Float64[np.ndarray, "num_queries num_metrics"],
+    num_resamples: int,
+    rng: np.random.Generator,
+    groups: Int64[np.ndarray, " num_queries"] | None = None,
 ) -> Float64[np.ndarray, "num_resamples num_metrics"]:
-    """Return the means over ``num_resamples`` draws of queries with replacement, the same draws for all columns.
+    """Return the means over ``num_resamples`` draws with replacement, the same draws for all columns.
 
-    NaN entries do not count in their column; a draw that holds nothing else gives NaN.
+    What is drawn are queries, or ``groups`` of them, whole. NaN entries do not count in their column; a draw that holds
+    nothing else gives NaN.
     """
-    num_queries = len(values)
-    counted = ~np.isnan(values)
+    counted = (~np.isnan(values)).astype(np.float64)
     sums = np.where(counted, values, 0.0)
-    rows_per_block = max(1, DRAWS_PER_BLOCK // num_queries)
+    if groups is not None:
+        sums, counted = _over_rows(sums, groups), _over_rows(counted, groups)
+    num_drawn = len(sums)
+    rows_per_block = max(1, DRAWS_PER_BLOCK // num_drawn)
     blocks = []
     for start in range(0, num_resamples, rows_per_block):
         num_rows = min(rows_per_block, num_resamples - start)
-        drawn = rng.integers(0, num_queries, (num_rows, num_queries))
-        cells = drawn + num_queries * np.arange(num_rows)[:, None]
-        counts = np.bincount(cells.ravel(), minlength=num_rows * num_queries).reshape(num_rows, num_queries)
+        drawn = rng.integers(0, num_drawn, (num_rows, num_drawn))
+        cells = drawn + num_drawn * np.arange(num_rows)[:, None]
+        counts = np.bincount(cells.ravel(), minlength=num_rows * num_drawn).reshape(num_rows, num_drawn)
         weights = counts.astype(np.float64)
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as said
-            blocks.append(weights @ sums / (num_queries if counted.all() else weights @ counted))
+            blocks.append(weights @ sums / (num_drawn if (counted == 1).all() else weights @ counted))
     return np.concatenate(blocks)
 
 
-def _num_targets(split: Split) -> Int64[np.ndarray, " num_queries"]:
-    return np.array([len(query.targets) for query in split.queries], dtype=np.int64)
-
-
-def _within(ranks: np.ndarray, k: int) -> Float64[np.ndarray, " num_queries"]:
-    return ((ranks >= 1) & (ranks <= k)).astype(np.float64)
+def _over_rows(
+    columns: Float64[np.ndarray, "num_queries num_metrics"], groups: Int64[np.ndarray, " num_queries"]
+) -> Float64[np.ndarray, "num_groups num_metrics"]:
+    """Return the sums of the rows of every group."""
+    sums = np.zeros((groups.max() + 1, columns.shape[1]))
+    np.add.at(sums, groups, columns)
+    return sums
 
 
 def _over_categories(
@@ -321,6 +405,7 @@ def _check_same_rules(splits: Sequence[Split]) -> None:
         "gallery rule": {split.gallery_rule for split in splits},
         "reference rule": {split.exclude_reference for split in splits},
         "text rule": {split.text_rule for split in splits},
+        "query rule": {split.query_rule for split in splits},
     }
     for rule, found in rules.items():
         if len(found) > 1:

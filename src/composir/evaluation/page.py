@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from jinja2 import Environment, StrictUndefined
 from PIL import Image, ImageOps
 
 from composir.data.images import read_image
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError
 from composir.evaluation.beside import published_beside
-from composir.evaluation.metrics import averages, intervals, metric_label, protocol_of, recalls, solved
+from composir.evaluation.html import render, write_html
+from composir.evaluation.metrics import averages, intervals, protocol_of, recalls, solved
 from composir.evaluation.published import Published
 from composir.evaluation.ranking import PADDING, Ranking, first_ranks, hits
-from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result
+from composir.evaluation.result import COMPOSED, IMAGE_ONLY, TEXT_ONLY, Result, groups_of
 from composir.evaluation.sheet import NUM_SHOWN, Retrieved, retrieved
-from composir.files import write_text
 
 PAGE = "index.html"
 NUM_QUERIES = 10
@@ -52,41 +49,19 @@ def write_page(result: Result, folder: Path, *, num_queries: int = NUM_QUERIES) 
     without a data root) names stand for the pictures; a picture that cannot be read leaves a marked gap, and the page
     says why. The same result gives the same bytes. Raises ``ComposirError`` where the file cannot be written.
     """
-    html = _render(result, num_queries)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PAGE, html)
-    except OSError as error:
-        raise ComposirError(
-            f"the report cannot be written ({error.strerror})",
-            file=folder / PAGE,
-            expected="a folder that is there or can be made, and can be written to",
-            fix="name another folder",
-        ) from error
-    return folder / PAGE
+    return write_html(_render(result, num_queries), folder / PAGE)
 
 
 def _render(result: Result, num_queries: int) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "label": metric_label,
-        "kind": lambda kind: kind.replace("_", " "),
-        "percent": lambda value: f"{100 * value:.2f}",
-        "points": lambda value: f"{100 * value:+.2f}".replace("-", "−"),
-        "count": lambda number: f"{number:,}",
-    }
-    template = environment.from_string(_own_file("page.html.jinja"))
-    style = _own_file("page.css")
     pictures = _Pictures()
     splits = [ranking.split for ranking in result.rankings[COMPOSED]]
     published = published_beside(result)
     key = result.primary if result.primary in result.metrics else next(iter(result.metrics))
-    html = template.render(
+    return render(
+        "composir.evaluation",
         result=result,
         fields=result.signature_fields,
         key=key,
-        style=style,
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         published=published,
         published_keys=_published_keys(published),
         k=protocol_of(splits[0].dataset).solved_k,
@@ -94,23 +69,19 @@ def _render(result: Result, num_queries: int) -> str:
         num_shown=NUM_SHOWN,
         misses=_examples(result, _hardest_misses(result)[:num_queries], pictures),
         hits=_examples(result, _best_hits(result)[:num_queries], pictures),
-        by_length=_by_length(result, key),
+        length_key=_length_key(result, key),
+        by_length=_by_length(result, _length_key(result, key)),
         by_part=_by_part(result, key),
         by_place=_by_place(result),
         image_sets=_hardest_sets(result, pictures),
         num_members=max(len(query.subset) for split in splits for query in split.queries),
         pictures=pictures,
     )
-    return html.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
 
 
 def _published_keys(published: Sequence[tuple[Published, tuple[str, ...]]]) -> list[str]:
     """Return the metrics that any of the rows states, without those of single categories."""
     return [key for key in dict.fromkeys(key for row, _ in published for key in row.figures) if "." not in key]
-
-
-def _own_file(name: str) -> str:
-    return resources.files("composir.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -218,7 +189,7 @@ def _curve(kind: str, rankings: Sequence[Ranking], across: dict[int, float]) -> 
     by_k = {k: figures[f"recall_at_{k}"] for k in across}
     band = ""
     if kind == COMPOSED:
-        sure = intervals(values)
+        sure = intervals(values, groups_of(rankings))
         lows = [(across[k], 100 - 100 * sure[f"recall_at_{k}"][0]) for k in across]
         highs = [(across[k], 100 - 100 * sure[f"recall_at_{k}"][1]) for k in across]
         band = _points([*highs, *reversed(lows)])
@@ -251,7 +222,7 @@ class _Example:
     id: str
     category: str
     sentence: str
-    reference: _Thumbnail
+    references: list[_Thumbnail]
     images: list[tuple[Retrieved, _Thumbnail]]
     ranks: dict[str, str]
     """The rank of the first right answer, by kind."""
@@ -309,7 +280,7 @@ def _examples(result: Result, places: Sequence[Place], pictures: _Pictures) -> l
                 id=query.id,
                 category=ranking.split.category,
                 sentence=query.text,
-                reference=pictures.thumbnail(ranking.split, query.reference),
+                references=[pictures.thumbnail(ranking.split, name) for name in query.references],
                 images=[(image, pictures.thumbnail(ranking.split, image.name)) for image in retrieved(ranking, row)],
                 ranks={
                     kind: _rank_text(ranks[number][row], ranking.top.shape[1]) for kind, ranks in ranks_by_kind.items()
@@ -340,11 +311,17 @@ class _Group:
     """Queries whose target is not among the best few; None where the gallery was not ranked."""
 
 
+def _length_key(result: Result, key: str) -> str:
+    """Return the figure that is shown by length: the main one, or the first recall where that is of whole groups."""
+    speaks_of_all = not any(np.isnan(part[key]).any() for part in result.values().values())
+    return key if speaks_of_all else next(name for name in result.metrics if name.startswith("recall_at_"))
+
+
 def _by_length(result: Result, key: str) -> list[_Group]:
     """Return the figure by number of words of the sentence, in bins of about as many queries each."""
     lengths = np.array([len(query.text.split()) for _, query in _queries(result)])
     values = {kind: np.concatenate([part[key] for part in result.values(kind).values()]) for kind in result.rankings}
-    missed = _missed(result)
+    missed, numbers = _missed(result), _group_numbers(result)
     ends = [-(-len(lengths) * number // NUM_LENGTH_BINS) - 1 for number in range(1, NUM_LENGTH_BINS + 1)]
     longest = np.unique(np.sort(lengths)[ends]).tolist()
     groups = []
@@ -356,6 +333,7 @@ def _by_length(result: Result, key: str) -> list[_Group]:
             _group(
                 f"{words} {'word' if last == 1 else 'words'}",
                 {kind: value[chosen] for kind, value in values.items()},
+                numbers[chosen],
                 None if missed is None else missed[chosen],
             )
         )
@@ -398,6 +376,7 @@ def _by_place(result: Result) -> list[_Group]:
             share = _group(
                 f"{place}" if place else f"below {num_places}",
                 {kind: (found == place).astype(np.float64) for kind, found in places.items()},
+                _group_numbers(result),
                 None if missed is None else missed & chosen,
             )
             groups.append(replace(share, num_queries=int(chosen.sum())))
@@ -407,10 +386,12 @@ def _by_place(result: Result) -> list[_Group]:
 def _group(
     label: str,
     values: dict[str, Float64[np.ndarray, " chosen"]],
+    numbers: Int64[np.ndarray, " chosen"],
     missed: Bool[np.ndarray, " _"] | None,
 ) -> _Group:
     """Return the mean of each kind's values, pooled over categories, with the interval of the composed one."""
-    low, high = intervals({"": {"figure": values[COMPOSED]}})["figure"]
+    drawn = np.unique(numbers, return_inverse=True)[1]
+    low, high = intervals({"": {"figure": values[COMPOSED]}}, {"": drawn})["figure"]
     means = {kind: float(value.mean()) for kind, value in values.items()}
     return _Group(
         label,
@@ -425,6 +406,15 @@ def _group(
 
 def _queries(result: Result) -> list[tuple[Split, Query]]:
     return [(ranking.split, query) for ranking in result.rankings[COMPOSED] for query in ranking.split.queries]
+
+
+def _group_numbers(result: Result) -> Int64[np.ndarray, " num_queries"]:
+    """Return the number of every query's group, over all categories."""
+    numbers, start = [], 0
+    for own in groups_of(result.rankings[COMPOSED]).values():
+        numbers.append(own + start)
+        start += int(own.max()) + 1
+    return np.concatenate(numbers)
 
 
 def _missed(result: Result) -> Bool[np.ndarray, " num_queries"] | None:

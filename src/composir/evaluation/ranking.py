@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ KEYS_PER_BLOCK = 2**22
 
 _EXCLUDED = torch.iinfo(torch.int64).min
 _PLACE_BITS = 30
-_OTHER, _FURTHER_TARGET, _ANNOTATED_TARGET = 2, 1, 0
+_NEGATIVE, _OTHER, _FURTHER_TARGET, _ANNOTATED_TARGET = 3, 2, 1, 0
 _NO_TARGET = -2
 
 
@@ -41,15 +41,19 @@ class Ranking:
     that does not hold the target."""
     subset: tuple[tuple[str, ...], ...]
     """Every query's subset members by name, best first; empty where the query has none or they are not known."""
+    right_ranks: Int64[np.ndarray, "num_queries num_right"] | None = None
+    """The rank of every right answer, in the order of ``Query.targets``, 0 as in ``target_ranks`` and behind the last;
+    None but where all queries have galleries of their own, which are small enough to be ranked whole."""
 
 
 def rank(similarity: Float[Tensor, "num_queries gallery"], split: Split, *, depth: int = DEPTH) -> Ranking:
     """Return the ``depth`` best images of every query and the order of its subset members.
 
     ``similarity`` has a row per ``split.queries`` and a column per ``split.gallery``; it is read as float32.
-    The reference is left out where ``split.exclude_reference`` says so, and so are images outside the query's
+    The references are left out where ``split.exclude_reference`` says so, and so are images outside the query's
     own gallery where it has one. Images with equal scores come in
-    the order of the gallery, except that right answers come after all others and the annotated one last:
+    the order of the gallery, except that explicit negatives come first, right answers after all others, the annotated
+    one last:
     a scorer that cannot tell images apart never profits from their order.
 
     Raises ``ComposirError`` where a score is NaN or the shape is not the split's, and what
@@ -66,7 +70,8 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
     check_gallery(split)
     place_by_name = {name: place for place, name in enumerate(split.gallery)}
     rows_per_block = max(1, KEYS_PER_BLOCK // len(split.gallery))
-    top, scores, target_ranks, subset = [], [], [], []
+    top, scores, target_ranks, subset, right_ranks = [], [], [], [], []
+    has_own_galleries = all(query.gallery for query in split.queries)
     num_ranked = 0
     for block in blocks:
         for rows in block.float().cpu().split(rows_per_block):  # a GPU is waited for once a block
@@ -78,6 +83,8 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
             scores.append(block_scores)
             target_ranks.extend(_rank_targets(keys, queries, place_by_name))
             subset.extend(_order_subsets(keys, queries, place_by_name))
+            if has_own_galleries:
+                right_ranks.extend(_rank_right_answers(keys, queries, place_by_name))
             num_ranked += len(rows)
     if num_ranked != len(split.queries):
         raise _shape_error(f"{num_ranked} rows", split)
@@ -87,7 +94,29 @@ def rank_blocks(blocks: Iterable[Float[Tensor, "_ gallery"]], split: Split, *, d
         scores=torch.cat(scores).numpy(),
         target_ranks=np.array(target_ranks, dtype=np.int64),
         subset=tuple(subset),
+        right_ranks=pad_ranks(right_ranks) if has_own_galleries else None,
     )
+
+
+def select(ranking: Ranking, chosen: Bool[np.ndarray, " num_queries"]) -> Ranking:
+    """Return the ranking of the chosen queries alone, of which there must be one."""
+    queries = tuple(query for query, keep in zip(ranking.split.queries, chosen, strict=True) if keep)
+    return Ranking(
+        replace(ranking.split, queries=queries),
+        top=ranking.top[chosen],
+        scores=ranking.scores[chosen],
+        target_ranks=ranking.target_ranks[chosen],
+        subset=tuple(order for order, keep in zip(ranking.subset, chosen, strict=True) if keep),
+        right_ranks=None if ranking.right_ranks is None else ranking.right_ranks[chosen],
+    )
+
+
+def pad_ranks(rows: Sequence[Sequence[int]]) -> Int64[np.ndarray, "num_queries num_right"]:
+    """Return ranks of right answers as ``Ranking.right_ranks`` holds them."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for row, ranks in enumerate(rows):
+        padded[row, : len(ranks)] = ranks
+    return padded
 
 
 def hits(ranking: Ranking, *, annotated_only: bool = False) -> Bool[np.ndarray, "num_queries depth"]:
@@ -114,7 +143,7 @@ def first_ranks(hits: Bool[np.ndarray, "num_queries depth"]) -> Int64[np.ndarray
 
 
 def check_gallery(split: Split) -> None:
-    """Return nothing; raise ``ProblemsError`` naming every target, candidate and subset member outside the gallery.
+    """Raise ``ProblemsError`` naming what a query has outside the gallery: candidates, targets, others.
 
     A split without queries or without a gallery is a ``ComposirError``.
     """
@@ -130,7 +159,8 @@ def check_gallery(split: Split) -> None:
     for query in split.queries:
         own = set(query.gallery)
         roles = (("candidate", query.gallery, gallery), ("target", query.targets, own or gallery))
-        for role, names, known in (*roles, ("subset member", query.subset, own or gallery)):
+        roles += (("negative", query.negatives, own or gallery), ("subset member", query.subset, own or gallery))
+        for role, names, known in roles:
             problems += [
                 Problem(
                     file=describe(split),
@@ -163,6 +193,8 @@ def _sort_keys(
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)  # as integers in the order of the floats
     roles = torch.full(rows.shape, _OTHER)
     for row, query in enumerate(queries):
+        for negative in query.negatives:
+            roles[row, place_by_name[negative]] = _NEGATIVE
         for target in query.targets[1:]:
             roles[row, place_by_name[target]] = _FURTHER_TARGET
         if query.targets:
@@ -174,8 +206,9 @@ def _sort_keys(
             outside = torch.ones(num_images, dtype=torch.bool)
             outside[[place_by_name[name] for name in query.gallery]] = False
             keys[row, outside] = _EXCLUDED
-        if exclude_reference and query.reference in place_by_name:
-            keys[row, place_by_name[query.reference]] = _EXCLUDED
+        for reference in query.references if exclude_reference else ():
+            if reference in place_by_name:
+                keys[row, place_by_name[reference]] = _EXCLUDED
     return keys
 
 
@@ -202,6 +235,19 @@ def _rank_targets(
     ranks = (keys > target_keys).sum(dim=1) + 1
     known = torch.tensor([bool(query.targets) for query in queries]).bool() & (target_keys[:, 0] != _EXCLUDED)
     return ranks.where(known, 0).tolist()
+
+
+def _rank_right_answers(
+    keys: Int64[Tensor, "block gallery"], queries: tuple[Query, ...], place_by_name: dict[str, int]
+) -> list[list[int]]:
+    """Return the rank of every right answer among the query's own gallery, 0 for one that is left out."""
+    ranked = []
+    for row, query in enumerate(queries):
+        own = keys[row, [place_by_name[name] for name in query.gallery]]
+        right = keys[row, [place_by_name[name] for name in query.targets]]
+        ranks = (own[:, None] > right).sum(dim=0) + 1
+        ranked.append(ranks.where(right != _EXCLUDED, 0).tolist())
+    return ranked
 
 
 def _order_subsets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
@@ -84,9 +85,11 @@ def _rerank(  # noqa: PLR0917
     new_top, new_scores = ranking.top.copy(), np.full(ranking.top.shape, np.nan, np.float32)
     new_scores[new_top == PADDING] = -np.inf
     target_ranks, subsets = ranking.target_ranks.copy(), []
+    right_ranks = None if ranking.right_ranks is None else ranking.right_ranks.copy()
     for row, (question, query) in enumerate(zip(questions, split.queries, strict=True)):
         known = scores[question]
-        role_by_place = {place_by_name[name]: 1 for name in query.targets}  # right answers after others
+        role_by_place = {place_by_name[name]: -1 for name in query.negatives}  # before others, right answers after
+        role_by_place |= {place_by_name[name]: 1 for name in query.targets}
         if query.targets:
             role_by_place[place_by_name[query.targets[0]]] = 2
 
@@ -98,9 +101,13 @@ def _rerank(  # noqa: PLR0917
         new_scores[row, : len(best)] = [known[place] for place in best]
         if query.targets and place_by_name[query.targets[0]] in best:
             target_ranks[row] = best.index(place_by_name[query.targets[0]]) + 1
+        if right_ranks is not None:
+            for number, name in enumerate(query.targets):
+                if place_by_name[name] in best:
+                    right_ranks[row, number] = best.index(place_by_name[name]) + 1
         members = sorted((place_by_name[name] for name in query.subset), key=key)
         subsets.append(tuple(split.gallery[place] for place in members))
-    return _cut(Ranking(split, new_top, new_scores, target_ranks, tuple(subsets)))
+    return _cut(Ranking(split, new_top, new_scores, target_ranks, tuple(subsets), right_ranks))
 
 
 def _score(  # noqa: PLR0917
@@ -160,6 +167,4 @@ _QUESTIONS: dict[str, Callable[[Query], Question]] = {
 
 def _cut(ranking: Ranking) -> Ranking:
     """Return the ranking with no more than ``DEPTH`` images a query."""
-    return Ranking(
-        ranking.split, ranking.top[:, :DEPTH], ranking.scores[:, :DEPTH], ranking.target_ranks, ranking.subset
-    )
+    return replace(ranking, top=ranking.top[:, :DEPTH], scores=ranking.scores[:, :DEPTH])

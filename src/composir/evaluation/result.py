@@ -7,19 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 
+from composir.errors import ComposirError
 from composir.evaluation.metrics import (
     NUM_RESAMPLES,
     averages,
     check_scorable,
     intervals,
+    lower_is_better,
     per_query,
     protocol_of,
     solved,
 )
-from composir.evaluation.ranking import Ranking
+from composir.evaluation.ranking import Ranking, select
 from composir.evaluation.signature import signature_fields, signature_text
+from composir.evaluation.values import group_numbers
 
 COMPOSED, IMAGE_ONLY, TEXT_ONLY = "composed", "image_only", "text_only"
 KINDS = (COMPOSED, IMAGE_ONLY, TEXT_ONLY)
@@ -34,7 +37,7 @@ class Gain:
     """What composing adds to the better single modality."""
 
     over: str
-    """``image_only`` or ``text_only``, whichever has the higher figure."""
+    """``image_only`` or ``text_only``, whichever has the better figure."""
     delta: float
     """The composed figure minus that one."""
     low: float
@@ -159,7 +162,7 @@ def measure(
 
     ``weights_hash`` identifies the model in the signature, unless the rankings come with one, ``signature`` by
     field, as saved ones do; ``rerank`` says what the rankings were before they were re-ranked; ``seed`` is the
-    bootstrap's.
+    bootstrap's. Raises ``ComposirError`` where a baseline gives other figures.
     """
     composed = rankings[COMPOSED]
     check_scorable([ranking.split for ranking in composed])
@@ -167,12 +170,21 @@ def measure(
         kind: {ranking.split.category: per_query(ranking) for ranking in ranked} for kind, ranked in rankings.items()
     }
     figures = {kind: averages(values) for kind, values in values_by_kind.items()}
-    audited = all(kind in rankings for kind in KINDS)
+    groups = groups_of(composed)
+    for kind, metrics in figures.items():
+        if metrics.keys() != figures[COMPOSED].keys():
+            raise ComposirError(
+                f"the {kind.replace('_', ' ')} ranking gives other figures than the composed one",
+                expected="files of predictions of the same kinds, with lists of the same length",
+                fix="give both of CIRR's files of each, or one of each",
+            )
+    primary = protocol_of(composed[0].split.dataset).primary  # half of CIRR's files do not give it
+    audited = all(kind in rankings for kind in KINDS) and primary in figures[COMPOSED]
     return Result(
         metrics=figures[COMPOSED],
-        intervals=intervals(values_by_kind[COMPOSED], num_resamples=num_resamples, seed=seed),
+        intervals=intervals(values_by_kind[COMPOSED], groups, num_resamples=num_resamples, seed=seed),
         baselines={kind: metrics for kind, metrics in figures.items() if kind != COMPOSED},
-        audit=_audit(rankings, values_by_kind, figures, num_resamples, seed) if audited else None,
+        audit=_audit(rankings, values_by_kind, figures, groups, num_resamples, seed) if audited else None,
         signature_fields=dict(
             signature
             or signature_fields(
@@ -186,10 +198,16 @@ def measure(
     )
 
 
-def _audit(
+def groups_of(rankings: Sequence[Ranking]) -> dict[str, Int64[np.ndarray, " num_queries"]]:
+    """Return the number of every query's group, by category: what intervals draw."""
+    return {ranking.split.category: group_numbers(ranking.split) for ranking in rankings}
+
+
+def _audit(  # noqa: PLR0917
     rankings: Mapping[str, Sequence[Ranking]],
     values_by_kind: Mapping[str, Values],
     figures: Mapping[str, Mapping[str, float]],
+    groups: Mapping[str, Int64[np.ndarray, " num_queries"]],
     num_resamples: int,
     seed: int,
 ) -> Audit:
@@ -208,8 +226,8 @@ def _audit(
         num_shortcut_solvable=num_shortcut,
         num_composition_required=num_only_both,
         num_unresolved=num_queries - num_shortcut - num_only_both,
-        shortcut_free=_shortcut_free(values_by_kind[COMPOSED], shortcut),
-        gain=_gains(values_by_kind, figures, num_resamples, seed),
+        shortcut_free=_shortcut_free(rankings[COMPOSED], shortcut),
+        gain=_gains(values_by_kind, figures, groups, num_resamples, seed),
     )
 
 
@@ -217,12 +235,17 @@ def _count(found: Mapping[str, Bool[np.ndarray, " num_queries"]]) -> int:
     return sum(int(part.sum()) for part in found.values())
 
 
-def _shortcut_free(values: Values, shortcut: Mapping[str, Bool[np.ndarray, " num_queries"]]) -> dict[str, float]:
-    """Return the figures over the queries outside ``shortcut``; a category without any does not count."""
+def _shortcut_free(
+    rankings: Sequence[Ranking], shortcut: Mapping[str, Bool[np.ndarray, " num_queries"]]
+) -> dict[str, float]:
+    """Return the figures over the queries outside ``shortcut``; a category without any does not count.
+
+    They are computed anew, since what a group comes to depends on which of its queries are left.
+    """
     rest = {
-        category: {key: value[~shortcut[category]] for key, value in metrics.items()}
-        for category, metrics in values.items()
-        if not shortcut[category].all()
+        category: per_query(select(ranking, ~shortcut[category]))
+        for ranking in rankings
+        if not shortcut[category := ranking.split.category].all()
     }
     if not rest:
         return {}
@@ -234,7 +257,11 @@ def _shortcut_free(values: Values, shortcut: Mapping[str, Bool[np.ndarray, " num
 
 
 def _gains(
-    values_by_kind: Mapping[str, Values], figures: Mapping[str, Mapping[str, float]], num_resamples: int, seed: int
+    values_by_kind: Mapping[str, Values],
+    figures: Mapping[str, Mapping[str, float]],
+    groups: Mapping[str, Int64[np.ndarray, " num_queries"]],
+    num_resamples: int,
+    seed: int,
 ) -> dict[str, Gain]:
     intervals_over = {
         kind: intervals(
@@ -242,6 +269,7 @@ def _gains(
                 category: {key: value - values_by_kind[kind][category][key] for key, value in metrics.items()}
                 for category, metrics in values_by_kind[COMPOSED].items()
             },
+            groups,
             num_resamples=num_resamples,
             seed=seed,
         )
@@ -249,7 +277,8 @@ def _gains(
     }
     gains = {}
     for key, figure in figures[COMPOSED].items():
-        over = max((IMAGE_ONLY, TEXT_ONLY), key=lambda kind: figures[kind][key])
+        better = min if lower_is_better(key) else max
+        over = better((IMAGE_ONLY, TEXT_ONLY), key=lambda kind: figures[kind][key])
         low, high = intervals_over[over][key]
         gains[key] = Gain(over, figure - figures[over][key], low, high)
     return gains

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from composir.data.triplets import Query, Split
+from composir.data.triplets import ALL_QUERIES, Query, Split
 from composir.errors import ComposirError, command
 from composir.evaluation.ranking import PADDING, Ranking, check_gallery, describe
 from composir.evaluation.result import COMPOSED, KINDS, Rerank, Result
@@ -25,10 +25,19 @@ RANKINGS, RECIPE = "rankings.safetensors", "recipe.toml"
 FORMAT, VERSION = "composir rankings", "1"
 SAVE_AGAIN = "save the rankings again: composir evaluate --model ... --save-rankings FILE"
 
-_DTYPES = {"top": np.int32, "scores": np.float32, "target_ranks": np.int32, "subset": np.int32}
-_RULES = ("dataset", "name", "category", "gallery_rule", "text_rule")
+_DTYPES = {
+    "top": np.int32,
+    "scores": np.float32,
+    "target_ranks": np.int32,
+    "subset": np.int32,
+    "right_ranks": np.int32,
+}
+_OPTIONAL = ("right_ranks",)
+_RULES = ("dataset", "name", "category", "gallery_rule", "text_rule", "query_rule")
 _SPLIT_FIELDS = (*_RULES, "exclude_reference")
-_LISTS_OF_A_QUERY = ("texts", "targets", "subset", "gallery", "aspects")
+_LISTS_OF_A_QUERY = ("texts", "targets", "subset", "gallery", "aspects", "negatives", "further_references")
+_LATER = {"query_rule": ALL_QUERIES, "group": "", "negatives": [], "further_references": []}
+"""What stands for fields that files of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +73,9 @@ def pack_rankings(result: Result) -> bytes:
 
     A safetensors file: ``splits`` is JSON in UTF-8 with what ``signature_fields`` cannot tell from a split and every
     ``Split`` less its images; for each split and kind (``0.composed``, ``0.image_only``, ...) ``.top``, ``.scores``,
-    ``.target_ranks`` and ``.subset`` hold a ``Ranking``, subset members as places in the query's own list. The
-    metadata hold a digest of it all: a file that was changed is not read.
+    ``.target_ranks``, ``.subset`` and perhaps ``.right_ranks`` hold a ``Ranking``, subset members as places in the
+    query's own list. Galleries of queries are kept once each, as places in the gallery of the split. The metadata hold
+    a digest of it all: a file that was changed is not read.
     """
     tensors: dict[str, np.ndarray] = {}
     for kind, rankings in result.rankings.items():
@@ -76,6 +86,8 @@ def pack_rankings(result: Result) -> bytes:
                 "target_ranks": ranking.target_ranks,
                 "subset": _subset_places(ranking),
             }
+            if ranking.right_ranks is not None:
+                parts["right_ranks"] = ranking.right_ranks
             for part, array in parts.items():
                 tensors[f"{number}.{kind}.{part}"] = np.ascontiguousarray(array.astype(_DTYPES[part]))
     document: dict[str, Any] = {name: result.signature_fields[name] for name in ("weights", "ties", "composir")}
@@ -112,7 +124,7 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         rerank = _rerank(document.get("rerank"))
         for split in saved:
             check_gallery(split)
-    except (KeyError, TypeError, ValueError, ComposirError) as error:
+    except (LookupError, TypeError, ValueError, ComposirError) as error:
         kind = "" if isinstance(error, ComposirError) else f"{type(error).__name__}: "
         raise _broken(file, f"is damaged ({kind}{error})") from error
     if splits is not None:
@@ -134,7 +146,7 @@ def load_rankings(file: Path, splits: Sequence[Split] | None = None) -> Saved:
         },
         path=file,
         rerank=rerank,
-        seed=_seed_beside(file),
+        seed=seed_of(file.parent),
     )
 
 
@@ -239,29 +251,47 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 def _split_fields(split: Split) -> dict[str, Any]:
     return {
         **{name: getattr(split, name) for name in _SPLIT_FIELDS},
-        "queries": [asdict(query) for query in split.queries],
+        **_queries_fields(split),
         "gallery": list(split.gallery),
         **({"missing_list": split.missing_list.name} if split.missing_list else {}),
     }
 
 
+def _queries_fields(split: Split) -> dict[str, Any]:
+    """Return the queries, of which each names its own gallery, if it has one, by its number in ``galleries``."""
+    place_by_name = {name: place for place, name in enumerate(split.gallery)}
+    number_by_gallery: dict[tuple[str, ...], int] = {}
+    queries = []
+    for query in split.queries:
+        fields_ = asdict(replace(query, gallery=()))
+        if query.gallery:
+            fields_["gallery"] = number_by_gallery.setdefault(query.gallery, len(number_by_gallery))
+        queries.append(fields_)
+    galleries = [[place_by_name[name] for name in own] for own in number_by_gallery]
+    return {"queries": queries, **({"galleries": galleries} if galleries else {})}
+
+
 def _split(entry: Mapping[str, Any]) -> Split:
     """Return the split of an entry; a missing or strange field raises what the caller catches."""
+    entry = {**_LATER, **entry}
     gallery = _strings(entry["gallery"])
+    galleries = [tuple(gallery[_of_type(int, place)] for place in own) for own in entry.get("galleries", ())]
     if len(set(gallery)) < len(gallery):
         raise ValueError("the gallery names an image twice")
     return Split(
         **{name: _of_type(str, entry[name]) for name in _RULES},
         exclude_reference=_of_type(bool, entry["exclude_reference"]),
-        queries=tuple(_query(query) for query in _of_type(list, entry["queries"])),
+        queries=tuple(_query({**_LATER, **query}, galleries) for query in _of_type(list, entry["queries"])),
         gallery=gallery,
         images={},
         missing_list=Path(_of_type(str, entry["missing_list"])) if "missing_list" in entry else None,
     )
 
 
-def _query(entry: Mapping[str, Any]) -> Query:
+def _query(entry: Mapping[str, Any], galleries: Sequence[tuple[str, ...]]) -> Query:
     values: dict[str, Any] = {field.name: entry[field.name] for field in fields(Query)}
+    if isinstance(values["gallery"], int):
+        return replace(_query({**entry, "gallery": []}, ()), gallery=galleries[values["gallery"]])
     for name, value in values.items():
         values[name] = _strings(value) if name in _LISTS_OF_A_QUERY else _of_type(str, value)
     return Query(**values)
@@ -297,8 +327,10 @@ def _read_rankings(splits: Sequence[Split], tensors: Mapping[str, np.ndarray]) -
 
 
 def _read_ranking(split: Split, name: str, tensors: Mapping[str, np.ndarray]) -> Ranking:
-    parts = {part: tensors[f"{name}.{part}"] for part in _DTYPES}
-    top, scores, target_ranks, subset = parts.values()
+    names = {part: f"{name}.{part}" for part in _DTYPES}
+    parts = {part: tensors[key] for part, key in names.items() if part not in _OPTIONAL or key in tensors}
+    top, scores, target_ranks, subset = (parts[part] for part in ("top", "scores", "target_ranks", "subset"))
+    right_ranks = parts.get("right_ranks")
     for part, array in parts.items():
         if array.dtype != _DTYPES[part]:
             raise TypeError(f"{name}.{part} is {array.dtype}")
@@ -309,8 +341,12 @@ def _read_ranking(split: Split, name: str, tensors: Mapping[str, np.ndarray]) ->
         raise ValueError(f"{name} has the shapes {target_ranks.shape} and {subset.shape} for {num_queries} queries")
     _check_places(f"{name}.top", top, np.full(num_queries, len(split.gallery)))
     _check_places(f"{name}.subset", subset, np.array([len(query.subset) for query in split.queries]))
-    if target_ranks.min(initial=0) < 0 or target_ranks.max(initial=0) > len(split.gallery):
-        raise ValueError(f"{name}.target_ranks has a rank outside the gallery of {len(split.gallery)}")
+    for part, ranks in (("target_ranks", target_ranks), ("right_ranks", right_ranks)):
+        if ranks is not None and (ranks.min(initial=0) < 0 or ranks.max(initial=0) > len(split.gallery)):
+            raise ValueError(f"{name}.{part} has a rank outside the gallery of {len(split.gallery)}")
+    num_right = max(len(query.targets) for query in split.queries)
+    if right_ranks is not None and right_ranks.shape != (num_queries, num_right):
+        raise ValueError(f"{name} has the shape {right_ranks.shape} for {num_queries} queries, {num_right} answers")
     return Ranking(
         split=split,
         top=top.astype(np.int64),
@@ -320,6 +356,7 @@ def _read_ranking(split: Split, name: str, tensors: Mapping[str, np.ndarray]) ->
             tuple(query.subset[place] for place in row if place != PADDING)
             for query, row in zip(split.queries, subset.tolist(), strict=True)
         ),
+        right_ranks=None if right_ranks is None else right_ranks.astype(np.int64),
     )
 
 
@@ -344,8 +381,9 @@ def _with_splits(rankings: Sequence[Ranking], splits: Sequence[Split]) -> tuple[
     return tuple(replace(ranking, split=split) for ranking, split in zip(rankings, splits, strict=True))
 
 
-def _seed_beside(file: Path) -> int | None:
-    recipe = file.parent / RECIPE
+def seed_of(checkpoint: Path) -> int | None:
+    """Return the seed of the training that made a checkpoint folder; None where no ``recipe.toml`` in it says so."""
+    recipe = checkpoint / RECIPE
     seed = read_toml(recipe).get("seed") if recipe.is_file() else None
     return seed if isinstance(seed, int) else None
 

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from composir.data.images import ImageSource, read_image
 from composir.errors import ComposirError
 from composir.evaluation.ranking import PADDING, Ranking, describe
 from composir.files import replacing
+from composir.style import colours, fitted, font, wrapped
 
 NUM_SHOWN = 10
 """Retrieved images in a row of a contact sheet."""
 
-HIT_COLOUR = "#1a9850"
-MISS_COLOUR = "#d73027"
+HIT_COLOUR, MISS_COLOUR = colours()["right"], colours()["wrong"]
 
 # Lengths in pixels.
 MARGIN = 32
@@ -31,9 +31,7 @@ CAPTION_HEIGHT = 26
 ROW_GAP = 26
 HEADING_HEIGHT = 40
 
-_TEXT_COLOUR = "#1f2328"
-_FAINT_COLOUR = "#6e7781"
-_LINE_COLOUR = "#d0d7de"
+_TEXT_COLOUR, _FAINT_COLOUR, _LINE_COLOUR = (colours()[name] for name in ("text", "faint", "line"))
 _HEADING_SIZE = 15
 _SENTENCE_SIZE = 17
 _CAPTION_SIZE = 14
@@ -87,7 +85,7 @@ def contact_sheet(
     seed: int = 0,
     query_ids: Sequence[str] | None = None,
 ) -> None:
-    """Return nothing; write a PNG with one query a row: the reference, the sentence and the best ten.
+    """Write a PNG with one query a row: the reference, the sentence and the best ten.
 
     The target is framed in green; where it is not among the ten it stands at the end in a dashed red frame
     with its rank. The queries are those of ``query_ids``, in that order (an id that is in several categories
@@ -118,7 +116,7 @@ def retrieved(ranking: Ranking, row: int) -> list[Retrieved]:
 
 
 def grid(rows: Sequence[Row], path: Path) -> None:
-    """Return nothing; write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
+    """Write a PNG of ``rows``, each the reference, the sentence and the retrieved images."""
     if not rows:
         raise ComposirError("there is no row to draw", file=path, expected="at least one query")
     height = _row_top(len(rows)) - ROW_GAP + MARGIN
@@ -127,7 +125,7 @@ def grid(rows: Sequence[Row], path: Path) -> None:
     draw = ImageDraw.Draw(sheet)
     headings = {MARGIN: "reference", _sentence_left(): "sentence", _cells_left(): "retrieved, best first"}
     for left, heading in headings.items():
-        draw.text((left, MARGIN - 6), heading, fill=_FAINT_COLOUR, font=_font(_HEADING_SIZE))
+        draw.text((left, MARGIN - 6), heading, fill=_FAINT_COLOUR, font=font(_HEADING_SIZE))
     for place, row in enumerate(rows):
         _draw_row(sheet, draw, row, _row_top(place))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +145,9 @@ def _query_row(ranking: Ranking, row: int) -> Row:
         )
         for image in retrieved(ranking, row)
     ]
-    return Row(split.images[query.reference], query.text, tuple(cells), note=f"{split.category} {query.id}".strip())
+    number = f" · 1 of {len(query.references)} pictures" if query.further_references else ""
+    note = f"{split.category} {query.id}{number}".strip()
+    return Row(split.images[query.reference], query.text, tuple(cells), note=note)
 
 
 def _missed_target(ranking: Ranking, row: int) -> Retrieved:
@@ -206,12 +206,12 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
     if row.reference is not None:
         _paste(sheet, draw, row.reference, (MARGIN, top))
     caption_top = top + THUMBNAIL + FRAME_WIDTH
-    caption_font = _font(_CAPTION_SIZE)
-    note = _fit(row.note, caption_font, THUMBNAIL)
+    caption_font = font(_CAPTION_SIZE)
+    note = fitted(row.note, caption_font, THUMBNAIL)
     draw.text((MARGIN, caption_top), note, fill=_FAINT_COLOUR, font=caption_font)
-    sentence_font = _font(_SENTENCE_SIZE)
+    sentence_font = font(_SENTENCE_SIZE)
     num_lines = int(THUMBNAIL // (_SENTENCE_SIZE * _LINE_SPACING))
-    for number, line in enumerate(_wrap(row.sentence, sentence_font, SENTENCE_WIDTH, num_lines)):
+    for number, line in enumerate(wrapped(row.sentence, sentence_font, SENTENCE_WIDTH, num_lines)):
         line_top = top + number * _SENTENCE_SIZE * _LINE_SPACING
         draw.text((_sentence_left(), line_top), line, fill=_TEXT_COLOUR, font=sentence_font)
     for place, cell in enumerate(row.cells):
@@ -219,7 +219,7 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, top: int)
         _paste(sheet, draw, cell.path, (left, top))
         if cell.colour:
             _draw_frame(draw, (left, top), cell.colour, dashed=cell.apart)
-        caption = _fit(cell.caption, caption_font, THUMBNAIL)
+        caption = fitted(cell.caption, caption_font, THUMBNAIL)
         draw.text((left, caption_top), caption, fill=cell.colour or _FAINT_COLOUR, font=caption_font)
 
 
@@ -246,38 +246,3 @@ def _draw_frame(draw: ImageDraw.ImageDraw, corner: tuple[int, int], colour: str,
             draw.rectangle((left + start, bottom - FRAME_WIDTH + 1, left + stop, bottom), fill="white")
             draw.rectangle((left, top + start, left + FRAME_WIDTH - 1, top + stop), fill="white")
             draw.rectangle((right - FRAME_WIDTH + 1, top + start, right, top + stop), fill="white")
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, num_lines: int) -> list[str]:
-    """Return the text in lines no wider than ``width`` pixels; the last ends in ``…`` where text is left."""
-    lines = [""]
-    for word in text.split():
-        extended = f"{lines[-1]} {word}".strip()
-        if font.getlength(extended) <= width:
-            lines[-1] = extended
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    if len(lines) <= num_lines:
-        return lines
-    return [*lines[: num_lines - 1], _fit(f"{lines[num_lines - 1]}…", font, width)]
-
-
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text, or as much of its start as ``width`` pixels hold with a final ``…``."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text.rstrip("…")[:-1]
-    return f"{text}…"
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib: Pillow's own font has neither accents nor dashes."""
-    import matplotlib  # noqa: PLC0415 (for a font alone, where a sheet is drawn)
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

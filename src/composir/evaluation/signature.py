@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from composir.data.triplets import Split
+from composir.data.triplets import ALL_QUERIES, Split
 from composir.evaluation.metrics import METRIC_VERSION
 from composir.version import own_version
 
@@ -25,6 +25,7 @@ def signature_fields(splits: Sequence[Split], *, weights_hash: str, num_reranked
         "gallery": split.gallery_rule,
         "reference": "excluded" if split.exclude_reference else "kept",
         "text": split.text_rule,
+        **({"queries": split.query_rule} if split.query_rule != ALL_QUERIES else {}),
         "ties": TIE_RULE,
         **({"rerank": f"matching head, best {num_reranked}"} if num_reranked else {}),
         "metrics": METRIC_VERSION,

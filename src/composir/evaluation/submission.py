@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from composir.data.annotations import Entry, read_entries, read_json
 from composir.data.triplets import Query, Split
 from composir.errors import ComposirError, Problem, ProblemsError, nearest
 from composir.evaluation.metrics import protocol_of
-from composir.evaluation.ranking import DEPTH, PADDING, Ranking, check_gallery, describe, first_ranks, hits
+from composir.evaluation.ranking import DEPTH, PADDING, Ranking, check_gallery, describe, first_ranks, hits, pad_ranks
 from composir.files import write_text
 
 CIRR_VERSION = "rc2"
@@ -299,9 +300,10 @@ class _Lists:
         if repeated:
             entry.problem(f"named more than once: {_listed(repeated)}", "name every image once")
         candidates = self._candidates(query)
-        if query.reference in names and query.reference not in candidates:
-            entry.problem(f"holds the reference {query.reference!r}", "leave the query's own picture out")
-        unknown = [name for name in dict.fromkeys(names) if name not in candidates and name != query.reference]
+        for reference in query.references:
+            if reference in names and reference not in candidates:
+                entry.problem(f"holds the reference {reference!r}", "leave the query's own picture out")
+        unknown = [name for name in dict.fromkeys(names) if name not in candidates and name not in query.references]
         is_listed = self.split.missing_list is None
         if unknown and is_listed:
             where = "the query's image set" if self.in_subset else "the gallery"
@@ -317,7 +319,7 @@ class _Lists:
             return set(query.subset)
         candidates = set(query.gallery or self.split.gallery)
         if self.split.exclude_reference:
-            candidates.discard(query.reference)
+            candidates.difference_update(query.references)
         return candidates
 
     def _report(self, what: str, ids: Sequence[str]) -> None:
@@ -332,7 +334,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _max_k(split: Split) -> int:
     protocol = protocol_of(split.dataset)
-    return max(*protocol.recall_ks, *protocol.map_ks)
+    return max(*protocol.recall_ks, *protocol.map_ks, *(k for ks in protocol.others.values() for k in ks))
 
 
 def _ranking(split: Split, parts: Sequence[Predictions]) -> Ranking:
@@ -356,4 +358,16 @@ def _ranking(split: Split, parts: Sequence[Predictions]) -> Ranking:
         subset=tuple(subset_lists.get(query.id, ()) for query in split.queries),
     )
     ranks = first_ranks(hits(ranking, annotated_only=True))
-    return Ranking(split, ranking.top, ranking.scores, ranks, ranking.subset)
+    right_ranks = None
+    if lists is not None and all(query.gallery for query in split.queries):
+        right_ranks = _right_ranks(split, lists)
+    return dataclasses.replace(ranking, target_ranks=ranks, right_ranks=right_ranks)
+
+
+def _right_ranks(split: Split, lists: Lists) -> Int64[np.ndarray, "num_queries num_right"]:
+    """Return the rank of every right answer in its query's whole list, 0 for one that is not in it."""
+    rows = []
+    for query in split.queries:
+        rank_by_name = {name: rank for rank, name in enumerate(lists[query.id], 1)}
+        rows.append([rank_by_name.get(name, 0) for name in query.targets])
+    return pad_ranks(rows)

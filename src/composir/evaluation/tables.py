@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from composir.errors import counted
 from composir.evaluation.compare import Comparison
 from composir.evaluation.metrics import metric_label
 from composir.evaluation.result import Result
@@ -12,9 +13,9 @@ from composir.evaluation.result import Result
 def table(result: Result) -> Table:
     """Return the figures as a table in percent: composed with its interval, beside the baselines."""
     fields = result.signature_fields
-    gallery = "gallery not listed" if result.num_gallery is None else f"{result.num_gallery:,} gallery images"
+    gallery = "gallery not listed" if result.num_gallery is None else counted(result.num_gallery, "gallery image")
     view = Table(
-        title=f"{fields['dataset']} {fields['split']}: {result.num_queries:,} queries, {gallery}",
+        title=f"{fields['dataset']} {fields['split']}: {counted(result.num_queries, 'query', 'queries')}, {gallery}",
         caption=result.signature.replace("|", "  "),
     )
     view.add_column("metric")
@@ -66,7 +67,7 @@ def audit_lines(result: Result) -> list[str]:
         )
     )
     lines = [
-        f"of {audit.num_queries:,} queries, one modality alone solves ({is_solved}) {either}: "
+        f"of {counted(audit.num_queries, 'query', 'queries')}, one modality alone solves ({is_solved}) {either}: "
         f"the picture {picture}, the sentence {sentence}; only both together {both}; neither {rest}"
     ]
     if audit.shortcut_free:
@@ -103,7 +104,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             if one.metric == metric:
                 name = f"{one.b} − {one.a}"
                 tests = (_span(one.low, one.high), _p(one.p_value), _p(one.p_adjusted))
-                view.add_row(name, f"{one.num_queries:,} queries", _percent(one.delta, sign=True), *tests)
+                view.add_row(name, counted(one.num_queries, "query", "queries"), _percent(one.delta, sign=True), *tests)
                 test = one.over_seeds
                 if test is not None:
                     tests = (_span(test.low, test.high), _p(test.p_value), _p(test.p_adjusted))

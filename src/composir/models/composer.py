@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from composir.data.images import read_image
+from composir.errors import ComposirError, counted
 from composir.machine import to_device
 from composir.models.config import ComposerConfig
 from composir.models.sprc import Sprc
@@ -62,12 +63,14 @@ class Composer(Sprc):
     def embed_query(
         self, images: Sequence[Image.Image | Path | str], texts: Sequence[str]
     ) -> Float[Tensor, "batch dim"]:
-        """Return one L2-normalised vector for each picture with its sentence."""
+        """Return one L2-normalised vector for each picture with its sentence, of lists of equal length."""
+        _require_lists(images, texts)
         return self.encode_query(self.tokens(images), *self.tokenize(texts))
 
     @torch.inference_mode()
     def embed_target(self, images: Sequence[Image.Image | Path | str]) -> Float[Tensor, "batch queries dim"]:
-        """Return the L2-normalised vectors of each picture as a candidate."""
+        """Return the L2-normalised vectors of each picture of a list as a candidate."""
+        _require_lists(images)
         return self.encode_target(self.tokens(images))
 
     def trace(
@@ -86,6 +89,21 @@ class Composer(Sprc):
         tokens = self.tokens([picture])
         assert self.tower is not None  # its tokens were just made
         return Traced(tokens, self.tower.box(picture.size))
+
+
+def _require_lists(images: Sequence[Image.Image | Path | str], texts: Sequence[str] | None = None) -> None:
+    """Raise ``ComposirError`` where one picture or sentence is given for a list, or the lists differ in length."""
+    one = "picture" if isinstance(images, (str, Path, Image.Image)) else "sentence" if isinstance(texts, str) else ""
+    if one:
+        raise ComposirError(
+            f"one {one} is given, and a list is wanted",
+            fix="pass lists: embed_query([picture], [sentence]), embed_target([picture])",
+        )
+    if texts is not None and len(images) != len(texts):
+        raise ComposirError(
+            f"there are {counted(len(images), 'picture')} and {counted(len(texts), 'sentence')}",
+            expected="a sentence for each picture",
+        )
 
 
 def _open(image: Image.Image | Path | str) -> Image.Image:

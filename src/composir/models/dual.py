@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from composir.errors import ComposirError
 from composir.models.embedder import VectorEmbedder, distinct
 from composir.models.identity import folder_hash
 from composir.models.loading import OURS_ALONE, load_network, telling_what_fails
+from composir.models.scripts import pieces_of, scripts_of
 from composir.models.vision import TOWER_BATCH
 from composir.models.weights.sources import read_json
 
@@ -259,6 +261,11 @@ class DualEncoder(VectorEmbedder):
         other = copy.copy(self)
         other.network, other._known = network.to(self.device).eval(), {}
         return other
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """The scripts in which its tokenizer has words."""
+        return scripts_of(pieces_of(self.tokenizer))
 
     def weights_hash(self) -> str:
         """Return a hash of the folder's files, and of how both features are composed."""

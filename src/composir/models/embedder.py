@@ -79,6 +79,11 @@ class VectorEmbedder(ABC):
         """Return a vector of every sentence, whatever it asks for: what a head reads; "" has one, too."""
         return self.embed_sentences(texts)
 
+    @cached_property
+    def scripts(self) -> frozenset[str] | None:
+        """The scripts that its words are in (``composir.models.scripts``); None where that is not known."""
+        return None
+
     @abstractmethod
     def weights_hash(self) -> str:
         """Return what identifies the weights and the way they are used; the same on every machine."""

@@ -34,7 +34,7 @@ from composir.models.photos.classifier import view
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.embedder import SIDE, shrink
 from composir.models.photos.ground import look_at, look_vectors
-from composir.models.photos.minilm import embed
+from composir.models.photos.minilm import embed, minilm_scripts
 from composir.models.vision import TOWER_BATCH
 from composir.models.weights.tensors import Undrawn
 
@@ -121,6 +121,11 @@ class Lite0Embedder(VectorComposer):
     def square(self, picture: Image.Image) -> Image.Image:
         """Return the picture, small: the network sees all of it, the colours and the ground are the thing's."""
         return shrink(picture)
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """Those of MiniLM, by which a head reads sentences."""
+        return minilm_scripts()
 
     def weights_hash(self) -> str:
         """Return what identifies the weights and the constants."""

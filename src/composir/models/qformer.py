@@ -250,7 +250,7 @@ class Widen(nn.Module):
         return functional.gelu(self.dense(states))
 
 
-class _Heads(nn.Module):
+class Heads(nn.Module):
     """The projections of an attention with several heads; ``width`` is that of the states looked at."""
 
     def __init__(self, sizes: Sizes, width: int) -> None:
@@ -263,7 +263,7 @@ class _Heads(nn.Module):
         self.value = nn.Linear(width, sizes.hidden_size)
 
 
-class SelfAttention(_Heads):
+class SelfAttention(Heads):
     """Attention of sequences to themselves on rows: padding costs a place in the products of weights, no more."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -278,8 +278,9 @@ class SelfAttention(_Heads):
         dropout = self.dropout if self.training else 0.0
         if value.dtype == torch.bfloat16 and value.device.type == "cpu":  # the fused kernel is slow there (backward)
             scores = query * self.scaling @ key.transpose(2, 3)  # (batch, heads, length, length)
-            if layout.attend is not None:
-                scores = scores.masked_fill(~layout.attend, -torch.inf)
+            if layout.attend is not None:  # added in place, so that neither scores nor their gradient are copied
+                unseen = scores.new_zeros(layout.attend.shape).masked_fill_(~layout.attend, -torch.inf)
+                scores = scores.add_(unseen)
             seen = functional.dropout(scores.softmax(dim=-1), dropout) @ value
         else:
             seen = functional.scaled_dot_product_attention(
@@ -288,7 +289,7 @@ class SelfAttention(_Heads):
         return layout.rows(seen.transpose(1, 2).flatten(2))
 
 
-class FewQueriesAttention(_Heads):
+class FewQueriesAttention(Heads):
     """Attention of few queries to many states, without a key or a value of any state.
 
     For every head h ``(Q_h K_h^T) x^T`` instead of ``Q_h (x K_h)^T``, and ``(P_h x) V_h`` instead of ``P_h (x V_h)``:

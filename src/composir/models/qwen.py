@@ -27,6 +27,7 @@ from composir.models.address import Options
 from composir.models.embedder import VectorEmbedder
 from composir.models.identity import folder_hash
 from composir.models.loading import OURS_ALONE, load_network, telling_what_fails
+from composir.models.scripts import pieces_of, scripts_of
 from composir.models.weights.sources import read_json
 
 QUERY_PROMPT = "Given an image, find a similar everyday image with the described changes:"
@@ -94,6 +95,11 @@ class QwenEmbedder(VectorEmbedder):
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the embedding of every sentence, as a query."""
         return self._embed(self.prompt, [(None, text) for text in texts])
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """The scripts in which its tokenizer has words."""
+        return scripts_of(pieces_of(self.tokenizer))
 
     def weights_hash(self) -> str:
         """Return a hash of the folder's files, and of how pictures and sentences are given."""

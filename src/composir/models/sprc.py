@@ -93,11 +93,6 @@ class Sprc(nn.Module):
         tokens = image_tokens.to(self.query_tokens.dtype)
         return tokens if self.standardise is None else self.standardise(tokens)
 
-    def _scaled(self, image_tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        """Return the tokens as fusions read them; where there are none, the Q-Former scales and shifts them itself."""
-        tokens = self._normalised(image_tokens)
-        return tokens if self.ln_vision is None else self.ln_vision(tokens)
-
     def _fusions_at(self, place: str) -> list[nn.Module]:
         """Return the modules that act there, the gate first."""
         modules = {GATE: self.gated_fusion, **self.fusions}
@@ -123,13 +118,14 @@ class Sprc(nn.Module):
         text: Float[Tensor, "batch words hidden"],
         attention_mask: Int[Tensor, "batch words"],
     ) -> Float[Tensor, "batch queries hidden"]:
-        fusions, affine = self._fusions_at("tokens"), self.ln_vision
-        if fusions:
-            tokens, affine = self._scaled(image_tokens), None
-        else:
-            tokens = self._normalised(image_tokens)
-        for fuse in fusions:
-            tokens = fuse(tokens, *self._pooled_words(text, attention_mask))
+        tokens, affine = self._normalised(image_tokens), self.ln_vision
+        for fuse in self._fusions_at("tokens"):
+            words = self._pooled_words(text, attention_mask)
+            if isinstance(fuse, GatedFusion):  # the first, if it is there: it scales and shifts the tokens itself
+                tokens = fuse(tokens, *words, affine)
+            else:
+                tokens = fuse(tokens if affine is None else affine(tokens), *words)
+            affine = None
         queries = slice(self.config.num_query_tokens)
         return self.qformer(self.query_tokens, text, attention_mask, self._adapt(tokens), affine, at=queries)
 
@@ -212,34 +208,46 @@ class Sprc(nn.Module):
         if scoring == LOCAL:
             return parts
         query = _embed(self.text_proj, words[:, 0])
-        prompt = self.encode_prompt(input_ids, attention_mask) if self._fusions_at("query") else query
-        return torch.cat([self._join(query, image_tokens, prompt)[:, None], parts], dim=1) / 2
+        if self.joins_targets:
+            prompt = self.encode_prompt(input_ids, attention_mask)
+            query = self._join(query, self.encode_target(image_tokens), prompt)
+        return torch.cat([query[:, None], parts], dim=1) / 2
 
     def encode_query(
         self,
         image_tokens: Float[Tensor, "batch tokens width"],
         input_ids: Int[Tensor, "batch words"],
         attention_mask: Int[Tensor, "batch words"],
+        targets: Float[Tensor, "batch queries dim"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence."""
-        if not self._fusions_at("query"):
+        """Return the L2-normalised embedding of each reference (its tower tokens) with its sentence.
+
+        ``targets`` are the references' own vectors (``encode_target``), where they are there already; a model that
+        does not join them (``joins_targets``) does without.
+        """
+        if not self.joins_targets:
             return self.compose(self.fuse(image_tokens, input_ids, attention_mask), input_ids, attention_mask)
         words = self.text_embeddings.word_embeddings(input_ids)  # (batch, words, hidden)
         text = words + self.text_embeddings.position_embeddings.weight[: input_ids.shape[1]]
         fused = self._fuse(image_tokens, text, attention_mask)
         states = self._answers_and_prompts(fused, words, text, attention_mask, num_words=1)
         query, prompt = (_embed(self.text_proj, one[:, 0]) for one in states)
-        return self._join(query, image_tokens, prompt)
+        return self._join(query, self.encode_target(image_tokens) if targets is None else targets, prompt)
+
+    @property
+    def joins_targets(self) -> bool:
+        """Whether a fusion joins the query with the reference's vectors as a target."""
+        return bool(self._fusions_at("query"))
 
     def _join(
         self,
         query: Float[Tensor, "batch dim"],
-        image_tokens: Float[Tensor, "batch tokens width"],
+        targets: Float[Tensor, "batch queries dim"],
         sentence: Float[Tensor, "batch dim"],
     ) -> Float[Tensor, "batch dim"]:
         """Return the query after the fusions that act on it; the reference is the mean of its vectors as a target."""
+        reference = nn.functional.normalize(targets.mean(dim=1), dim=-1)
         for fuse in self._fusions_at("query"):
-            reference = nn.functional.normalize(self.encode_target(image_tokens).mean(dim=1), dim=-1)
             query = nn.functional.normalize(fuse(query, reference, sentence), dim=-1)
         return query
 
@@ -325,7 +333,7 @@ class Sprc(nn.Module):
         if self.gated_fusion is None:
             raise RuntimeError("this model has no gated fusion")
         words = self._pooled_words(self.text_embeddings(input_ids), attention_mask)
-        return self.gated_fusion.gate_and_delta(self._scaled(image_tokens), *words)[0]
+        return self.gated_fusion.gate_and_delta(self._normalised(image_tokens), *words, self.ln_vision)[0]
 
     @torch.no_grad()
     def center(
@@ -380,7 +388,8 @@ class Sprc(nn.Module):
         read = num_words if local else 1
         answers, prompted = self._answers_and_prompts(fused, words, text, attention_mask, num_words=read)
         query, prompt = (_embed(self.text_proj, states[:, 0]) for states in (answers, prompted))
-        query = self._join(query, reference_tokens, prompt)
+        if self.joins_targets:
+            query = self._join(query, self.encode_target(reference_tokens), prompt)
         query, prompt, target = (
             gather(query, num_queries),
             gather(prompt, num_queries),

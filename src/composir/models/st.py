@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from composir.models.embedder import VectorEmbedder
 from composir.models.hub import snapshot_here
 from composir.models.identity import folder_hash
 from composir.models.loading import quiet_transformers, reason
+from composir.models.scripts import pieces_of, scripts_of
 from composir.models.vision import TORCH_DTYPES, TOWER_BATCH, hash_weights
 from composir.models.weights.sources import read_json
 from composir.version import pip_install
@@ -96,6 +98,13 @@ class SentenceEmbedder(VectorEmbedder):
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """Return the embedding of every sentence, as a query."""
         return self._encode_queries(list(texts))
+
+    @cached_property
+    def scripts(self) -> frozenset[str] | None:
+        """The scripts in which its tokenizer has words; None where the model has no tokenizer that is known here."""
+        processor = getattr(self.model, "tokenizer", None)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        return scripts_of(pieces_of(tokenizer)) if hasattr(tokenizer, "batch_decode") else None
 
     def weights_hash(self) -> str:
         """Return what identifies the model and the way it is asked and composes."""

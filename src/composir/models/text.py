@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer as WordPieceTokenizer
 from torch import Tensor
 
 from composir.errors import ComposirError
+from composir.models.scripts import scripts_of
 
 MAX_WORDS = 50
 """Words kept of a sentence before tokenising, as in BLIP's caption processor."""
@@ -51,7 +53,7 @@ class Tokenizer:
         self._tokenizer.save(str(file))
 
     def check_same_words(self, file: Path) -> None:
-        """Return nothing; raise ``ComposirError`` where a ``tokenizer.json`` gives a word of this one another id."""
+        """Raise ``ComposirError`` where a ``tokenizer.json`` gives a word of this one another id."""
         theirs = Tokenizer.load(file)._tokenizer.get_vocab()
         words = self._tokenizer.get_vocab(with_added_tokens=False)
         wrong = [word for word, index in words.items() if theirs.get(word) != index]
@@ -62,6 +64,11 @@ class Tokenizer:
                 expected="BERT's uncased vocabulary, which BLIP-2's weights were trained with",
                 fix="give the folder with the tokenizer that belongs to the weights",
             )
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """The scripts in which it has words (``composir.models.scripts``)."""
+        return scripts_of(self._tokenizer.get_vocab())
 
     def __call__(
         self, texts: Sequence[str], *, max_words: int

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from composir.data.transforms import IMAGE_SIZE, TARGET_RATIO, TRANSFORMS, scale_pixels, square_box, to_array
 
 TOWER_BATCH, GPU_BATCH = 8, 64
-"""Pictures a pass of a tower; more is slower on a CPU, where the feature maps leave its cache."""
+"""Pictures a pass of a tower, on a CPU unless the tower says otherwise; more fills its caches with feature maps."""
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,8 +23,9 @@ class Tower(nn.Module):
     """A frozen network with its own pixel range; ``transform`` says how a picture becomes square.
 
     ``weights`` is where its weights were read from, "" for a pip package; ``details`` is what they do not show and
-    takes to build the network again. On CUDA the network computes in fp16 where ``half_on_gpu`` says so; on MPS in
-    fp32 as on a CPU, as no one has compared the two there.
+    takes to build the network again; ``cpu_batch`` is how many pictures a pass takes on a CPU, ``TOWER_BATCH`` unless
+    given. On CUDA the network computes in fp16 where ``half_on_gpu`` says so; on MPS in fp32 as on a CPU, as no one has
+    compared the two there.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Tower(nn.Module):
         image_size: int = IMAGE_SIZE,
         weights: str = "",
         half_on_gpu: bool = False,
+        cpu_batch: int | None = None,
         details: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.weights = weights
         self.half_on_gpu = half_on_gpu
+        self.cpu_batch = cpu_batch
         self.details = dict(details or {})
         self._hashed: tuple[object, str] = (None, "")
         self.network = network
@@ -87,7 +90,7 @@ class Tower(nn.Module):
     @property
     def batch_size(self) -> int:
         """Pictures that one pass should take where the tower is."""
-        return TOWER_BATCH if self.mean.device.type == "cpu" else GPU_BATCH
+        return self.cpu_batch or TOWER_BATCH if self.mean.device.type == "cpu" else GPU_BATCH
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Return an RGB picture as the tower takes it in: uint8 (3, image_size, image_size)."""

@@ -110,8 +110,12 @@ class _Watcher:
         return handles
 
     @torch.no_grad()
-    def on_fusion(self, module: TokenFusion, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        before = self.tokens[0] if self.tokens else inputs[0].detach()
+    def on_fusion(self, module: TokenFusion, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self.tokens:
+            before = self.tokens[0]
+        else:
+            image_tokens, affine = inputs[0], next(iter(inputs[3:]), None)  # which the gate applies itself
+            before = image_tokens.detach() if affine is None else affine(image_tokens)
         self.tokens = (before, output.detach())
         with torch.autocast(output.device.type, enabled=False):
             self.maps |= module.maps(*inputs)

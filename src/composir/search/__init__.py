@@ -1,10 +1,11 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
 from composir.data.images import content_id
+from composir.paths import MANIFEST
 from composir.search.embedding import Noted, Skipped
 from composir.search.folder import ENGINES, IndexReport, index_folder
 from composir.search.index import Index
-from composir.search.manifest import INDEXES, MANIFEST, Manifest, check_backend, read_manifest
+from composir.search.manifest import INDEXES, Manifest, check_backend, read_manifest
 from composir.search.merging import merge_vectors
 from composir.search.query import NothingAskedError, NotInIndexError, SearchQuery, Sentence
 from composir.search.rerank import Reranker, load_reranker

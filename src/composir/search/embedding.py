@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import NO_MEMORY, UnseenError, content_id, read_bytes, read_image
+from composir.data.images import NO_MEMORY, Content, UnseenError, content_id, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors
@@ -106,7 +105,7 @@ class PictureEmbedder:
             if self.is_known(record.id):
                 return record
             notes: list[str] = []
-            picture = read_image(io.BytesIO(content), side=self.encoder.side, notes=notes)
+            picture = read_image(Content(content, self.root / file.path), side=self.encoder.side, notes=notes)
             is_enough = max(self.encoder.side, *picture.size) >= THUMBNAIL_SIDE
             thumbnail = make_thumbnail(picture) if is_enough else None
             return _New(record, self.encoder.prepare(picture), "; ".join(notes), thumbnail)

@@ -20,13 +20,12 @@ from composir.models.checkpoint import weights_hash
 from composir.models.composer import Composer
 from composir.models.embedder import Reading, VectorComposer, VectorEmbedder
 from composir.models.heads.folder import SavedHead
-from composir.models.vision import TOWER_BATCH
 
 SHRINK_AT_LEAST = 2
 """A JPEG is decoded no smaller than so many times what the model sees: less would be seen."""
 NO_PICTURE = -1
 REFERENCE_BYTES = 32 * 2**20
-"""Of what is kept of the last references: more than 400 pictures' tokens of ``mini``, 75 kB each."""
+"""Of each thing that is kept of the last references: more than 400 pictures' tokens of ``mini``, 75 kB each."""
 
 
 class Encoder(Protocol):
@@ -74,6 +73,10 @@ class Encoder(Protocol):
         """Return how a sentence is read, of a query with a picture or alone; None where a network takes it whole."""
         ...
 
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return the scripts that it reads, of a query with a picture or alone; None where that is not known."""
+        ...
+
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return in words what it sees in a picture of these vectors; None where they say nothing in words."""
         ...
@@ -97,7 +100,7 @@ class BaseEncoder(Encoder, Protocol):
 
 
 class References:
-    """What a model made of the last pictures that were asked by, by the content of their pixels.
+    """One thing that a model made of the last pictures that were asked by, under ``content_of`` each.
 
     Who refines a query asks by the same picture again. One model's own: another one has another ``References``.
     """
@@ -106,17 +109,16 @@ class References:
         self._kept = Cache[bytes, Tensor](REFERENCE_BYTES)
 
     def of(
-        self, pictures: Sequence[Image.Image], make: Callable[[Sequence[Image.Image]], Float[Tensor, "pictures ..."]]
+        self, contents: Sequence[bytes], make: Callable[[list[int]], Float[Tensor, "pictures ..."]]
     ) -> Float[Tensor, "pictures ..."]:
-        """Return what ``make`` makes of each picture, asked for those alone that are not kept."""
-        keys = [_content_of(picture) for picture in pictures]
-        made = {key: kept for key in keys if (kept := self._kept.get(key)) is not None}
-        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in made}
+        """Return what ``make`` makes of each picture, asked for the places of those alone that are not kept."""
+        made = {content: kept for content in contents if (kept := self._kept.get(content)) is not None}
+        new = [place for place, one in enumerate(contents) if one not in made and one not in contents[:place]]
         if new:
-            for key, one in zip(new, make(list(new.values())), strict=True):
-                made[key] = one.clone()  # or it would hold the whole batch
-                self._kept.put(key, made[key], one.nbytes)
-        return torch.stack([made[key] for key in keys])
+            for place, one in zip(new, make(new), strict=True):
+                made[contents[place]] = one.clone()  # or it would hold the whole batch
+                self._kept.put(contents[place], made[contents[place]], one.nbytes)
+        return torch.stack([made[content] for content in contents]) if contents else torch.empty(0)
 
 
 class ComposerEncoder:
@@ -128,7 +130,7 @@ class ComposerEncoder:
         assert model.tower is not None
         self.model = model
         self._tower = model.tower
-        self._references = References()
+        self._tokens, self._targets = References(), References()
         self.identity = weights_hash(model)
         self.about = model.trained_on or f"{model.config.backbone} backbone; it does not say what it was trained on"
         self.backbone = model.config.backbone
@@ -153,30 +155,50 @@ class ComposerEncoder:
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> Float[Tensor, "asked dim"]:
         """Return query embeddings, of a sentence alone those of the pass over prompt tokens and text."""
-        return self._embed(self._tokens(pictures), asked)
+        contents = [content_of(picture) for picture in pictures]
+        tokens = self._tokens_of(pictures, contents)
+        targets = self._targets_of(tokens, contents) if self.model.joins_targets else None
+        return self._embed(tokens, targets, asked)
 
     def embed_asked_and_pictures(
         self, pictures: Sequence[Image.Image], asked: Sequence[tuple[int, str]]
     ) -> tuple[Float[Tensor, "asked dim"], Float[Tensor, "pictures vectors dim"]]:
         """Return query embeddings, and the target embeddings of the same image tokens."""
-        tokens = self._tokens(pictures)
-        return self._embed(tokens, asked), self.model.encode_target(tokens)
+        contents = [content_of(picture) for picture in pictures]
+        tokens = self._tokens_of(pictures, contents)
+        targets = self._targets_of(tokens, contents)
+        return self._embed(tokens, targets, asked), targets
 
-    def _tokens(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures tokens width"]:
-        return self._references.of(pictures, self._new_tokens) if pictures else torch.empty(0)
+    def _tokens_of(
+        self, pictures: Sequence[Image.Image], contents: Sequence[bytes]
+    ) -> Float[Tensor, "pictures tokens width"]:
+        def look(new: list[int]) -> Tensor:
+            batches = [new[start : start + self.batch_size] for start in range(0, len(new), self.batch_size)]
+            return torch.cat([self.model.tokens([pictures[place] for place in batch]) for batch in batches])
 
-    def _new_tokens(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures tokens width"]:
-        batches = [pictures[start : start + TOWER_BATCH] for start in range(0, len(pictures), TOWER_BATCH)]
-        return torch.cat([self.model.tokens(batch) for batch in batches])
+        return self._tokens.of(contents, look)
+
+    def _targets_of(
+        self, tokens: Float[Tensor, "pictures tokens width"], contents: Sequence[bytes]
+    ) -> Float[Tensor, "pictures vectors dim"]:
+        return self._targets.of(
+            contents, lambda new: self.model.encode_target(torch.stack([tokens[one] for one in new]))
+        )
 
     def _embed(
-        self, tokens: Float[Tensor, "pictures tokens width"], asked: Sequence[tuple[int, str]]
+        self,
+        tokens: Float[Tensor, "pictures tokens width"],
+        targets: Float[Tensor, "pictures vectors dim"] | None,
+        asked: Sequence[tuple[int, str]],
     ) -> Float[Tensor, "asked dim"]:
         with_picture, alone = _apart(asked)
         vectors = torch.empty(len(asked), self.dim, device=self.model.device)
         if with_picture:
-            places, texts = zip(*(asked[row] for row in with_picture), strict=True)
-            vectors[with_picture] = self.model.encode_query(tokens[list(places)], *self.model.tokenize(texts))
+            rows, texts = zip(*(asked[row] for row in with_picture), strict=True)
+            places = list(rows)
+            vectors[with_picture] = self.model.encode_query(
+                tokens[places], *self.model.tokenize(texts), None if targets is None else targets[places]
+            )
         if alone:
             vectors[alone] = self.model.encode_prompt(*self.model.tokenize([asked[row][1] for row in alone]))
         return vectors
@@ -192,6 +214,10 @@ class ComposerEncoder:
     def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return None: the network reads it as a whole."""
         return None
+
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return those of its tokenizer."""
+        return None if self.model.tokenizer is None else self.model.tokenizer.scripts
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return None: its vectors say nothing in words."""
@@ -257,7 +283,8 @@ class VectorEncoder:
 
     def _vectors(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures dim"]:
         prepare, embed = self.embedder.prepare, self.embedder.embed_prepared
-        return self._references.of(pictures, lambda new: embed([prepare(picture) for picture in new]))
+        contents = [content_of(picture) for picture in pictures]
+        return self._references.of(contents, lambda new: embed([prepare(pictures[place]) for place in new]))
 
     def _with_sentences(
         self, pairs: Float[Tensor, "pairs dim"], asked: Sequence[tuple[int, str]]
@@ -280,6 +307,10 @@ class VectorEncoder:
     def read(self, text: str, *, with_reference: bool) -> Reading | None:
         """Return how its rules read a sentence, where it has rules."""
         return self.embedder.read(text)
+
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return those of its tokenizer."""
+        return self.embedder.scripts
 
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what it sees in a picture, where it has words for that."""
@@ -334,6 +365,10 @@ class HeadEncoder:
         """Return None beside a picture: a head reads it as a whole; a sentence alone is the base's."""
         return None if with_reference else self.base.read(text, with_reference=False)
 
+    def scripts(self, *, with_reference: bool) -> frozenset[str] | None:
+        """Return the base's: a head reads sentences by the base's words."""
+        return self.base.scripts(with_reference=with_reference)
+
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what the base sees."""
         return self.base.seen(vectors)
@@ -362,7 +397,7 @@ def _encoder_of(opened: Opened) -> BaseEncoder:
     return VectorEncoder(opened) if isinstance(opened, VectorEmbedder) else ComposerEncoder(opened)
 
 
-def _content_of(picture: Image.Image) -> bytes:
+def content_of(picture: Image.Image) -> bytes:
     """Return a hash of the pixels, their number and their kind."""
     return hashlib.blake2b(picture.tobytes(), digest_size=16, key=f"{picture.mode} {picture.size}".encode()).digest()
 

@@ -31,6 +31,8 @@ CANDIDATES_PER_RESULT = 16
 CALIBRATION_QUERIES, CALIBRATION_ROWS = 128, 100_000
 CALIBRATION_TOP_K = 10
 CALIBRATION_RECALL = 0.995
+CALIBRATION_HALVINGS = 3
+"""Of the last doubling's step: to within a sixteenth of the lists that are read."""
 VECTORS_AT_ONCE = 2**16
 SEED = 0
 FILES = "faiss-*.index"
@@ -139,7 +141,7 @@ class FaissIndex(Index):
                 old.unlink()
 
     def _calibrate(self, first_new: int) -> None:
-        """Read as many lists a query as recall@10 against a scan needs, by doubling.
+        """Read as many lists a query as recall@10 against a scan needs, by doubling, then by halving the last step.
 
         It is measured on a sample of the images, by queries around all of them and by as many around those from row
         ``first_new`` on, for which the lists may not have been made. A query lies between vectors of two pictures, as
@@ -154,11 +156,22 @@ class FaissIndex(Index):
         queries = [self._queries_between(ends, rng) for ends in around]
         truths = [scan(self.snapshot, asked, sample, CALIBRATION_TOP_K) for asked in queries]
         allowed = None if len(sample) == len(rows) else self._bits_of(sample)
-        while self._ivf.nprobe < self._ivf.nlist:
+
+        def is_enough(num_lists: int) -> bool:
+            self._ivf.nprobe = num_lists
             found = [self._search_rows(asked, CALIBRATION_TOP_K, sample, allowed) for asked in queries]
-            if min(map(recall, found, truths)) >= CALIBRATION_RECALL:
-                return
-            self._ivf.nprobe = min(self._ivf.nlist, 2 * self._ivf.nprobe)
+            return min(map(recall, found, truths)) >= CALIBRATION_RECALL
+
+        too_few, enough = 0, self._ivf.nprobe
+        while enough < self._ivf.nlist and not is_enough(enough):
+            too_few, enough = enough, min(self._ivf.nlist, 2 * enough)
+        for _ in range(CALIBRATION_HALVINGS if too_few else 0):
+            middle = (too_few + enough) // 2
+            if is_enough(middle):
+                enough = middle
+            else:
+                too_few = middle
+        self._ivf.nprobe = enough
 
     def _queries_between(self, ends: np.ndarray, rng: np.random.Generator) -> Tensor:
         places = rng.integers(self.snapshot.vectors.shape[1], size=ends.shape)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import PICTURE_SUFFIXES, Pictures, find_pictures, picture_bounds
+from composir.data.images import Pictures, find_pictures, picture_bounds
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
 from composir.machine import default_device
 from composir.models.photos.embedder import PHOTOS
+from composir.paths import MANIFEST, holds_no_picture, require_pictures
 from composir.progress import Progress
 from composir.search.embedding import Embedded, Noted, Outcome, PictureEmbedder, PictureFile, Skipped, Unseen
 from composir.search.encoder import Encoder, HeadEncoder, open_encoder
@@ -27,7 +28,6 @@ from composir.search.index import Index
 from composir.search.manifest import (
     EXACT,
     INDEXES,
-    MANIFEST,
     Manifest,
     Place,
     check_backend,
@@ -41,9 +41,7 @@ from composir.search.thumbnails import THUMBNAILS, Thumbnails
 from composir.token_cache import NUM_WORKERS
 from composir.version import pip_install
 
-NUM_SUFFIXES_SHOWN = 8
-RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
-"""Of cameras' raw files, which no format here is."""
+NUM_REASONS_SHOWN = 8
 IMAGES_A_COMMIT = 256
 """New images after which a kill cannot take them back."""
 LOCAL, RAY = "local", "ray"
@@ -133,10 +131,9 @@ def index_folder(
             "composir index was started as several processes, and an index has one writer",
             fix="leave out accelerate launch; --engine ray uses all GPUs",
         )
-    if not root.is_dir():
-        raise ComposirError("is not a folder", file=root, expected="a folder with pictures")
     picture_bounds()
     old = _old_manifest(out, rebuild=rebuild)
+    require_pictures(root, is_new=old is None or rebuild)
     encoder, manifest = _agree(
         out,
         root,
@@ -152,7 +149,7 @@ def index_folder(
     _require_index_or_empty(out)
     found = find_pictures(root, exclude=manifest.exclude)
     if not found.names and (old is None or rebuild):
-        raise _holds_no_picture(root, found)
+        raise holds_no_picture(root, found)
     # Another engine is named once it has everything: till then, and where it fails, the old one answers.
     is_change = old is not None and not rebuild and (old.backend, old.options) != (manifest.backend, manifest.options)
     with _one_line_for_a_full_disk(out), writing(out):
@@ -196,25 +193,9 @@ def _one_line_for_a_full_disk(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _holds_no_picture(root: Path, found: Pictures) -> ComposirError:
-    """Return the error for a folder without pictures, with what is there instead."""
-    there = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found.num_by_suffix.items()]
-    parts = [f"files: {', '.join(there[:NUM_SUFFIXES_SHOWN])}"] if there else []
-    parts += [f"{name}: {reason}" for name, reason in list(found.reasons.items())[:1]]
-    if found.excluded:
-        parts.append(f"left out: {', '.join(found.excluded[:NUM_SUFFIXES_SHOWN])}")
-    raw = sorted(set(found.num_by_suffix) & set(RAW_SUFFIXES))
-    return ComposirError(
-        f"holds no picture that is read ({'; '.join(parts) or 'nothing is there'})",
-        file=root,
-        expected=f"files that end in {', '.join(PICTURE_SUFFIXES)}",
-        fix=f"export the {', '.join(raw)} files as JPEG" if raw else "give the folder that the pictures are in",
-    )
-
-
 def _none_can_be_read(root: Path, skipped: Sequence[Skipped]) -> ComposirError:
     """Return the error for a folder of which nothing came into the index."""
-    reasons = Counter(one.reason for one in skipped).most_common(NUM_SUFFIXES_SHOWN)
+    reasons = Counter(one.reason for one in skipped).most_common(NUM_REASONS_SHOWN)
     needs_heic = any("pillow-heif" in reason for reason, _ in reasons)
     return ComposirError(
         f"holds no picture that can be read: {'; '.join(f'{count:,} x {reason}' for reason, count in reasons)}",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from composir.errors import ComposirError, command, nearest
 from composir.files import write_text
 from composir.models.named import find_address
+from composir.paths import MANIFEST, require_index
 from composir.search.exact import ExactIndex
 from composir.search.faiss import FaissIndex
 from composir.search.index import Index
@@ -20,7 +21,6 @@ from composir.search.table import Table
 from composir.tables import Table as NamedTable
 from composir.version import own_version
 
-MANIFEST = "index.json"
 FORMAT = 1
 """Version of the folder's layout and of what the vectors mean; a reader refuses any other."""
 
@@ -112,12 +112,7 @@ def read_manifest(folder: Path) -> Manifest:
     it.
     """
     file = folder / MANIFEST
-    if not file.is_file():
-        raise ComposirError(
-            f"is not an index: it has no {MANIFEST}",
-            file=folder,
-            fix=command("index", "IMAGES_DIR", "--model", "MODEL_DIR", "--out", folder),
-        )
+    require_index(folder)
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):

@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from composir.data.images import content_id, read_bytes, read_image
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
+from composir.models.scripts import unread_share
+from composir.paths import require_picture
 from composir.search.encoder import NO_PICTURE, Encoder
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ COMPOSED = 0.5
 """The image weight at which a query is the model's own composition."""
 MAX_WEIGHT = 10.0
 """Of a sentence."""
+UNREAD = 0.3
+"""Share of a sentence's letters that the model does not know, from which on the answer says so."""
+NO_WORD = "it holds no word that the model knows"
 ROCCHIO = (1.0, 0.75, 0.15)
 """What the query, the pictures to be like and those not to be like count: alpha, beta and gamma."""
 WEIGHTED = re.compile(r"(?P<text>.*\D):(?P<weight>-?(\d+\.?\d*|\.\d+))", re.DOTALL)
@@ -134,7 +139,7 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
         raise ComposirError(f"the image weight is {query.image_weight:g}, and there is no sentence", fix="give one")
     if 1 < len(sentences) != len(query.images) > 1:
         raise ComposirError(
-            f"there are {len(query.images)} pictures and {len(sentences)} sentences",
+            f"there are {counted(len(query.images), 'picture')} and {counted(len(sentences), 'sentence')}",
             expected="one sentence for all pictures, or one for each, in their order",
         )
     if not query.images or query.image_weight < COMPOSED:
@@ -158,6 +163,25 @@ def check_query(query: SearchQuery, encoder: Encoder, known: Container[str]) -> 
             )
 
 
+def warnings_of(query: SearchQuery, encoder: Encoder) -> list[str]:
+    """Return a line for each sentence, of a query that ``check_query`` lets pass, of which the model reads little.
+
+    Those are sentences with ``UNREAD`` or more of their letters in scripts in which the model's tokenizer has no words,
+    and those without any word. What rules make of a sentence they tell themselves (``Encoder.read``).
+    """
+    lines = []
+    for text in dict.fromkeys(one.text for one in (*query.sentences, *query.left_out) if one.text.strip()):
+        beside = bool(query.images)
+        known = encoder.scripts(with_reference=beside)
+        if known is None or encoder.read(text, with_reference=beside) is not None:
+            continue
+        share = unread_share(text, known)
+        if share >= UNREAD:
+            what = f"{share:.0%} of it is in a script that the model does not know" if share < 1 else NO_WORD
+            lines.append(f"{text!r} is hardly read: {what}; the answers owe it little")
+    return lines
+
+
 def _check_weight(sentence: Sentence) -> None:
     if not 0 <= sentence.weight <= MAX_WEIGHT:
         raise ComposirError(
@@ -177,6 +201,8 @@ def read_pictures(queries: Sequence[SearchQuery], side: int) -> tuple[list[list[
             if isinstance(picture, Image.Image):
                 pictures[-1].append(picture)
             else:
+                if not isinstance(picture, bytes):
+                    require_picture(Path(picture))
                 content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
                 pictures[-1].append(read_picture(content if isinstance(picture, bytes) else Path(picture), side))
                 ids[-1].append(content_id(content))

@@ -20,10 +20,11 @@ from composir.models.config import CONFIG, WEIGHTS
 from composir.models.heads.folder import read_head
 from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
+from composir.paths import MANIFEST
 from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder, with_head
 from composir.search.folder import usable_device
 from composir.search.index import Index, float32
-from composir.search.manifest import EXACT, MANIFEST, Manifest, read_manifest, rebuild_command
+from composir.search.manifest import EXACT, Manifest, read_manifest, rebuild_command
 from composir.search.mapped import MappedIndex
 from composir.search.query import (
     COMPOSED,
@@ -35,6 +36,7 @@ from composir.search.query import (
     move_by_marks,
     read_picture,
     read_pictures,
+    warnings_of,
 )
 from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
@@ -313,6 +315,10 @@ class Retriever:
     def check(self, query: SearchQuery) -> None:
         """Raise ``ComposirError`` for what ``search`` would refuse of a query, its pictures aside."""
         check_query(query, self.encoder, self.images)
+
+    def warnings(self, query: SearchQuery) -> list[str]:
+        """Return a line for each sentence that ``search`` takes, and of which the model reads little or nothing."""
+        return warnings_of(query, self.encoder)
 
     def search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Return the answers to many queries, embedded and searched together; each as ``search`` would give it."""

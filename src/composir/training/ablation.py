@@ -153,6 +153,11 @@ def make_plan(
             )
         if key in ("seed", "output_dir", "save_training"):
             raise ComposirError(f"{key} cannot be varied", fix="--seeds gives the seeds, --out the folder")
+        if key == "text_rule":
+            raise ComposirError(
+                "text_rule cannot be varied: results on other sentences are not compared",
+                fix="train by each rule, and read each against published results of its own",
+            )
         if len(values) < 2 or len(set(values)) < len(values):
             raise ComposirError(
                 f"--vary {key}={','.join(values)} does not compare different values",

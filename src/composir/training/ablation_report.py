@@ -14,6 +14,7 @@ from composir.evaluation import OverSeeds, metric_label
 from composir.files import write_text
 from composir.machine import describe_machine
 from composir.plots import plot_losses
+from composir.style import look
 from composir.training.ablation import SMOOTHING_STEPS, Ablation, Training, moving_average
 
 LOSSES, MARKDOWN, PAGE, DOCUMENT = "losses.png", "report.md", "report.html", "ablation.json"
@@ -33,6 +34,8 @@ class Section:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    num_names: int = 1
+    """Columns at the left that hold names, not numbers."""
 
 
 def write_report(ablation: Ablation, out: Path, *, command: str) -> dict[str, Path]:
@@ -57,7 +60,7 @@ def write_report(ablation: Ablation, out: Path, *, command: str) -> dict[str, Pa
     template = resources.files("composir.training").joinpath(TEMPLATE).read_text(encoding="utf-8")
     picture = base64.b64encode(files["losses"].read_bytes()).decode()
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    write_text(files["html"], page.render(title=title, facts=facts, sections=tables, picture=picture))
+    write_text(files["html"], page.render(title=title, facts=facts, sections=tables, picture=picture, style=look()))
     return files
 
 
@@ -104,6 +107,7 @@ def sections(ablation: Ablation) -> list[Section]:
             for one in ablation.comparison.differences
         ),
         "Over queries: would other queries show it, with these trained models? Over seeds: would training again?",
+        num_names=3,
     )
     training = Section(
         "Training",
@@ -111,6 +115,7 @@ def sections(ablation: Ablation) -> list[Section]:
         tuple(_training_row(one) for one in ablation.training),
         f"Roughness: the standard deviation of the loss about its moving average over {SMOOTHING_STEPS} steps, "
         "relative to it. The runs followed each other on one machine: compare seconds within a seed.",
+        num_names=3,
     )
     return [differences, means, runs, training]
 

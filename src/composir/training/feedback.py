@@ -17,7 +17,7 @@ from composir.data import Left, Query, Split
 from composir.data.annotations import Entry
 from composir.data.images import ImageSource, content_id, read_bytes
 from composir.data.importing import as_row, read_triplets
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
 from composir.evaluation import evaluate, metric_label
 from composir.evaluation.saved import RECIPE
 from composir.features import BaseEmbedder
@@ -91,8 +91,9 @@ class FeedbackRun(HeadRun):
             for name, queries in (("train", train), ("val", held_out))
         ]
         if held_out:
-            of = f"{len({query.reference for query in held_out}):,} reference pictures"
-            observer.on_note(f"{len(train):,} examples to train on; {len(held_out):,}, those of {of}, are held out")
+            of = counted(len({query.reference for query in held_out}), "reference picture")
+            to_train = f"{counted(len(train), 'example')} to train on"
+            observer.on_note(f"{to_train}; {len(held_out):,}, those of {of}, are held out")
         else:
             observer.on_note(f"{len(train):,} examples are too few to hold some out: all are trained on, none measured")
         return splits[0], splits[1], {}

@@ -76,6 +76,7 @@ def _describe(split: Split) -> dict[str, Any]:
         "file": str(split.file),
         "split": split.name,
         "category": split.category,
+        "text_rule": split.text_rule,
         "num_queries": len(queries),
         "num_gallery": len(split.gallery),
         "sorted_ids": _hash(sorted(values["ids"])),
@@ -91,6 +92,9 @@ def _changes(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[
     """Return how the annotations of a split have changed since the run began, in words."""
     if before is None or now is None:
         return ["is new: the run began without it" if before is None else "is gone: the run began with it"]
+    begun_with = before.get("text_rule", now["text_rule"])  # runs of before there was a choice do not say it
+    if begun_with != now["text_rule"]:
+        return [f"makes its sentences by the text rule {now['text_rule']!r}, the run began with {begun_with!r}"]
     different = [name for name in WORDS_BY_HASH if now["hashes"][name] != before["hashes"][name]]
     if not different:
         return []

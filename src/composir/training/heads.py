@@ -141,10 +141,10 @@ class HeadRun(Run):
         )
 
     def require_room(self) -> None:
-        """Return nothing: a step of a head takes some megabytes."""
+        """Take it that there is room: a step of a head takes some megabytes."""
 
     def prepare(self) -> None:
-        """Return nothing: a head starts as its base."""
+        """Change nothing: a head starts as its base."""
 
     def embedder(self) -> Embedder:
         """Return the head on the base's vectors."""

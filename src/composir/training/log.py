@@ -26,7 +26,7 @@ from composir.models.fusion import WEIGHTS as FUSION_WEIGHTS
 from composir.models.trace import patches
 from composir.models.vision import Tower
 from composir.models.watch import Reading, watch
-from composir.plots import GRADIENT_PREFIX, plot_curves
+from composir.plots import GRADIENT_PREFIX, STEP, plot_curves
 from composir.training.batches import Batches
 from composir.training.state import State
 
@@ -61,6 +61,8 @@ class Log(ABC):
     def __init__(self, run: Path, *, first_step: int) -> None:
         self.run = run
         self.board = SummaryWriter(str(run), purge_step=first_step + 1)
+        self.best_by = ""
+        """The column by which the best validation is chosen, known from the first one on."""
 
     @abstractmethod
     def gate_figures(self) -> dict[str, float]:
@@ -84,10 +86,12 @@ class Log(ABC):
         norms: Mapping[str, float],
         alpha: float | None,
     ) -> None:
-        """Add a batch to the means of its epoch, and to TensorBoard at ``step``; norms only of one that ends a step.
+        """Add a batch to the means of its epoch, the curves and TensorBoard at ``step``; norms where it ends a step.
 
         Norms that are not finite, because fp16 overflowed and the step was skipped, are counted and left out.
         """
+        for name, value in {STEP: float(step), **losses}.items():
+            state.losses.setdefault(name, []).append(value)
         for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
             self.board.add_scalar(f"train/{name}", value, step)
@@ -101,12 +105,14 @@ class Log(ABC):
         if alpha is not None:
             self.board.add_scalar("gate/alpha", alpha, step)
 
+    def mean_losses(self, state: State, num_batches: int) -> dict[str, float]:
+        """Return an epoch's mean losses by name."""
+        return {name: sum_ / num_batches for name, sum_ in state.sums.items() if not name.startswith(GRADIENT_PREFIX)}
+
     def row(self, state: State, *, num_batches: int, num_steps: int, rate: float) -> dict[str, str]:
         """Return an epoch's columns but those of a validation: mean losses and gradient norms, the rate, the gate."""
         row = {"epoch": str(state.epoch)}
-        for name, sum_ in state.sums.items():
-            if not name.startswith(GRADIENT_PREFIX):
-                row[name] = f"{sum_ / num_batches:.6f}"
+        row |= {name: f"{mean:.6f}" for name, mean in self.mean_losses(state, num_batches).items()}
         row["lr"] = f"{rate:.3g}"
         if state.skipped_steps:
             row["skipped_steps"] = str(state.skipped_steps)
@@ -122,8 +128,9 @@ class Log(ABC):
                 self.board.add_scalar(f"gate/{tag}", figures[name], state.step)
         return {name: f"{figure:.6f}" for name, figure in figures.items()}
 
-    def validated(self, state: State, result: Result) -> dict[str, str]:
-        """Return the columns of a validation; TensorBoard gets its figures and what ``show`` adds."""
+    def validated(self, state: State, result: Result, best_by: str) -> dict[str, str]:
+        """Return the columns of a validation, which TensorBoard gets, too; the best is that by the key ``best_by``."""
+        self.best_by = metric_label(best_by)
         for key, value in result.metrics.items():
             self.board.add_scalar(f"val/{key}", 100 * value, state.step)
         self.show(state)
@@ -138,7 +145,7 @@ class Log(ABC):
         writer.writerows(state.rows)
         write_text(self.run / LOG, text.getvalue())
         if with_curves:
-            plot_curves(self.run / LOG, self.run / CURVES)
+            plot_curves(state.rows, state.losses, self.run / CURVES, best_by=self.best_by)
 
 
 class RunLog(Log):

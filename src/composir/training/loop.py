@@ -19,7 +19,7 @@ from torch import Tensor
 from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
 from composir.evaluation import COMPOSED, Embedder, Result, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
 from composir.features import CachedEmbedder
@@ -71,8 +71,11 @@ class Observer(Protocol):
     def on_note(self, note: str) -> None:
         """Something that is no error should be known, in a sentence."""
 
-    def on_step(self, step: int, loss: float, alpha: float | None) -> None:
-        """A step is done; ``loss`` is the weighted total of its batch."""
+    def on_step(self, step: int, losses: Mapping[str, float], alpha: float | None) -> None:
+        """A step is done; ``losses`` are those of its batch by name, ``total`` their weighted sum."""
+
+    def on_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
+        """An epoch is done, its validation not yet; ``losses`` are the means over its batches."""
 
     def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
         """A validation is done."""
@@ -188,8 +191,9 @@ class Run:
         cls, recipe: Recipe, resume: Path | None, observer: Observer
     ) -> tuple[Sequence[Split], Sequence[Split], Mapping[str, Left]]:
         """Return what is trained on, what it is validated on, and what is left of each, all images looked at."""
-        train_splits = load_splits(recipe.dataset, recipe.data_root, "train")
-        val_splits = load_splits(recipe.dataset, recipe.data_root, DATASETS[find_dataset(recipe.dataset)].evaluated)
+        validated, text_rule = DATASETS[find_dataset(recipe.dataset)].evaluated, recipe.text_rule or None
+        train_splits = load_splits(recipe.dataset, recipe.data_root, "train", text_rule=text_rule)
+        val_splits = load_splits(recipe.dataset, recipe.data_root, validated, text_rule=text_rule)
         left_by_key: dict[str, Left] = {}
         if recipe.skip_missing_images:
             splits, left_by_key = without_missing_images([*train_splits, *val_splits])
@@ -335,7 +339,7 @@ class Run:
     def _tell_start(self) -> None:
         given, size = self.recipe.batch_size, self.batches.size
         if size < given:
-            there = f"{size:,} triplet{'' if size == 1 else 's'}"
+            there = counted(size, "triplet")
             self.observer.on_note(f"batch size {given:,} is more than there are: a batch is all {there}")
         temperature, (lowest, highest) = self.model.temperature.item(), TEMPERATURE_RANGE
         if not lowest <= temperature <= highest:
@@ -426,7 +430,7 @@ class Run:
                 )
             if self.log is not None:
                 self.log.record(self.state, step, told_losses, told_norms, told_alpha)
-                self.observer.on_step(step, total, told_alpha)
+                self.observer.on_step(step, told_losses, told_alpha)
 
         told = [*losses.values(), *norms.values(), *([] if alpha is None else [alpha])]
         self.numbers.tell(torch.stack([one.detach().float().reshape(()) for one in told]), tell)
@@ -451,6 +455,7 @@ class Run:
                 num_steps = math.ceil(num_batches / recipe.gradient_accumulation)
                 rate = float(max(self.schedule.get_last_lr()))
                 row = self.log.row(state, num_batches=num_batches, num_steps=num_steps, rate=rate)
+                self.observer.on_epoch(state.epoch, self.log.mean_losses(state, num_batches))
                 is_validated = is_end or state.epoch % recipe.validation_frequency == 0
                 if is_validated:
                     row |= self.validate()
@@ -468,7 +473,8 @@ class Run:
         recipe, state = self.recipe, self.state
         self.model.eval()
         result = evaluate(self.embedder(), self.val_splits, weights_hash=self.weights_hash(), baselines=False)
-        figure = result.metrics[recipe.select_by or result.primary]
+        best_by = recipe.select_by or result.primary
+        figure = result.metrics[best_by]
         is_best = figure > state.best
         if is_best:
             state.best, state.best_metrics = figure, dict(result.metrics)
@@ -484,7 +490,7 @@ class Run:
             for folder in folders:
                 self.save_model(folder, about(recipe, result, self.left_by_key), files)
         self.observer.on_validation(state.epoch, result, is_best)
-        return self.log.validated(state, result)
+        return self.log.validated(state, result, best_by)
 
     def _mine(self) -> None:
         """Mine negatives with the model as it is and write them down, so that a resumed run has the same."""

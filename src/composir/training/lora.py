@@ -183,7 +183,7 @@ class LoraLog(Log):
         return {"relative_change": (changed - own).norm(dim=-1).mean().item()}
 
     def show(self, state: State) -> None:
-        """Return nothing: there is nothing to be drawn."""
+        """Add nothing: of adapters there is nothing to be drawn."""
 
 
 class LoraRun(Run):
@@ -214,10 +214,10 @@ class LoraRun(Run):
         )
 
     def require_room(self) -> None:
-        """Return nothing: too little memory is told when it happens."""
+        """Take it that there is room: too little memory is told when it happens."""
 
     def prepare(self) -> None:
-        """Return nothing: the model starts as it is."""
+        """Change nothing: the model starts as it is."""
 
     def embedder(self) -> Embedder:
         """Return the model that would be saved, in the precision in which it would be asked on this device."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from composir.data import find_dataset
+from composir.data import DATASETS, find_dataset
 from composir.data.transforms import TARGET_RATIO
 from composir.errors import ComposirError, nearest, short
 from composir.evaluation import DEPTH, protocol_of
@@ -50,6 +50,8 @@ class Recipe(BaseModel):
     """An index that a head is trained for: its pictures are those of the examples, and their vectors are taken."""
     skip_missing_images: bool = False
     """Train and validate on the queries whose images are all there; off, a missing image is an error."""
+    text_rule: str = ""
+    """How sentences are made, in training and validation: one of the data set's ``text_rules``; empty is its own."""
     blip_model_name: str = MODEL_NAME
     backbone: str = "pretrain"
     """Key of ``BACKBONES``, or a model that stays as it is and gets a head: ``photos``, ``st:NAME``, a folder."""
@@ -254,6 +256,9 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
         wrong.append(f"index = {short(recipe.index)} is for examples of one's own, dataset = 'own'")
     if recipe is not None and recipe.select_by and recipe.select_by not in (figures := _figures(recipe.dataset)):
         wrong.append(f"select_by = {short(recipe.select_by)}: expected one of {', '.join(figures)}")
+    if recipe is not None and recipe.text_rule and recipe.text_rule not in (rules := _text_rules(recipe.dataset)):
+        expected = ", ".join(rules) or f"none, as {recipe.dataset} has one way to make its sentences"
+        wrong.append(f"text_rule = {short(recipe.text_rule)}: expected one of {expected}")
     if wrong or recipe is None:
         raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
     return recipe
@@ -285,6 +290,10 @@ def _without_effect(recipe: Recipe) -> list[str]:
         for name, whose in whose_by_name.items()
         if getattr(recipe, name) != Recipe.model_fields[name].default
     ]
+
+
+def _text_rules(dataset: str) -> tuple[str, ...]:
+    return DATASETS[find_dataset(dataset)].text_rules
 
 
 def _figures(dataset: str) -> list[str]:

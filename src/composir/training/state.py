@@ -43,6 +43,8 @@ class State:
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     """Of what the log shows as means of the epoch, so far."""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """The losses of every batch so far, by name, and under ``step`` the step that each belongs to: for the curves."""
     skipped_steps: int = 0
     """Of the epoch so far: those whose gradients overflowed in fp16."""
     best: float = -1.0

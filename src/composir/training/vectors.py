@@ -79,15 +79,22 @@ class Vectors:
         return torch.stack([self._pictures[path] for path in paths])
 
     def embed_queries(self, paths: Sequence[ImageSource], texts: Sequence[str]) -> Float[Tensor, "batch dim"]:
-        """Return the base's own query of every pair."""
-        return torch.stack([self._pairs[pair] for pair in zip(paths, texts, strict=True)])
+        """Return the base's own query of every pair; one that was not filled is computed."""
+        pairs = list(zip(paths, texts, strict=True))
+        lacking = [pair for pair in dict.fromkeys(pairs) if pair not in self._pairs]
+        if lacking:
+            self._pairs.update(zip(lacking, self._compose(lacking), strict=True))
+        return torch.stack([self._pairs[pair] for pair in pairs])
 
     def embed_text_only(self, texts: Sequence[str], gallery: Sequence[ImageSource]) -> Float[Tensor, "batch dim"]:
         """Return the base's own query of every sentence; these are not kept."""
         return self.base.embed_text_only(texts, gallery)
 
     def embed_words(self, texts: Sequence[str]) -> Float[Tensor, "batch text_dim"]:
-        """Return the vector of every sentence."""
+        """Return the vector of every sentence; one that was not filled is computed."""
+        lacking = [text for text in dict.fromkeys(texts) if text not in self._words]
+        if lacking:
+            self._words.update(zip(lacking, self.base.embed_words(lacking), strict=True))
         return torch.stack([self._words[text] for text in texts])
 
     def dim(self, example: ImageSource) -> int:

@@ -104,6 +104,28 @@ def answer(
     return answers
 
 
+def in_words(rankings: Mapping[str, Sequence[Hit]], num_shown: int) -> str:
+    """Return what two rankings of one question say beside each other, in a sentence or two; of one what it is.
+
+    The ways are called ``with …`` and ``without …``; of each the first ``num_shown`` are compared.
+    """
+    targets = {
+        way: next((place for place, hit in enumerate(hits, 1) if hit.is_target), None) for way, hits in rankings.items()
+    }
+    places = [f"number {place} {way}" for way, place in targets.items() if place]
+    right = f"The right answer, framed in green, is {' and '.join(places)}." if places else ""
+    if len(rankings) < 2:
+        return right or "The best first, with their scores."
+    new, old = (
+        next(hits for way, hits in rankings.items() if way.startswith(start)) for start in ("with ", "without ")
+    )
+    new_way = next(way for way in rankings if way.startswith("with "))
+    known = {hit.name for hit in old[:num_shown]}
+    num_new = sum(hit.name not in known for hit in new[:num_shown])
+    found = f"{num_new} of the best {len(new[:num_shown])} {'is' if num_new == 1 else 'are'} there only {new_way}."
+    return f"{found if num_new else 'Both ways find the same pictures.'} {right}".strip()
+
+
 def _name_in(split: Split, image: Path) -> str:
     """Return the picture's name in the split, "" where it is none of its files."""
     path = image.resolve()
@@ -136,7 +158,7 @@ def _rank(
     texts = [query.text for query in split.queries]
     ways: dict[str, Callable[[Composer], Any]] = {"as trained": nullcontext}
     if model.config.fusion != "none":
-        ways = {"with the fusion": nullcontext, "fusion left out": without_fusions}
+        ways = {"with the fusion": nullcontext, "without the fusion": without_fusions}
     rankings: list[dict[str, tuple[Hit, ...]]] = [{} for _ in texts]
     for way, entering in ways.items():
         with entering(model), torch.inference_mode():

@@ -24,7 +24,7 @@ from composir.visualize.answers import IMAGES_PER_BATCH, NUM_SHOWN, Hit, best_hi
 
 OPEN = 0.5
 """Above it a channel counts as open."""
-GATE_TITLE = "channels by how far the gate is open"
+GATE_TITLE = "channels by how far the gate is open for them"
 NUM_BINS = 20
 """Of the histogram of a gate, from 0 to 1."""
 
@@ -55,8 +55,8 @@ class HeadAnswer:
             share = (self.gate > OPEN).mean()
             gate = {"gate, mean over channels": f"{self.gate.mean():.3f}", "channels that are open": f"{share:.1%}"}
         return gate | {
-            "length of the change": f"{self.change:.3f}",
-            "cosine with the query without the head": f"{self.cosine:.3f}",
+            "length of the change; the query's own is 1": f"{self.change:.3f}",
+            "cosine with the query without the head; 1: the same": f"{self.cosine:.3f}",
         }
 
 

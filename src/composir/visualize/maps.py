@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
+from matplotlib import colormaps
 
-from composir.heat import DIVERGING, SEQUENTIAL
+from composir.heat import DIVERGING, SEQUENTIAL, sequential
 from composir.models.trace import Trace, patches
 
 
@@ -19,12 +20,16 @@ class Map:
     key: str
     title: str
     meaning: str
+    """What bright or coloured says, as a sentence."""
+    unit: str
     scale: float = 1.0
     """Values are multiplied by it, to be numbers a person can read."""
     digits: int = 2
     diverging: bool = False
     """Whether zero is the middle of the colours."""
     of_target: bool = False
+    main: bool = False
+    """Whether it is drawn where not every map is asked for."""
     min_span: float = 0.0
     """The colours span at least this much: what hardly differs looks even. 0: they start at zero."""
 
@@ -44,30 +49,77 @@ class Map:
         missing = max(self.min_span - (high - low), 0.0) / 2
         return low - missing, high + missing
 
+    def told(self, value: float) -> str:
+        """Return a value as it stands at the end of a bar: never 0 where it is not."""
+        return f"{value:.{self.digits}f}" if abs(value) >= 10**-self.digits or not value else f"{value:.1g}"
+
     @property
     def colours(self) -> str:
         """The colour map, readable with any colour vision: from dark to light, or between two hues."""
         return DIVERGING if self.diverging else SEQUENTIAL
 
+    @property
+    def table(self) -> Float64[np.ndarray, "256 3"]:
+        """Its colours from low to high: RGB in [0, 1]."""
+        return sequential() if not self.diverging else colormaps[DIVERGING](np.arange(256))[:, :3]
+
 
 MAPS = (
-    Map("influence", "influence", "how far the query moves when the patch is hidden, distance x 100", 100, 1),
-    Map("attention", "attention", "share of the query tokens' attention, %", 100, 1),
-    Map("gate", "gate", "how far the gate is open, 0 to 1, mean over channels", min_span=0.1),
-    Map("text_attention", "sentence's attention", "where the sentence looks, %", 100, 1),
-    Map("relative_change", "change", "size of what the fusion adds, % of the token", 100, 1),
-    Map("fusion_influence", "influence of the change", "how far the query moves without it here, distance x 100", 100),
+    Map(
+        "influence",
+        "where the picture matters",
+        "Bright: hiding this patch moves the query far.",
+        "distance × 100",
+        100,
+        1,
+        main=True,
+    ),
+    Map(
+        "fusion_influence",
+        "what the sentence changed",
+        "Bright: undoing the sentence's change of this patch moves the query far.",
+        "distance × 100",
+        100,
+        main=True,
+    ),
+    Map("attention", "where the query tokens look", "Bright: much of their attention is here.", "percent", 100, 1),
+    Map(
+        "gate",
+        "how far the gate is open",
+        "Bright: the sentence may change much here.",
+        "mean of the channels",
+        min_span=0.1,
+    ),
+    Map("text_attention", "where the sentence looks", "Bright: much of its attention is here.", "percent", 100, 1),
+    Map(
+        "relative_change",
+        "size of the change",
+        "Bright: what the fusion adds to this patch is large beside the patch.",
+        "percent of the patch",
+        100,
+        1,
+    ),
     Map(
         "reference_attribution",
         "worth to the score",
-        "target's score falls when the patch is hidden, x 100",
+        "Orange: hiding this patch lowers the score of the target; purple: raises it.",
+        "score × 100",
         100,
         1,
         True,
     ),
-    Map("target_attribution", "worth of the target's patches", "the same, in the target", 100, 1, True, of_target=True),
+    Map(
+        "target_attribution",
+        "worth in the target",
+        "The same for the target: the right answer, or what was found first.",
+        "score × 100",
+        100,
+        1,
+        True,
+        of_target=True,
+    ),
 )
-"""What is drawn, in this order, where the trace has it."""
+"""What can be drawn, in this order, where the trace has it; the first two are drawn unless all are asked for."""
 
 
 def limits_by_map(traces: Sequence[Trace]) -> dict[Map, tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from composir.data.images import read_image
 from composir.files import write_text
 from composir.heat import DIVERGING, SEQUENTIAL
 from composir.models.trace import patches
-from composir.visualize.answers import Answer, Hit
+from composir.style import look
+from composir.visualize.answers import NUM_SHOWN, Answer, Hit, in_words
 from composir.visualize.drawing import cannot_be_written
 from composir.visualize.heads import GATE_TITLE, HeadAnswer
 from composir.visualize.maps import Map, limits_by_map
@@ -40,10 +42,11 @@ def write_page(image: Path, answers: Sequence[Answer], out: Path) -> None:
         "colours": colours,
         "maps": [
             {
-                **{name: getattr(one, name) for name in ("key", "title", "meaning", "digits")},
+                **{name: getattr(one, name) for name in ("key", "title", "meaning", "unit", "digits", "main")},
                 "colours": one.colours,
                 "ofTarget": one.of_target,
                 "limits": bounds,
+                "ends": [one.told(bound) for bound in bounds],
             }
             for one, bounds in limits.items()
         ],
@@ -59,7 +62,10 @@ def write_head_page(image: Path, answers: Sequence[HeadAnswer], out: Path) -> No
         out,
         title=image.name,
         picture=_data_uri(read_image(image), HTML_PICTURE),
-        answers=[(one, _page_rankings(one.rankings)) for one in answers],
+        answers=[
+            (one, _page_rankings(one.rankings), in_words(one.rankings, NUM_SHOWN) if one.rankings else "")
+            for one in answers
+        ],
         most=max((one.channels.max() for one in answers if one.channels is not None), default=0),
         gate_title=GATE_TITLE,
     )
@@ -69,7 +75,8 @@ def _write(template: str, out: Path, **values: Any) -> None:
     loader = PackageLoader("composir.visualize", "")
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # rankings keep their order
-    html = environment.get_template(template).render(**values)
+    style = look() + resources.files("composir.visualize").joinpath("style.css").read_text(encoding="utf-8")
+    html = environment.get_template(template).render(style=style, **values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, html.encode(errors="backslashreplace").decode())
@@ -91,6 +98,7 @@ def _page_answer(answer: Answer, shown: Iterable[Map]) -> dict[str, Any]:
         "heads": _rounded(attention.mean(axis=2)),
         "queries": _rounded(attention.mean(axis=(0, 1))),
         "rankings": _page_rankings(answer.rankings),
+        "words": in_words(answer.rankings, NUM_SHOWN) if answer.rankings else "",
     }
 
 

@@ -156,11 +156,13 @@ def _add_search(app: FastAPI, service: Service) -> None:
         beside = bool(references)
         readings = [service.retriever.encoder.read(one, with_reference=beside) for one in said]
         told = [one.told(with_reference=beside) for one in readings if one]
+        warnings = await anyio.to_thread.run_sync(service.retriever.warnings, query)
         milliseconds = 1000 * (asyncio.get_running_loop().time() - start)
         return Found(
             results=results,
             reference=references[0].id if references and references[0].id in images else None,
             reading=" | ".join(told) or None,
+            warnings=warnings,
             scale=service.scale_of(query),
             milliseconds=round(milliseconds, 1),
         )

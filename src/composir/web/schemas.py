@@ -36,6 +36,8 @@ class Found(BaseModel):
     """The id of the reference, where it is in the index (an uploaded file is known by its content)."""
     reading: str | None
     """How the sentence was read; null where there was none, or the network reads it as a whole."""
+    warnings: list[str]
+    """A line for each sentence of which the model reads little, such as one in a script that it does not know."""
     scale: Scale | None
     """Null for what was not measured: a picture alone, weights, marks, a path; and till the server has measured it."""
     milliseconds: float

@@ -20,9 +20,8 @@ from composir.models.config import CONFIG, TOWER, ComposerConfig, parse_config
 from composir.models.fusion import GATE
 from composir.models.vision import Tower
 from composir.models.vit import CLIP, EVA, NORM, LastHidden, vit_tower
+from composir.models.weights.published import CLIP_FILE, EVA_FILE, EXPECTED, no_weights
 from composir.models.weights.sources import (
-    CLIP_FILE,
-    EVA_FILE,
     FORMER_LN_VISION,
     OWN,
     Source,
@@ -30,7 +29,7 @@ from composir.models.weights.sources import (
     open_safetensors,
     open_source,
 )
-from composir.models.weights.start import EXPECTED, INSTEAD, WIDTHS, Start, initialise, join_tower, read_start
+from composir.models.weights.start import WIDTHS, Start, initialise, join_tower, read_start
 from composir.models.weights.tensors import LazyTensors
 from composir.tables import Table
 
@@ -120,11 +119,7 @@ TOWERS: Table[Callable[[Mapping[str, Tensor], Mapping[str, str]], Tower]] = Tabl
 def read_backbone(backbone: str, weights: str) -> Start:
     """Return what the file, folder or hub id ``weights`` holds for a backbone of ``EXPECTED``."""
     if not weights:
-        raise ComposirError(
-            f"the backbone {backbone!r} needs pretrained weights, and none were given",
-            expected=EXPECTED[backbone],
-            fix=INSTEAD,
-        )
+        raise no_weights(backbone)
     return read_source(open_source(weights, width=WIDTHS[backbone]), backbone=backbone)
 
 

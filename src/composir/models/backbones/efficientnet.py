@@ -8,7 +8,9 @@ wheels do not import beside a CPU build of torch (docs/decisions.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,18 +45,42 @@ DROPPED_PREFIXES = ("_conv_head", "_bn1", "_fc")
 """The classification head, dropped on purpose: only feature maps are read."""
 
 
-class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: at stride 2 on an even size the extra row and column come last."""
+class NormedConv2d(nn.Conv2d):
+    """A convolution and, once ``fold`` has been told of it, the batch norm behind it, as one product.
+
+    With ``scale = weight / sqrt(running_var + eps)`` of the norm, its weights are multiplied by the scale and
+    ``bias - scale * running_mean`` is added (Jacob et al., arXiv 1712.05877, section 3.2). The state dict has the two
+    as they were read. It is padded as TensorFlow's SAME: at stride 2 on an even size the extra row and column come
+    last.
+    """
+
+    folded_weight: Tensor
+    folded_bias: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+        for name in ("folded_weight", "folded_bias"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
+
+    @torch.no_grad()
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Take over the norm as it is now, with its running mean and variance."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()  # (outputs,)
+        self.folded_weight = self.weight * scale[:, None, None, None]
+        self.folded_bias = norm.bias - scale * norm.running_mean
 
     def forward(self, input: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
-        """Return the padded input's convolution, of size ``ceil(height / stride)``."""
-        padding = []
-        for size, kernel, stride in zip(
-            reversed(input.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
-        ):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            padding += [total // 2, total - total // 2]
-        return super().forward(nn.functional.pad(input, padding))
+        """Return the padded input's convolution, normed, of size ``ceil(height / stride)``."""
+        sides = list(zip(input.shape[-2:], self.kernel_size, self.stride, strict=True))
+        height, width = (-(-size // stride) for size, _, stride in sides)
+        padding = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size, kernel, stride in sides]
+        # Torch pads both ends alike. For one more behind it pads a stride more at each end, which makes one output
+        # before those that are wanted, and the input, often the largest map of all, is not copied.
+        more = int(any(count % 2 for count in padding))
+        around = [count // 2 + more * stride for count, stride in zip(padding, self.stride, strict=True)]
+        y = nn.functional.conv2d(input, self.folded_weight, self.folded_bias, self.stride, around, groups=self.groups)
+        return y[:, :, more : more + height, more : more + width]
 
 
 class InvertedBottleneck(nn.Module):
@@ -63,30 +89,40 @@ class InvertedBottleneck(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
         width = inputs * expansion
-        self.expand = nn.Conv2d(inputs, width, 1, bias=False) if expansion > 1 else None
+        self.expand = NormedConv2d(inputs, width) if expansion > 1 else None
         self.expand_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPS) if expansion > 1 else None
-        self.depthwise = SameConv2d(width, width, kernel, stride, groups=width, bias=False)
+        self.depthwise = NormedConv2d(width, width, kernel, stride, groups=width)
         self.depthwise_norm = nn.BatchNorm2d(width, eps=BATCH_NORM_EPS)
-        self.project = nn.Conv2d(width, outputs, 1, bias=False)
+        self.project = NormedConv2d(width, outputs)
         self.project_norm = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
         self.is_residual = stride == 1 and inputs == outputs
+
+    def fold(self) -> None:
+        """Fold each norm into the convolution before it."""
+        if self.expand is not None and self.expand_norm is not None:
+            self.expand.fold(self.expand_norm)
+        self.depthwise.fold(self.depthwise_norm)
+        self.project.fold(self.project_norm)
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs h w"]:
         """Return the block's feature map."""
         y = x
-        if self.expand is not None and self.expand_norm is not None:
-            y = nn.functional.relu6(self.expand_norm(self.expand(y)))
-        y = nn.functional.relu6(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(y))
-        return x + y if self.is_residual else y
+        if self.expand is not None:
+            y = nn.functional.relu6(self.expand(y), inplace=True)
+        y = nn.functional.relu6(self.depthwise(y), inplace=True)
+        y = self.project(y)
+        return y.add_(x) if self.is_residual else y
 
 
 class EfficientNetLite0(nn.Module):
-    """The convolutional part of EfficientNet-Lite0, without the classification head."""
+    """The convolutional part of EfficientNet-Lite0, without the classification head, for inference alone.
+
+    Batch norms are folded into the convolutions whenever weights are loaded; the state dict has both as they were read.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
+        self.stem = NormedConv2d(3, STEM_CHANNELS, 3, 2)
         self.stem_norm = nn.BatchNorm2d(STEM_CHANNELS, eps=BATCH_NORM_EPS)
         self.blocks = nn.ModuleList()
         channels = STEM_CHANNELS
@@ -102,18 +138,26 @@ class EfficientNetLite0(nn.Module):
                     )
                 )
                 channels = outputs
+        _fold(self)
+        self.register_load_state_dict_post_hook(_fold)
 
     def forward(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch 112 h16 w16"], Float[Tensor, "batch 320 h32 w32"]]:
         """Return the feature maps at stride 16 (112 channels) and at stride 32 (320 channels)."""
-        x = nn.functional.relu6(self.stem_norm(self.stem(pixels)))
+        x = nn.functional.relu6(self.stem(pixels), inplace=True)
         middle = x
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index == LAST_BLOCK_AT_STRIDE_16:
                 middle = x
         return middle, x
+
+
+def _fold(network: EfficientNetLite0, _: object = None) -> None:
+    network.stem.fold(network.stem_norm)
+    for block in network.blocks:
+        cast(InvertedBottleneck, block).fold()
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

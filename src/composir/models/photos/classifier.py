@@ -15,6 +15,7 @@ from composir.models.backbones.efficientnet import (
     BATCH_NORM_EPS,
     STRIDE_32_CHANNELS,
     EfficientNetLite0,
+    NormedConv2d,
     from_published,
 )
 from composir.models.backbones.mini import read_lite0
@@ -35,13 +36,14 @@ class Classifier(nn.Module):
         weights = read_lite0()
         with Undrawn():
             self.body = EfficientNetLite0()
-            self.head = nn.Conv2d(STRIDE_32_CHANNELS, WIDTH, 1, bias=False)
+            self.head = NormedConv2d(STRIDE_32_CHANNELS, WIDTH)
             self.norm = nn.BatchNorm2d(WIDTH, eps=BATCH_NORM_EPS)
             self.classes = nn.Linear(WIDTH, NUM_CLASSES)
         self.body.load_state_dict(from_published(weights))
         for part, name in ((self.head, "_conv_head"), (self.norm, "_bn1"), (self.classes, "_fc")):
             own = {key.removeprefix(f"{name}."): one for key, one in weights.items() if key.startswith(f"{name}.")}
             part.load_state_dict(own)
+        self.head.fold(self.norm)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stub lacks it
         self.requires_grad_(False).eval()
 
@@ -49,7 +51,7 @@ class Classifier(nn.Module):
         """Return the classes' logits."""
         scaled = (pixels.to(self.head.weight.device).float() - 127) / 128  # the published preprocessing
         last = self.body(scaled.contiguous(memory_format=torch.channels_last))[1]
-        return self.classes(nn.functional.relu6(self.norm(self.head(last))).mean(dim=(2, 3)))
+        return self.classes(nn.functional.relu6(self.head(last), inplace=True).mean(dim=(2, 3)))
 
     def logits(self, pictures: Sequence[Sequence[np.ndarray]]) -> Float[Tensor, "pictures classes"]:
         """Return the logits of pictures, each given as one or more views: the mean over its views."""

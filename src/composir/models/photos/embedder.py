@@ -25,7 +25,7 @@ from composir.models.identity import files_hash
 from composir.models.photos.classifier import Classifier, view
 from composir.models.photos.colours import COLOURS
 from composir.models.photos.ground import cut_out, look_at, look_vectors
-from composir.models.photos.minilm import WIDTH, embed
+from composir.models.photos.minilm import WIDTH, embed, minilm_scripts
 from composir.models.photos.sentences import Reading, main_part, read_sentence
 from composir.models.photos.vocabulary import (
     CLASS_VECTORS,
@@ -199,6 +199,11 @@ class PhotosEmbedder(VectorComposer):
     def square(self, picture: Image.Image) -> Image.Image:
         """Return the picture, small: the model looks at the whole, at its thing and at its border."""
         return shrink(picture)
+
+    @cached_property
+    def scripts(self) -> frozenset[str]:
+        """Those of MiniLM, by which a head reads sentences."""
+        return minilm_scripts()
 
     def weights_hash(self) -> str:
         """Return what identifies the weights, the words and the rules."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from composir.models.backbones.mini import minilm_file
+from composir.models.scripts import scripts_of
 from composir.models.weights.tensors import Undrawn
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def embed(text: str) -> Float[Tensor, " 384"]:
     tokenizer, model = _load()
     ids = torch.tensor([tokenizer.encode(text).ids])
     return normalize(model(ids).last_hidden_state[0].mean(dim=0), dim=0)
+
+
+@cache
+def minilm_scripts() -> frozenset[str]:
+    """Return the scripts in which MiniLM has words."""
+    return scripts_of(_load()[0].get_vocab())
 
 
 @cache

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from composir.errors import ComposirError, command, listed
 from composir.models.config import CONFIG, MODEL_NAME, WEIGHTS
+from composir.models.weights.published import CLIP_FILE, EVA_FILE
 from composir.models.weights.tensors import LazyTensors
 
 FORMER_LN_VISION = "ln_vision.safetensors"
@@ -39,8 +40,6 @@ DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the origi
 HUB_FILES = ("*.json", "*.safetensors", "*.md", "*.toml")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """Of files of weights."""
-EVA_FILE, CLIP_FILE = "eva_vit_g.pth", "clip_vit_L.pth"
-"""The towers of ViT-g and of ViT-L as LAVIS publishes them, files of their own."""
 CLIP_WIDTH = 1024
 """Of the image tokens of ViT-L."""
 

@@ -28,7 +28,8 @@ from composir.models.vit import (
     vit_tower,
 )
 from composir.models.weights.names import HF_RULES, LAVIS_RULES, Renamed, Rule, first_blocks, rename, their_name
-from composir.models.weights.sources import CLIP_FILE, EVA_FILE, FORMS, HF, Source, language_model, read_json
+from composir.models.weights.published import CLIP_FILE, EVA_FILE, EXPECTED
+from composir.models.weights.sources import FORMS, HF, Source, language_model, read_json
 from composir.models.weights.tensors import LazyTensors
 
 if TYPE_CHECKING:
@@ -51,11 +52,6 @@ SIZE_FIELDS = {
 }
 """What is read of a file given with ``--qformer-config``, and the field of ``ComposerConfig`` it is."""
 VIT_HEADS = "vit_num_attention_heads"
-EXPECTED = {
-    "pretrain": f"a folder with LAVIS's blip2_pretrained.pth and {EVA_FILE}, a .pt of SPRC, "
-    "or Salesforce/blip2-itm-vit-g (hub id or folder)",
-    "pretrain_vitL": f"a folder with LAVIS's blip2_pretrained_vitL.pth and {CLIP_FILE}, or a .pt of SPRC on ViT-L",
-}
 WIDTHS = {"pretrain": 1408, "pretrain_vitL": 1024}
 """Of the image tokens, by backbone."""
 BLIP2_VOCABULARY = 30_523
@@ -69,7 +65,6 @@ PUBLISHED = {
     "vision_proj.weight": (256, 768),
 }
 """The weights whose shapes show a model's sizes, and their shapes in BLIP-2: what a file that lacks one should hold."""
-INSTEAD = "give it with --weights, or train without any download: --backbone mini"
 CLOSE = 0.8
 MANY = 40
 """With more keys wrong than this the file is another model's, and near names say nothing."""

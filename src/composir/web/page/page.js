@@ -18,11 +18,13 @@ let running = null;
 
 async function show() {
   readSteps();
+  const step = current();
+  if (step || running) { // else the page has just opened, and who types at once keeps it
+    for (const name of ["text", "without", "where", "least"]) $(name).value = step?.[name] ?? "";
+  }
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  const step = current();
-  for (const name of ["text", "without", "where", "least"]) $(name).value = step?.[name] ?? "";
   $("weight").value = step?.weight || COMPOSED;
   $("balance").hidden = !step?.image;
   $("more").open ||= Boolean(step?.where || step?.least);

@@ -73,7 +73,9 @@ function append(found, step) {
     return make("div", { class: "cell" }, link, buttonsOf(start + place, step));
   }));
   const reading = found.reading ? say("read", found.reading) : "";
-  $("status").textContent = shown.length ? `${say("found", shown.length, facts.num_images, found.milliseconds)} ${reading}` : reading;
+  const unread = found.warnings.length ? say("unread") : "";
+  const count = shown.length ? say("found", shown.length, facts.num_images, found.milliseconds) : "";
+  $("status").textContent = [count, reading, unread].filter(Boolean).join(" ");
   const asked = start ? Math.min(MOST, start + MORE) : TOP_K;
   $("next").hidden = shown.length < asked || asked === MOST;
   showMore = async (signal) => {
