@@ -162,6 +162,15 @@ def test_explanations_name_classes_and_colours(model):
     assert model.seen(vector) == f"{names[207]}, {names[1]}, {names[5]}; pink"
 
 
+def test_one_name_is_told_where_its_class_is_likely_enough(model):
+    vector = np.zeros(DIM, np.float32)
+    vector[PARTS[0] + NUM_CLASSES + COLOURS.index("pink")] = 0.5
+    vector[PARTS[0] + np.array([207, 1])] = 0.5 * np.sqrt([0.81, 0.19])
+    assert model.named(vector) == (read_classes()[207].name, "pink")
+    vector[PARTS[0] + np.array([207, 1])] = 0.5 * np.sqrt([0.79, 0.21])
+    assert model.named(vector) is None
+
+
 def test_the_hash_tells_other_rules(model, monkeypatch):
     before = model.weights_hash()
     assert before.startswith("photos-")

@@ -18,6 +18,7 @@ OPERATIONS = (
     ("POST", "/api/heat"),
     ("POST", "/api/meant"),
     ("GET", "/api/images"),
+    ("GET", "/api/examples"),
     ("GET", "/api/images/{image_id}"),
     ("GET", "/api/health"),
     ("GET", "/metrics"),
@@ -54,7 +55,11 @@ def test_these_are_all_operations(document):
 @pytest.mark.parametrize(
     ("operation", "mode"),
     [(one, GenerationMode.POSITIVE) for one in OPERATIONS]
-    + [(one, GenerationMode.NEGATIVE) for one in OPERATIONS if one[1] not in ("/api/health", "/metrics")],
+    + [
+        (one, GenerationMode.NEGATIVE)
+        for one in OPERATIONS
+        if one[1] not in ("/api/examples", "/api/health", "/metrics")
+    ],
     ids=lambda one: " ".join(one) if isinstance(one, tuple) else one.value,
 )
 def test_every_operation_answers_as_its_description_says(document, operation, mode):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from composir.data.images import FORMATS_TEXT
 from composir.search import Retriever, content_id, index_folder
+from composir.search.thumbnails import Thumbnails
+from composir.web.pictures import read_thumbnail
+from composir.web.problems import HttpProblem
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -75,6 +80,12 @@ def test_a_jpeg_is_held_against_the_limit_by_what_is_decoded_of_it(client):
     assert searched(client, encoded(large, "PNG"), 413)["type"].endswith("too-many-pixels")
 
 
+def test_the_docs_name_the_formats_that_are_read(client):
+    docs = Path(__file__).parents[2].joinpath("docs/serve.md").read_text(encoding="utf-8")
+    assert FORMATS_TEXT in docs
+    assert FORMATS_TEXT in searched(client, b"no picture", 415)["detail"]
+
+
 def test_thin_pictures_and_cut_jpegs_are_taken_and_postscript_is_not(client):
     for size in ((60_000, 1), (1, 60_000)):
         assert len(searched(client, encoded(Image.new("RGB", size), "PNG"))["results"]) == 10
@@ -91,3 +102,26 @@ def test_the_page_is_given_the_colours_that_the_model_is_given(served):
     picture = encoded(Image.new("RGB", (64, 48), (230, 10, 10)), "PNG", icc_profile=bytes(profile))
     shown = np.asarray(Image.open(io.BytesIO(client.get(f"/api/images/{add('swapped.png', picture)}").content)))
     assert np.abs(shown.reshape(-1, 3).mean(axis=0) - (10, 10, 230)).max() <= 3
+
+
+def test_a_thumbnail_is_kept_beside_the_index_and_gone_with_its_file(served, monkeypatch):
+    client, pictures, add = served
+    index, large = pictures.parent / "index", pictures / "large.png"
+    image_id = add("large.png", encoded(Image.new("RGB", (900, 600), "red"), "PNG"))
+    kept = Thumbnails(index)
+    jpeg = kept.get(image_id)
+    assert client.get(f"/api/images/{image_id}?size=thumbnail").content == jpeg
+    kept.drop([image_id])  # as an index is that was made before there were thumbnails
+    with Retriever(index) as retriever:
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg == kept.get(image_id)
+        monkeypatch.setattr("composir.web.pictures.read_image", None)  # from here on nothing is decoded
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg
+        content = large.read_bytes()
+        large.unlink()
+        large.write_bytes(content)  # another file of the same content
+        assert not list(retriever.images.unchanged(image_id))
+        assert read_thumbnail(retriever.images, kept, image_id) == jpeg
+        monkeypatch.setattr("composir.web.pictures.read_bytes", None)
+        large.unlink()
+        with pytest.raises(HttpProblem, match="gone"):
+            read_thumbnail(retriever.images, kept, image_id)

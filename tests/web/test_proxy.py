@@ -11,6 +11,8 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 import pytest
 
+from composir.web.guard import PAGE_FILES
+
 KEY = "a-key-that-nobody-guesses"
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host"}
 
@@ -101,7 +103,7 @@ def test_all_that_the_page_and_the_documentation_load_lies_below_the_prefix(prox
         assert len(links) >= 3
         for link in links:
             assert proxied.get(urljoin(str(page.url), link)).status_code == 200
-    script = proxied.get("page.js").text
+    script = "".join(proxied.get(name).text for name in PAGE_FILES)
     assert len(re.findall(r"""["'`]api/""", script)) >= 5
     assert not re.search(r"""["'`]/(api|docs|page)""", script)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import io
 import itertools
 import os
@@ -15,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from composir.data.images import MAX_SCANS
 from composir.search import Retriever, index_folder
+from composir.web.guard import PAGE_FILES
 from composir.web.pictures import read_upload
 from composir.web.problems import HttpProblem
 
@@ -400,7 +402,9 @@ def test_nothing_beside_the_pixels_is_given_away(shapes_index, tmp_path, serving
 
 
 def test_a_key_opens_everything_and_without_it_only_the_door_is_open(guarded, key):
-    for path in ("/", "/page.css", "/page.js", "/api/health", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
+    files = {one.name for one in importlib.resources.files("composir.web").joinpath("page").iterdir()}
+    assert files == {"index.html", *PAGE_FILES}
+    for path in ("/", *sorted(files - {"index.html"}), "/api/health", "/docs", "/docs/swagger-ui.css", "/openapi.json"):
         assert guarded.get(path).status_code == 200
     wrong = [
         {},

@@ -25,6 +25,7 @@ from composir.errors import ComposirError
 from composir.web import PACKAGES, Limits, open_server
 from composir.web.guard import Guard
 from composir.web.log import JsonLines
+from composir.web.scale import Scales
 
 KEY = "a-key-that-nobody-guesses"
 LINUX = sys.platform == "linux"
@@ -260,7 +261,8 @@ def count_of(metrics: str, status: int) -> float:
     return sum(float(one) for one in re.findall(rf'requests_total\{{.*status="{status}"\}} (\S+)', metrics))
 
 
-def test_a_search_that_nobody_waits_for_is_not_computed(shapes_index, running, caplog, until):
+def test_a_search_that_nobody_waits_for_is_not_computed(shapes_index, running, monkeypatch, caplog, until):
+    monkeypatch.setattr("composir.web.scale.measure", lambda *_, **__: Scales())  # it searches as well
     caplog.set_level(logging.INFO)
     seen: list[str] = []
 
@@ -292,7 +294,7 @@ def test_a_search_that_nobody_waits_for_is_not_computed(shapes_index, running, c
 def test_a_picture_that_nobody_waits_for_is_not_made(shapes_index, running, monkeypatch, caplog, until):
     held, made = threading.Event(), []
     monkeypatch.setattr("composir.web.service.NUM_DECODERS", 1)
-    monkeypatch.setattr("composir.web.app.encode", lambda *_: [made.append(1), held.wait(60), b"picture"][2])
+    monkeypatch.setattr("composir.web.app.encode", lambda *_, **__: [made.append(1), held.wait(60), b"picture"][2])
 
     def get(image_id: str, method: str = "GET") -> bytes:
         return f"{method} /api/images/{image_id} HTTP/1.1\nHost: localhost\n\n".encode()

@@ -116,6 +116,10 @@ class VectorEmbedder(ABC):
         """Return in words what it sees in a picture of this vector; None where it has no words for it."""
         return None
 
+    def named(self, vector: Float[np.ndarray, " dim"]) -> tuple[str, str] | None:
+        """Return the thing and its main colour in a picture of this vector; None where it is not sure of the thing."""
+        return None
+
 
 class VectorComposer(VectorEmbedder):
     """One whose queries are made of no more of a picture than its embedding: it looks at each picture once.

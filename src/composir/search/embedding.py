@@ -15,6 +15,7 @@ from composir.errors import ComposirError
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors
 from composir.search.table import FileRecord
+from composir.search.thumbnails import THUMBNAIL_SIDE, make_thumbnail
 from composir.token_cache import read_ahead
 
 
@@ -64,6 +65,8 @@ class Embedded:
     """fp16 (vectors, dim); None where its image was known already, or is that of an earlier file of the batch."""
     note: str = ""
     """What is odd about it."""
+    thumbnail: bytes | None = None
+    """A JPEG; None as of the vectors, and where too little of the picture was decoded to make one of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class _New:
     record: FileRecord
     prepared: Any
     note: str
+    thumbnail: bytes | None
 
 
 Read = FileRecord | _New | Skipped | Unseen
@@ -102,7 +106,9 @@ class PictureEmbedder:
                 return record
             notes: list[str] = []
             picture = read_image(Content(content, self.root / file.path), side=self.encoder.side, notes=notes)
-            return _New(record, self.encoder.prepare(picture), "; ".join(notes))
+            is_enough = max(self.encoder.side, *picture.size) >= THUMBNAIL_SIDE
+            thumbnail = make_thumbnail(picture) if is_enough else None
+            return _New(record, self.encoder.prepare(picture), "; ".join(notes), thumbnail)
         except ComposirError as error:
             return (Unseen if isinstance(error, UnseenError) else Skipped)(file.path, error.message)
         except MemoryError:
@@ -125,10 +131,11 @@ class PictureEmbedder:
             record = one.record if isinstance(one, _New) else one
             if record.id in refused:
                 results.append(Skipped(record.path, refused[record.id]))
+            elif isinstance(one, _New):
+                made = vectors.pop(record.id, None)
+                results.append(Embedded(record, made, one.note, None if made is None else one.thumbnail))
             else:
-                results.append(
-                    Embedded(record, vectors.pop(record.id, None), one.note if isinstance(one, _New) else "")
-                )
+                results.append(Embedded(record, vectors.pop(record.id, None)))
         return results
 
     def _vectors(self, pictures: Sequence[_New], refused: dict[str, str]) -> dict[str, np.ndarray]:

@@ -81,6 +81,10 @@ class Encoder(Protocol):
         """Return in words what it sees in a picture of these vectors; None where they say nothing in words."""
         ...
 
+    def named(self, vectors: Float[np.ndarray, "vectors dim"]) -> tuple[str, str] | None:
+        """Return the thing and its main colour in a picture of these vectors; None where it is not sure of it."""
+        ...
+
 
 class BaseEncoder(Encoder, Protocol):
     """A model that a head can be on."""
@@ -219,6 +223,10 @@ class ComposerEncoder:
         """Return None: its vectors say nothing in words."""
         return None
 
+    def named(self, vectors: Float[np.ndarray, "vectors dim"]) -> tuple[str, str] | None:
+        """Return None, likewise."""
+        return None
+
 
 class VectorEncoder:
     """A model of one vector a picture, composed as it says itself (``VectorEmbedder``)."""
@@ -308,6 +316,10 @@ class VectorEncoder:
         """Return what it sees in a picture, where it has words for that."""
         return self.embedder.seen(vectors[0])
 
+    def named(self, vectors: Float[np.ndarray, "vectors dim"]) -> tuple[str, str] | None:
+        """Return the thing that it is sure of, where it has words for that."""
+        return self.embedder.named(vectors[0])
+
 
 class HeadEncoder:
     """A head on another model: it searches that model's indexes, and is no model to index by."""
@@ -360,6 +372,10 @@ class HeadEncoder:
     def seen(self, vectors: Float[np.ndarray, "vectors dim"]) -> str | None:
         """Return what the base sees."""
         return self.base.seen(vectors)
+
+    def named(self, vectors: Float[np.ndarray, "vectors dim"]) -> tuple[str, str] | None:
+        """Return what the base is sure of."""
+        return self.base.named(vectors)
 
 
 def open_encoder(model: Path | str, device: str) -> Encoder:

@@ -37,6 +37,7 @@ from composir.search.manifest import (
 from composir.search.mapped import clear_mapped
 from composir.search.ray import Work, embed_by_ray
 from composir.search.table import DATABASE, WRITER_LOCK, FileRecord, Table, writing
+from composir.search.thumbnails import THUMBNAILS, Thumbnails
 from composir.token_cache import NUM_WORKERS
 from composir.version import pip_install
 
@@ -227,7 +228,7 @@ def _require_index_or_empty(out: Path) -> None:
 
 def _clear(out: Path) -> None:
     """Remove what an index holds; its manifest stays till the new one is written, so that a kill leaves an index."""
-    for file in (DATABASE, f"{DATABASE}-journal"):
+    for file in (DATABASE, f"{DATABASE}-journal", THUMBNAILS, f"{THUMBNAILS}-journal"):
         (out / file).unlink(missing_ok=True)
     for file in out.glob("vectors-*.f16"):
         file.unlink()
@@ -311,6 +312,7 @@ class _Run:
         self.model = model
         self.index = index
         self.table: Table = index.table
+        self.thumbnails = Thumbnails(index.table.folder)
         self.engine = engine
         self.progress = progress
         self.skipped: dict[str, str] = {}
@@ -340,6 +342,7 @@ class _Run:
         self.table.drop_files([path for path in lost if path not in kept])
         removed = self.table.ids_without_files()
         self.index.remove(removed)
+        self.thumbnails.drop(removed)
         self.index.save(self.progress)
         return IndexReport(
             num_images=len(self.index),
@@ -416,6 +419,8 @@ class _Run:
         new = {image_id: vectors for image_id, vectors in new.items() if not self.table.has(image_id)}
         if new:
             self.index.add(list(new), np.stack(list(new.values())))
+            made = {one.record.id: one.thumbnail for one in read if one.record.id in new and one.thumbnail is not None}
+            self.thumbnails.put(made)
         self.table.put_files([one.record for one in read])
         for one in batch:
             if not isinstance(one, Embedded):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from threading import RLock
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -39,6 +40,7 @@ from composir.search.query import (
 )
 from composir.search.rerank import MatchingHead, Reranker
 from composir.search.table import Table
+from composir.search.thumbnails import Thumbnails
 
 WARM_UP_SIDE, WARM_UP_TEXT = 64, "a red car"
 """Of a query that no answer is asked for."""
@@ -88,6 +90,14 @@ class Images(Mapping[str, Path]):
         files = self.files(image_id, where)
         return next((file for file in files if file.is_file()), files[0] if files else None)
 
+    def unchanged(self, image_id: str) -> Iterator[Path]:
+        """Yield those of ``files`` that have not changed since they were indexed, by their size and times."""
+        for record in self._table.records_of(image_id):
+            file = self.root / record.path
+            with suppress(OSError):
+                if record.is_as(file.stat()):
+                    yield file
+
     def page(self, start: int, count: int) -> list[tuple[str, Path]]:
         """Return ``count`` ids from place ``start``, with their files."""
         return [(image_id, self.root / path) for image_id, path in self._table.images_in_order(start, count)]
@@ -105,6 +115,7 @@ class Retriever:
 
     def __init__(self, index: Path | str, *, model: Path | str | None = None, device: str | None = None) -> None:
         self.folder = Path(index)
+        self.thumbnails = Thumbnails(self.folder)
         self._model_folder = None if model is None else Path(model)
         self._device = usable_device(device)
         self._lock = RLock()
@@ -360,12 +371,39 @@ class Retriever:
 
     def explain(self, hits: Sequence[Hit]) -> list[str | None]:
         """Return in words what the model sees in each image that was found; None where it has no words for it."""
-        encoder, snapshot = self.encoder, self.index.snapshot
-        if not encoder.has_words:
+        if not self.encoder.has_words:
             return [None] * len(hits)
-        rows = snapshot.rows_of([hit.id for hit in hits])
-        row_by_id = dict(zip(snapshot.ids[rows].astype(str).tolist(), rows.tolist(), strict=True))
-        return [encoder.seen(snapshot.vectors[row_by_id[hit.id]]) if hit.id in row_by_id else None for hit in hits]
+        vectors = self._vectors_of([hit.id for hit in hits])
+        return [self.encoder.seen(vectors[hit.id]) if hit.id in vectors else None for hit in hits]
+
+    def named(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Return the thing and its main colour in each of these images, without those where the model is not sure."""
+        if not self.encoder.has_words:
+            return {}
+        vectors = self._vectors_of(ids)
+        told = {image_id: self.encoder.named(vectors[image_id]) for image_id in ids if image_id in vectors}
+        return {image_id: one for image_id, one in told.items() if one is not None}
+
+    def sample(self, count: int) -> list[str]:
+        """Return the ids of ``count`` images, evenly apart in the order in which they were added; all, if not so many.
+
+        They are the same ones as long as the index is the same.
+        """
+        snapshot = self.index.snapshot
+        count = min(count, len(snapshot))
+        places = np.arange(count) * len(snapshot) // max(1, count)
+        return snapshot.ids[snapshot.rows[places]].astype(str).tolist()
+
+    def _vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the vectors of images by their ids, of those that are there."""
+        snapshot = self.index.snapshot
+        rows = snapshot.rows_of(ids)
+        return dict(zip(snapshot.ids[rows].astype(str).tolist(), snapshot.vectors[rows], strict=True))
+
+    @property
+    def state(self) -> tuple[str, int]:
+        """What answers depend on: the model's identity, and a number that grows with every change of the index."""
+        return self.encoder.identity, self.index.snapshot.version
 
     @property
     def model_line(self) -> str:

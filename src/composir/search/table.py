@@ -55,6 +55,11 @@ class FileRecord:
     mtime_ns: int
     ctime_ns: int
 
+    def is_as(self, status: os.stat_result) -> bool:
+        """Return whether a file that looks like this has not changed since."""
+        now = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        return now == (self.size, self.mtime_ns, self.ctime_ns)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -187,6 +192,10 @@ class Table:
         fits, values = ("1", ()) if where is None else (_FITS, (_nfc(where),) * 2)
         rows = self._query(f"SELECT path FROM files WHERE id = ? AND {fits} ORDER BY path", image_id, *values)
         return [path for (path,) in rows]
+
+    def records_of(self, image_id: str) -> list[FileRecord]:
+        """Return all files with the image's content, in the order of their paths."""
+        return [FileRecord(*row) for row in self._query("SELECT * FROM files WHERE id = ? ORDER BY path", image_id)]
 
     def ids_at(self, pattern: str) -> np.ndarray:
         """Return the ids of files whose path fits the pattern (``*``, ``?``, ``[a-z]``; ``[[]`` is ``[``).

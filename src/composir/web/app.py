@@ -20,17 +20,20 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
+from composir.data.images import PICTURE_SUFFIXES
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, NotInIndexError, Retriever, SearchQuery, Sentence
+from composir.search.thumbnails import encode
 from composir.version import own_version
 from composir.web import problems
 from composir.web.asked import Asked, HeatFields, MeantFields, SearchFields, described, no_parameters_but, reader
+from composir.web.examples import pick_examples
 from composir.web.feedback import Feedback
-from composir.web.guard import COOKIE, PAGE_POLICY, Guard, session_of
+from composir.web.guard import COOKIE, PAGE_FILES, PAGE_POLICY, Guard, session_of
 from composir.web.limits import MAX_PAGE, Limits
-from composir.web.pictures import SIDE_BY_SIZE, Size, draw_heat, encode, heat_limits
+from composir.web.pictures import QUALITY, SIDE_BY_SIZE, Size, draw_heat, heat_limits, read_thumbnail
 from composir.web.problems import HttpProblem, responses
-from composir.web.schemas import Found, Health, Heat, Listed, Listing, Recorded, Result
+from composir.web.schemas import Examples, Found, Health, Heat, Listed, Listing, Recorded, Result
 from composir.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ def create_app(
             num_images=len(retriever),
             model=retriever.model_line,
             heat=retriever.shows_where_it_looks,
+            suffixes=list(PICTURE_SUFFIXES),
             records=feedback is not None,
         )
 
@@ -159,6 +163,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
             reference=references[0].id if references and references[0].id in images else None,
             reading=" | ".join(told) or None,
             warnings=warnings,
+            scale=service.scale_of(query),
             milliseconds=round(milliseconds, 1),
         )
 
@@ -234,6 +239,11 @@ def _add_images(app: FastAPI, service: Service) -> None:
             ],
         )
 
+    @app.get("/api/examples", tags=["images"], dependencies=[no_parameters_but()])
+    def examples() -> Examples:
+        """Give searches to begin with, made of the images."""
+        return Examples(examples=pick_examples(service.retriever))
+
     @app.get(
         "/api/images/{image_id}",
         tags=["images"],
@@ -250,8 +260,10 @@ def _add_images(app: FastAPI, service: Service) -> None:
         headers = {"ETag": f'"{image_id}-{size}"', "Cache-Control": PICTURE_AGE}
 
         def make() -> bytes:
+            if size == "thumbnail":
+                return read_thumbnail(service.retriever.images, service.retriever.thumbnails, image_id)
             side = SIDE_BY_SIZE[size]
-            return encode(service.indexed(image_id, side=2 * side), side)
+            return encode(service.indexed(image_id, side=2 * side), side, quality=QUALITY)
 
         if _is_there(headers["ETag"], if_none_match) and image_id in service.retriever.images:
             return Response(status_code=304, headers=headers)
@@ -305,8 +317,8 @@ def _add_pages(app: FastAPI) -> None:
         app.get(path, include_in_schema=False, dependencies=[])(give)
 
     add("/", (folder / "index.html").read_bytes(), "text/html")
-    add("/page.css", (folder / "page.css").read_bytes(), "text/css")
-    add("/page.js", (folder / "page.js").read_bytes(), "text/javascript")
+    for name in PAGE_FILES:
+        add(f"/{name}", (folder / name).read_bytes(), "text/css" if name.endswith(".css") else "text/javascript")
     docs = bytes(
         get_swagger_ui_html(
             openapi_url="openapi.json",

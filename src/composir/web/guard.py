@@ -23,7 +23,10 @@ from composir.web.problems import problem_response
 
 access = logging.getLogger("composir.web.access")
 COOKIE = "composir-session"
-OPEN_PATHS = ("/", "/page.css", "/page.js", "/api/health", "/openapi.json", "/docs")
+SCRIPTS = ("page", "results", "viewer", "look", "earlier", "server", "steps", "text", "dom")
+PAGE_FILES = ("page.css", *(f"{name}.js" for name in SCRIPTS))
+"""What the page is made of beside ``index.html``."""
+OPEN_PATHS = ("/", *(f"/{name}" for name in PAGE_FILES), "/api/health", "/openapi.json", "/docs")
 """What needs no key: the page itself and what programs read first; none of it shows a picture."""
 CLIENT_GONE = 499
 """In log and metrics, as nginx has it: who asked did not wait for the answer, so there is none."""

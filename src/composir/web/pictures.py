@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from composir.data.images import read_bytes, read_image
+from composir.data.images import FORMATS_TEXT, read_bytes, read_image
 from composir.errors import ComposirError
 from composir.heat import heat
 from composir.models.trace import Reading, patches
 from composir.search import Images, content_id
+from composir.search.thumbnails import THUMBNAIL_SIDE, Thumbnails, encode, make_thumbnail
 from composir.web.problems import HttpProblem
 
+T = TypeVar("T")
 MAX_SIDE = 4096
 """Pixels of the longer side that are looked at."""
 Size = Literal["thumbnail", "preview", "full"]
-SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": 320, "preview": 1024, "full": MAX_SIDE}
+SIDE_BY_SIZE: dict[Size, int] = {"thumbnail": THUMBNAIL_SIDE, "preview": 1024, "full": MAX_SIDE}
 """Pixels of the longer side, at most."""
 QUALITY = 88
 HEAT_SIDE = 672
 """Pixels of the longer side of a drawn heat map."""
-HEAT_MIN_SPAN = 0.03
-"""Of the gate: a gate that hardly differs between patches looks even."""
+FULL_ATTENTION = 4
+"""What attention is drawn lightest from, as so many times an even look at all patches."""
 
 
 def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> Image.Image:
@@ -43,7 +47,7 @@ def read_upload(content: bytes, *, max_pixels: int, side: int | None = None) -> 
             raise HttpProblem(413, "too-many-pixels", f"the picture has more than {limit} pixels") from None
         if cause is None or isinstance(cause, UnidentifiedImageError):
             raise HttpProblem(
-                415, "not-a-picture", "the file is not a picture that can be read; JPEG, PNG, WebP and others can"
+                415, "not-a-picture", f"the file is not a picture that can be read: {FORMATS_TEXT}"
             ) from None
         raise HttpProblem(422, "damaged-picture", "the picture is cut off, damaged, or of an unusual kind") from None
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -57,29 +61,50 @@ def read_indexed(images: Images, image_id: str, *, side: int) -> Image.Image:
     looked up in the index, never made a path. Since it is the hash of the file's content, a file that was changed, or
     replaced by a link to another, is not shown.
     """
+    return _from_its_file(images, image_id, lambda content: read_image(io.BytesIO(content), side=side, notes=[]))
+
+
+def read_thumbnail(images: Images, thumbnails: Thumbnails, image_id: str) -> bytes:
+    """Return the small JPEG of an indexed picture: the one that is kept, else one that is made and then kept.
+
+    It is shown while the picture is there, as ``read_indexed`` has it; a file of which size and times are those that
+    were indexed is not read for that. Raises as ``read_indexed``.
+    """
+    kept = thumbnails.get(image_id)
+    if kept is not None and any(_is_within(images.root, file) for file in images.unchanged(image_id)):
+        return kept
+
+    def made_of(content: bytes) -> bytes:
+        return kept or make_thumbnail(read_image(io.BytesIO(content), side=2 * THUMBNAIL_SIDE, notes=[]))
+
+    jpeg = _from_its_file(images, image_id, made_of)
+    if kept is None:
+        thumbnails.put({image_id: jpeg})
+    return jpeg
+
+
+def _from_its_file(images: Images, image_id: str, read: Callable[[bytes], T]) -> T:
+    """Return what is read of the first file of an image that still has its content."""
     files = images.files(image_id)
     if not files:
         raise HttpProblem(404, "no-such-image", "the index has no image of this id")
-    root = images.root.resolve()
     for file in files:
         try:
-            if file.resolve().is_relative_to(root) and file.is_file():
+            if _is_within(images.root, file) and file.is_file():
                 content = read_bytes(file)
                 if content_id(content) == image_id:
-                    return read_image(io.BytesIO(content), side=side, notes=[])
-        except (OSError, RuntimeError, ComposirError):  # a loop of links is a RuntimeError before Python 3.13
+                    return read(content)
+        except (OSError, ComposirError):
             continue
     raise HttpProblem(404, "image-gone", "the image's file is gone or has changed since it was indexed")
 
 
-def encode(picture: Image.Image, side: int) -> bytes:
-    """Return the picture as a JPEG without any metadata, its longer side at most ``side``."""
-    picture = picture.copy()
-    picture.info = {}  # Pillow would write a comment, a profile and the like from here
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=QUALITY, optimize=True)
-    return file.getvalue()
+def _is_within(root: Path, file: Path) -> bool:
+    """Return whether a file lies below the root, all links followed."""
+    try:
+        return file.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
+        return False
 
 
 def heat_of(reading: Reading, row: int) -> tuple[str, Float32[np.ndarray, "rows columns"]]:
@@ -111,11 +136,9 @@ def draw_heat(
     square = picture.crop((left, top, right, bottom))
     coloured = Image.fromarray(np.uint8(heat(square, values, limits) * 255))
     drawn.paste(coloured.resize(square.size), (left, top))
-    return encode(drawn, HEAT_SIDE)
+    return encode(drawn, HEAT_SIDE, quality=QUALITY)
 
 
 def heat_limits(name: str, values: Float32[np.ndarray, "rows columns"]) -> tuple[float, float]:
-    """Return the values of the first and the last colour."""
-    low, high = float(values.min()), float(values.max())
-    missing = max(HEAT_MIN_SPAN - (high - low), 0.0) / 2 if name == "gate" else 0.0
-    return low - missing, max(high + missing, low + 1e-9)
+    """Return the values of the first and the last colour, the same for all pictures, so that an even map looks even."""
+    return 0.0, 1.0 if name == "gate" else FULL_ATTENTION / values.size

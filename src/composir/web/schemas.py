@@ -18,6 +18,15 @@ class Result(BaseModel):
     """In words what the model sees in it; null where it has no words for it."""
 
 
+class Scale(BaseModel):
+    """What scores of a query of this kind mean: how well the best picture fits things that are named at random."""
+
+    may_fit: float
+    """What the best picture for three of four such things stays below."""
+    fits_well: float
+    """What it stays below for nineteen of twenty."""
+
+
 class Found(BaseModel):
     """The answer to a search."""
 
@@ -29,6 +38,8 @@ class Found(BaseModel):
     """How the sentence was read; null where there was none, or the network reads it as a whole."""
     warnings: list[str]
     """A line for each sentence of which the model reads little, such as one in a script that it does not know."""
+    scale: Scale | None
+    """Null for what was not measured: a picture alone, weights, marks, a path; and till the server has measured it."""
     milliseconds: float
     """From the picture's being read to the answer, waiting included."""
 
@@ -47,6 +58,20 @@ class Listing(BaseModel):
     total: int
     start: int
     images: list[Listed]
+
+
+class Example(BaseModel):
+    """A search to begin with."""
+
+    image_id: str
+    text: str
+    """Empty where the picture alone is to be asked by."""
+
+
+class Examples(BaseModel):
+    """Searches to begin with, made of the gallery."""
+
+    examples: list[Example]
 
 
 class Heat(BaseModel):
@@ -81,5 +106,7 @@ class Health(BaseModel):
     """The model's name, and what it was trained for."""
     heat: bool
     """Whether the model shows where it looks."""
+    suffixes: list[str]
+    """Of the files that can be pictures."""
     records: bool
     """Whether ``/api/meant`` is there: what people meant is kept in a file of the server."""

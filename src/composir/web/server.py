@@ -17,7 +17,7 @@ from composir.models.named import find_address
 from composir.search import Retriever
 from composir.web.app import create_app
 from composir.web.feedback import Feedback
-from composir.web.guard import is_loopback
+from composir.web.guard import PAGE_FILES, is_loopback
 from composir.web.limits import MIN_KEY, Limits
 
 SECONDS_TO_STOP = 30
@@ -25,7 +25,7 @@ SECONDS_TO_STOP = 30
 SECONDS_KEPT_OPEN = 75
 """A connection that nobody uses; more than the 60 of proxies, which else send into one that is just being closed."""
 BACKLOG = 512
-OWN_NAMES = ("api", "docs", "metrics", "openapi.json", "page.css", "page.js")
+OWN_NAMES = ("api", "docs", "metrics", "openapi.json", *PAGE_FILES)
 """What paths begin with here; below a prefix of that name it would not be known whether it was cut off already."""
 
 

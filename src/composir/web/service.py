@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -23,13 +24,17 @@ from starlette.datastructures import UploadFile
 from composir.cache import Cache
 from composir.errors import ComposirError
 from composir.search import Hit, Retriever, SearchQuery, content_id
+from composir.web import scale
 from composir.web.batcher import Batcher
 from composir.web.limits import RETRY_SECONDS, Limits
 from composir.web.pictures import HEAT_SIDE, Size, heat_of, read_indexed, read_upload
 from composir.web.problems import HttpProblem
+from composir.web.schemas import Scale
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SCALE_SECONDS = 60
+"""For learning what scores mean: a model that takes longer has better things to do."""
 NUM_DECODERS = 2
 """Threads that decode pictures: each may need some 100 MB for a large one."""
 
@@ -59,6 +64,7 @@ class Service:
         self.limits = limits
         self.cache = Cache[tuple[str, Size], bytes](limits.cached_bytes)
         self._num_waiting = 0
+        self._measured: tuple[tuple[str, int], scale.Scales] | None = None
         self._batches = Histogram(
             "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
@@ -89,6 +95,7 @@ class Service:
         """Look at the index on disk again and again; what is wrong with it is said once, and the old one answers."""
         said = ""
         self._warm()
+        self._measure(stop)
         while not stop.wait(self.limits.reload_seconds):
             try:
                 if self.retriever.reload_if_changed():
@@ -99,6 +106,8 @@ class Service:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the index cannot be read again: %s", error)
+            if self._measured is None or self._measured[0] != self.retriever.state:
+                self._measure(stop)
 
     def _warm(self) -> None:
         """Ready the retriever for many searches; where that fails, they go on as before."""
@@ -106,6 +115,23 @@ class Service:
             self.retriever.warm()
         except Exception as error:  # of whatever kind: a search that meets it again says it
             logger.warning("the model or the index could not be made ready", exc_info=error)
+
+    def _measure(self, stop: Event) -> None:
+        """Learn what scores mean by the model that answers now; where that fails, none is told."""
+        state = self.retriever.state
+        last = time.monotonic() + SCALE_SECONDS
+        try:
+            scales = scale.measure(self.retriever, is_wanted=lambda: not stop.is_set() and time.monotonic() < last)
+        except Exception as error:  # of whatever kind, as above
+            logger.warning("what scores mean could not be measured", exc_info=error)
+            scales = scale.Scales()
+        self._measured = state, scales
+
+    def scale_of(self, query: SearchQuery) -> Scale | None:
+        """Return what the scores of a query mean, where that was measured by what answers it."""
+        if self._measured is None or self._measured[0] != self.retriever.state:
+            return None
+        return self._measured[1].of(query)
 
     def _search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Answer by the head that is in its folder now; what is wrong with it is said once, and the old one answers."""

@@ -64,6 +64,8 @@ CLASSES_ASKED = 0.4
 COLOUR_ASKED, COLOUR_OF_NAMED, COLOUR_LEFT = 1.7, 0.6, 0.3
 """Of a colour asked for, of one beside a thing that is named as well, and of one to be left out."""
 GROUND_ASKED = 1.0
+SURE = 0.8
+"""Probability of a class above which its name alone is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,13 @@ class PhotosEmbedder(VectorComposer):
         shares = colours**2 / max(float((colours**2).sum()), 1e-12)
         order = np.argsort(-shares)
         return f"{', '.join(names)}; {', '.join(COLOURS[place] for place in order if shares[place] > 0.2)}"
+
+    def named(self, vector: Float[np.ndarray, " dim"]) -> tuple[str, str] | None:
+        """Return the thing in a picture of this vector and its colour; None where no class is as likely as ``SURE``."""
+        _, classes, colours, _ = np.split(np.asarray(vector, np.float32), np.cumsum(PARTS)[:-1])
+        place = int(classes.argmax())
+        is_sure = classes[place] ** 2 * len(PARTS) > SURE
+        return (self._names[place], COLOURS[int(colours.argmax())]) if is_sure else None
 
     def square(self, picture: Image.Image) -> Image.Image:
         """Return the picture, small: the model looks at the whole, at its thing and at its border."""
