@@ -160,7 +160,7 @@ def test_a_cluster_that_is_lost_is_one_line():
 
 def test_a_missing_extra_says_what_to_install(pictures, tmp_path, model_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ComposirError, match=r"the ray engine needs .* fix: pip install 'ray\[data\]>="):
+    with pytest.raises(ComposirError, match=r"the ray engine needs .* fix: pip install 'ray>="):
         index_folder(pictures, tmp_path / "index", model=model_folder, engine="ray")
 
 
