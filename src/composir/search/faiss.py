@@ -33,6 +33,9 @@ CALIBRATION_TOP_K = 10
 CALIBRATION_RECALL = 0.995
 CALIBRATION_HALVINGS = 3
 """Of the last doubling's step: to within a sixteenth of the lists that are read."""
+AS_IT_CHOOSES, BY_LISTS = 0, 14
+"""``IndexIVFFastScan.implem`` of FAISS: threads share the queries, or the lists of one query, which is answered sooner.
+Codes of equal distance then come in another order, so that the last candidates may be others."""
 VECTORS_AT_ONCE = 2**16
 SEED = 0
 FILES = "faiss-*.index"
@@ -100,6 +103,7 @@ class FaissIndex(Index):
         if allowed is not None:
             parameters.sel = _faiss().IDSelectorBitmap(allowed)
         count = min(self._ivf.ntotal, num_candidates * num_vectors)
+        self._ivf.implem = BY_LISTS if len(queries) == 1 else AS_IT_CHOOSES
         _, nearest = self._ivf.search(queries.numpy(), count, params=parameters)  # (queries, count), best first
         tail = rows[rows >= self._num_covered]
         candidates = [self._images_of(vectors // num_vectors)[:num_candidates] for vectors in nearest]
