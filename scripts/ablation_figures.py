@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from composir.evaluation.significance import over_seeds
+from composir.style import colours, dress, make_figure, save
 
 DOCS = Path(__file__).parent.parent / "docs"
 DATA, PAGE, PICTURE = DOCS / "ablations.csv", DOCS / "ablations.md", DOCS / "images/ablations.png"
@@ -103,7 +103,8 @@ def tables(runs: Runs, figure: str) -> str:
 
 def draw(runs: Runs) -> None:
     """Write the picture: every run of 100 steps as a dot, its setting's mean as a bar, one panel a set."""
-    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    figure = make_figure(12, 6.6)
+    own = colours()
     for axes, place in zip(figure.subplots(1, 2), ("scenes", "drawings"), strict=True):
         found: dict[str, list[float]] = {}
         for series in ("first", "one by one"):
@@ -111,15 +112,14 @@ def draw(runs: Runs) -> None:
                 found.setdefault(setting, []).extend(by_seed.values())
         settings = sorted(found, key=lambda setting: np.mean(found[setting]))
         for row, setting in enumerate(settings):
-            axes.plot(found[setting], [row] * len(found[setting]), "o", color="teal", alpha=0.5, markersize=5)
-            axes.plot(np.mean(found[setting]), row, "|", color="black", markersize=14, markeredgewidth=2)
-        axes.axvline(np.mean(found["fusion=none"]), color="black", linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(settings)), settings, fontsize=8)
-        axes.set_title(place)
-        axes.set_xlabel(f"{PRIMARY}, percent")
-        axes.grid(axis="x", alpha=0.3)
+            axes.plot(found[setting], [row] * len(found[setting]), "o", color=own["composed"], alpha=0.5, markersize=5)
+            axes.plot(np.mean(found[setting]), row, "|", color=own["text"], markersize=14, markeredgewidth=2)
+        axes.axvline(np.mean(found["fusion=none"]), color=own["faint"], linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(settings)), settings)
+        words = "A dot is a training, a bar their mean. Dotted: fusion=none."
+        dress(axes, title=f"Best on {place}: {settings[-1]}", x=f"{PRIMARY}, percent", words=words)
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=100)
+    save(figure, PICTURE)
 
 
 def main() -> None:
