@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from composir.data.images import Crop, find_pictures, inspect_files, read_image, to_rgb
+from composir.data.images import Crop, find_pictures, inspect_files, read_bytes, read_image, to_rgb
 from composir.errors import ComposirError
 
 # Two rows, two columns: red green / blue white.
@@ -705,3 +705,9 @@ def test_heic_without_its_plugin_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif")
     with pytest.raises(ComposirError, match="not an image of a format that is read"):
         read_image(tmp_path / "b.heic")
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ComposirError, match=r"a\.png: cannot be opened \(not a regular file\)"):
+        read_bytes(tmp_path / "a.png")

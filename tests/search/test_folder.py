@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn import functional
 
 import composir
+from composir.data import images
 from composir.errors import ComposirError
 from composir.models.backbones.efficientnet import NormedConv2d
 from composir.models.checkpoint import TRAINED_ON
@@ -300,23 +301,23 @@ def test_an_empty_folder_that_never_held_a_picture_is_nothing_to_speak_of(pictur
 
 def test_a_file_that_gives_an_error_keeps_its_picture(pictures, out, model_folder, monkeypatch):
     index_folder(pictures, out, model=model_folder)
-    stat, read = Path.stat, Path.read_bytes
+    stat, open_at_once = Path.stat, images._open_at_once
 
     def failing_stat(path, **options):
         if path.name == "03.png":
             raise OSError(5, "Input/output error", str(path))
         return stat(path, **options)
 
-    def failing_read(path):
-        if path.name in ("04.png", "new.png"):
+    def failing_open(path, flags):
+        if Path(path).name in ("04.png", "new.png"):
             raise OSError(5, "Input/output error", str(path))
-        return read(path)
+        return open_at_once(path, flags)
 
     os.utime(pictures / "04.png", (1, 1))
     shutil.copy(pictures / "05.png", pictures / "new.png")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", failing_stat)
-        patch.setattr(Path, "read_bytes", failing_read)
+        patch.setattr(images, "_open_at_once", failing_open)
         report = index_folder(pictures, out)
     assert (report.num_images, report.num_removed, report.num_kept) == (20, 0, 2)
     assert [(one.file, one.reason) for one in report.skipped] == [

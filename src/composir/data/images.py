@@ -29,7 +29,7 @@ from composir.progress import Counted
 from composir.version import pip_install
 
 FETCH_FIX = "fetch or export the file again"
-MISSING = "no such image file"
+MISSING, NOT_REGULAR = "no such image file", "not a regular file"
 EMPTY = "the image file is empty (0 bytes)"
 READ_FIX = f"{FETCH_FIX} (composir data check finds every such file)"
 BOUNDS_FIX = "scale the picture down, or allow more by COMPOSIR_MAX_PIXELS and COMPOSIR_MAX_SIDE"
@@ -382,7 +382,7 @@ def _look_up(file: Path, _: Iterable[ImageSource]) -> Inspection:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise _cannot_be_opened(file, "not a regular file")
+            raise _cannot_be_opened(file, NOT_REGULAR)
         if not status.st_size:
             raise ComposirError(EMPTY, file=file, fix=READ_FIX)
     except (FileNotFoundError, NotADirectoryError):
@@ -421,19 +421,27 @@ class Content(io.BytesIO):
         self.name = str(file)
 
 
+def _open_at_once(name: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes into is not waited for."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_bytes(path: Path) -> bytes:
     """Return what an image file holds; every failure is a ``ComposirError`` that names it."""
     most = MAX_BYTES_A_PIXEL * picture_bounds()[0]
     try:
-        size = path.stat().st_size
-        if size > most:
-            raise ComposirError(
-                f"the file has {size:,} bytes",
-                file=path,
-                expected=f"at most {most:,}, {MAX_BYTES_A_PIXEL} for each pixel that is allowed",
-                fix=BOUNDS_FIX,
-            )
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _cannot_be_opened(path, NOT_REGULAR)
+            if status.st_size > most:
+                raise ComposirError(
+                    f"the file has {status.st_size:,} bytes",
+                    file=path,
+                    expected=f"at most {most:,}, {MAX_BYTES_A_PIXEL} for each pixel that is allowed",
+                    fix=BOUNDS_FIX,
+                )
+            return file.read()
     except FileNotFoundError as error:
         raise UnseenError(MISSING, file=path, fix=READ_FIX) from error
     except MemoryError as error:
