@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from composir.training.recipe import LIMITS, Recipe
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = re.compile(r"\]\((\.\./[^)\s]+)\)")
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
 """A link from a page to a file of the repository that is no page."""
 SETTINGS_HEAD = """# Settings of a training
 
@@ -42,9 +42,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _outside(link: re.Match[str], page: Any) -> str:
-    target = (ROOT / "docs" / page.file.src_uri).parent / link[1].split("#")[0]
+    target = (ROOT / "docs" / page.file.src_uri).parent / link[2].split("#")[0]
     inside = target.resolve().is_relative_to(ROOT / "docs")
-    return link[0] if inside else "]"
+    return link[0] if inside else link[1]
 
 
 def commands_page() -> str:

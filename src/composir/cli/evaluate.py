@@ -294,7 +294,7 @@ def _tell_trained_rule(model: Path, split: Split) -> None:
     trained = recipe.get("text_rule") or next(iter(DATASETS[split.dataset].text_rules), split.text_rule)
     if trained != split.text_rule:
         line = f"note: trained with --text-rule {trained!r}, and asked with {split.text_rule!r}"
-        err.print(line, soft_wrap=True, markup=False)
+        err.print(line, soft_wrap=True)
 
 
 @app.command(rich_help_panel=MODELS)

@@ -36,9 +36,9 @@ BOTH_CAPTIONS, CORRECTED = "both captions", "both captions, spelling corrected"
 _PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
-def join_captions(first: str, second: str) -> str:
-    """Return both captions as one sentence, as CLIP4Cir and SPRC evaluate it: a blank one is joined like any other."""
-    return f"{first.strip(CAPTION_EDGES).capitalize()} and {second.strip(CAPTION_EDGES)}"
+def join_captions(first: str, *others: str) -> str:
+    """Return captions as one sentence, as CLIP4Cir and SPRC evaluate two: a blank one is joined like any other."""
+    return " and ".join([first.strip(CAPTION_EDGES).capitalize(), *(one.strip(CAPTION_EDGES) for one in others)])
 
 
 def correct_spelling(caption: str, right_by_wrong: Mapping[str, str]) -> str:

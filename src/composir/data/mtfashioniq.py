@@ -18,14 +18,11 @@ from composir.data.annotations import (
     read_names,
     require_whole,
 )
+from composir.data.fashioniq import CAPTION_EDGES, CATEGORIES, NUM_CAPTIONS, join_captions
 from composir.data.triplets import Query, Split, Tree
 from composir.errors import short
 
 SPLITS = ("train", "val")
-CATEGORIES = ("dress", "shirt", "toptee")
-NUM_CAPTIONS = 2
-EDGES = ".?, "
-"""Characters that are stripped from both ends of a caption, as of FashionIQ's."""
 
 
 def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> tuple[Split, ...]:
@@ -78,12 +75,6 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     return require_whole(tuple(splits), problems)
 
 
-def join(captions: Sequence[str]) -> str:
-    """Return the captions of one round as one sentence."""
-    first, *others = (caption.strip(EDGES) for caption in captions)
-    return " and ".join([first.capitalize(), *others])
-
-
 def _read_session(entry: Entry, number: str, listed: tuple[dict[str, None] | None, Path]) -> list[Query]:
     """Return the rounds of one session; what is wrong with it is added to the entry's problems.
 
@@ -127,8 +118,8 @@ def _read_round(
     if len(captions) != NUM_CAPTIONS:
         entry.note(f"a round has {len(captions)} captions, where others have {NUM_CAPTIONS}")
     texts = [
-        entry.caption(f"{where}[1][{place}]", entry.typed(f"{where}[1][{place}]", caption, str), EDGES)
+        entry.caption(f"{where}[1][{place}]", entry.typed(f"{where}[1][{place}]", caption, str), CAPTION_EDGES)
         for place, caption in enumerate(captions)
     ]
     whole = [text for text in texts if text is not None]
-    return (reference, join(whole)) if reference is not None and len(whole) == len(texts) else None
+    return (reference, join_captions(*whole)) if reference is not None and len(whole) == len(texts) else None
