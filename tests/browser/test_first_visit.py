@@ -62,7 +62,7 @@ def test_a_search_for_nothing_says_what_is_wanted(address, visit):
 
 def test_a_file_that_is_no_picture_leaves_no_step_and_is_told_what_can_be_one(address, visit):
     page, _, _ = visit(address, viewport=DESKTOP)
-    assert page.locator("#file").get_attribute("accept") == ",".join(("image/*", *PICTURE_SUFFIXES))
+    expect(page.locator("#file")).to_have_attribute("accept", ",".join(("image/*", *PICTURE_SUFFIXES)))
     page.locator(".hit").first.click()
     searched(page)
     page.fill("#text", "the same in red")
@@ -143,6 +143,29 @@ def test_a_picture_is_dragged_onto_the_query_and_searches_outlive_a_reload(addre
     assert page.evaluate("localStorage.getItem('earlier')") == "[]"
 
 
+def test_nothing_moves_under_a_hand_when_the_examples_are_late(address, visit):
+    page, _, _ = visit("about:blank", viewport=DESKTOP)
+    held = []
+    page.route("**/api/examples", lambda route, _: held.append(route))
+    with page.expect_request("**/api/examples"):
+        page.goto(address)
+    page.wait_for_timeout(500)  # what is above the gallery is not there yet
+    expect(page.locator(".hit")).to_have_count(0)
+    held.pop().continue_()
+    expect(page.locator(".hit").first).to_be_visible()
+    expect(page.locator("#examples a")).to_have_count(10)
+
+
+def test_an_example_can_be_dragged_onto_the_query(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP)
+    example = page.locator("#examples a").first
+    picture = example.locator("img").get_attribute("src").split("/")[-1].split("?")[0]
+    example.drag_to(page.locator("#frame"))
+    expect(page.locator("#trail li")).to_have_count(1)
+    searched(page)
+    assert picture in page.url
+
+
 def test_the_gallery_goes_on_when_its_end_is_near(address, visit):
     page, _, _ = visit("about:blank", viewport=DESKTOP)
     ids = [f"{number:032x}" for number in range(80)]
@@ -180,25 +203,23 @@ def test_the_eye_is_offered_where_there_is_a_sentence(address, visit):
     expect(page.locator("#look")).to_be_visible()
 
 
-def test_more_results_come_with_the_end_of_those_that_are_there(address, visit):
-    page, _, _ = visit(address, viewport=DESKTOP)
-    asked = []
+def answers(page: Page, *, at_most: int) -> list[int]:
+    """Let searches find so many pictures, and return how many each asked for."""
+    asked: list[int] = []
 
     def answer(route) -> None:
         asked.append(int(re.findall(r'name="top_k"\r\n\r\n(\d+)', route.request.post_data)[0]))
-        results = [HIT | {"rank": rank, "id": f"{rank:032x}"} for rank in range(1, min(asked[-1], 30) + 1)]
-        route.fulfill(
-            json={
-                "results": results,
-                "reference": None,
-                "reading": None,
-                "warnings": [],
-                "scale": None,
-                "milliseconds": 1,
-            }
-        )
+        results = [HIT | {"rank": rank, "id": f"{rank:032x}"} for rank in range(1, min(asked[-1], at_most) + 1)]
+        found = {"results": results, "reference": None, "reading": None, "warnings": [], "scale": None}
+        route.fulfill(json=found | {"milliseconds": 1})
 
     page.route("**/api/search", answer)
+    return asked
+
+
+def test_more_results_come_with_the_end_of_those_that_are_there(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP)
+    asked = answers(page, at_most=30)
     page.fill("#text", "a teapot")
     page.press("#text", "Enter")
     expect(page.locator(".hit")).to_have_count(24)
@@ -209,3 +230,12 @@ def test_more_results_come_with_the_end_of_those_that_are_there(address, visit):
     ids = page.locator(".hit img").evaluate_all("all => all.map(one => one.src)")
     assert len({one.split("?")[0] for one in ids}) == 30
     assert asked == [24, 72]
+
+
+def test_a_tall_window_is_filled_though_its_end_never_left_the_view(address, visit):
+    page, _, _ = visit(address, viewport={"width": 1280, "height": 9000})
+    asked = answers(page, at_most=100)
+    page.fill("#text", "a teapot")
+    page.press("#text", "Enter")
+    expect(page.locator(".hit")).to_have_count(100)
+    assert asked == [24, 72, 120]

@@ -3,7 +3,7 @@
 import { $, icon, make, store, stored } from "./dom.js";
 import { showEarlier } from "./earlier.js";
 import { offerLook } from "./look.js";
-import { DRAGGED, more, notify, showFound, showGallery, walk } from "./results.js";
+import { DRAGGED, carries, more, notify, showFound, showGallery, walk } from "./results.js";
 import { Failure, ask, facts, keepUpload, readFacts, sourceOf } from "./server.js";
 import { addressOf, current, go, readSteps, rewrite, state, stepOf, wordsOf } from "./steps.js";
 import { say, turnLanguage, writeWords } from "./text.js";
@@ -21,6 +21,7 @@ async function show() {
   const step = current();
   if (step || running) { // else the page has just opened, and who types at once keeps it
     for (const name of ["text", "without", "where", "least"]) $(name).value = step?.[name] ?? "";
+    $("wanted").hidden = true;
   }
   running?.abort();
   running = new AbortController();
@@ -28,15 +29,20 @@ async function show() {
   $("weight").value = step?.weight || COMPOSED;
   $("balance").hidden = !step?.image;
   $("more").open ||= Boolean(step?.where || step?.least);
-  for (const id of ["notice", "next", "verdict", "wanted"]) $(id).hidden = true;
+  for (const id of ["notice", "next", "verdict"]) $(id).hidden = true;
   $("welcome").hidden = Boolean(step);
   showWords();
   showReference(step);
   showTrail();
   try {
-    if (!step) return await Promise.all([showGallery(signal, choose), showExamples(signal)]);
+    if (!step) {
+      await showExamples(signal); // first: they lie above the gallery, which must not move under a hand
+      if (!signal.aborted) await showGallery(signal, choose);
+      return watchEnd();
+    }
     const { image } = step;
     await showFound(step, signal);
+    watchEnd();
     if (step.image !== image) showTrail();
     describe().catch(() => {});
   } catch (error) {
@@ -64,10 +70,10 @@ async function showExamples(signal) {
   if (signal.aborted) return;
   const words = (one) => one.text || say("noWords");
   $("tries").hidden = !examples.length;
-  $("examples").replaceChildren(...examples.map((one) => make("li", {}, make(
+  $("examples").replaceChildren(...examples.map((one) => make("li", {}, carries(one.image_id, make(
     "a", { href: addressOf([stepOf({ image: one.image_id, text: one.text })]), "aria-label": say("exampleOf", one.text) },
     make("img", { src: `api/images/${one.image_id}?size=thumbnail`, alt: "" }), make("span", {}, words(one)),
-  ))));
+  )))));
 }
 
 async function showReference(step) {
@@ -176,14 +182,17 @@ $("share").addEventListener("click", async () => {
 
 function showMore() {
   const { signal } = running;
-  more(signal).catch((error) => {
+  more(signal).then(watchEnd, (error) => {
     if (!(error instanceof Failure)) throw error;
     if (!signal.aborted) notify(error.message);
   });
 }
 $("next").addEventListener("click", showMore);
-if ("IntersectionObserver" in window) {
-  new IntersectionObserver(([entry]) => { if (entry.isIntersecting) showMore(); }, { rootMargin: "400px" }).observe($("next"));
+// Watched anew after each answer: an end that stays in view is told only once.
+const end = new IntersectionObserver(([entry]) => { if (entry.isIntersecting) showMore(); }, { rootMargin: "400px" });
+function watchEnd() {
+  end.disconnect();
+  end.observe($("next"));
 }
 
 addEventListener("paste", (event) => {
@@ -255,5 +264,7 @@ $("theme").addEventListener("click", () => {
 });
 if (stored("theme")) setTheme(stored("theme"));
 
-addEventListener("hashchange", show);
-describe().catch(() => {}).finally(show);
+describe().catch(() => {}).finally(() => { // a search of before is shown once, when the server's facts are known
+  addEventListener("hashchange", show);
+  show();
+});

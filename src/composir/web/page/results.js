@@ -120,11 +120,17 @@ export function more(signal) {
 
 export const fitOf = (hit) => Number.isInteger(hit.fit) ? say("fits")[hit.fit] : "";
 
+// Let a link that is dragged onto the query bring its picture.
+export function carries(id, link) {
+  link.addEventListener("dragstart", (event) => event.dataTransfer.setData(DRAGGED, id));
+  return link;
+}
+
 function card(image, label, size) {
   const picture = make("img", { src: `api/images/${image.id}?size=${size}`, alt: "", loading: "lazy", decoding: "async" });
   const line = make("span", { class: "line" }, make("span", {}, image.path.split("/").pop()));
-  const link = make("a", { class: "hit", href: image.href, "aria-label": label, title: [image.path, image.seen].filter(Boolean).join("\n") }, picture, line);
-  link.addEventListener("dragstart", (event) => event.dataTransfer.setData(DRAGGED, image.id));
+  const title = [image.path, image.seen].filter(Boolean).join("\n");
+  const link = carries(image.id, make("a", { class: "hit", href: image.href, "aria-label": label, title }, picture, line));
   if (image.score) {
     line.append(" ", make("b", {}, image.score));
     if (fitOf(image)) {
