@@ -58,6 +58,17 @@ def test_an_image_may_show_two_texts_and_a_repeated_line_is_noted(root):
     ]
 
 
+def test_what_follows_three_fields_is_left_out_as_in_the_published_loader(root):
+    file = root / "query_files.csv"
+    expected = icir.load(root, "test")[0].queries
+    file.write_text(file.read_text().replace("\n", ",more,fields\n", 1))
+    (split,) = icir.load(root, "test")
+    assert split.queries == expected
+    assert [(note.where, note.message) for note in split.notes] == [
+        ("line 1", "holds 5 fields, expected 3: path, text, instance")
+    ]
+
+
 def test_all_problems_at_once(root, problems_of):
     (root / "query_files.csv").write_text(
         "icir/query/bell/1.jpg,at night\n,at night,bell\nicir/query/bell/1.jpg,at noon,bell\nicir/query/x.jpg,a,\n"

@@ -111,7 +111,7 @@ def evaluate(
     only: Annotated[
         Path | None,
         typer.Option(
-            help="A list of query ids, such as CIRCUS's: measure these alone; says how many.",
+            help="A list of query ids, or one of CIRCUS's files: measure these alone; says how many.",
             show_default="all queries",
             rich_help_panel=RULES,
         ),

@@ -371,11 +371,12 @@ def read_lines(path: Path, problems: list[Problem], id_key: str) -> list[Entry]:
 
 
 def read_table(
-    path: Path, columns: Sequence[str], problems: list[Problem], *, separator: str | None = None
+    path: Path, columns: Sequence[str], problems: Findings, *, separator: str | None = None, may_have_more: bool = False
 ) -> list[Entry]:
     """Return the lines of a text file with their fields by column; lines with more or fewer fields become problems.
 
-    Fields stand between ``separator``, white space by default. Blank lines do not count.
+    Fields stand between ``separator``, white space by default. Blank lines do not count. With ``may_have_more`` the
+    fields behind the last column are left out, with a note.
     """
     entries = []
     for number, line in enumerate((read_text(path, problems) or "").split("\n"), 1):
@@ -383,10 +384,13 @@ def read_table(
         entry = Entry(path, f"line {number}", dict(zip(columns, fields, strict=False)), problems)
         if not line.strip():
             continue
+        message = f"holds {counted(len(fields), 'field')}, expected {len(columns)}: {', '.join(columns)}"
         if len(fields) == len(columns):
             entries.append(entry)
+        elif may_have_more and len(fields) > len(columns):
+            entry.note(message)
+            entries.append(entry)
         else:
-            message = f"holds {counted(len(fields), 'field')}, expected {len(columns)}: {', '.join(columns)}"
             entry.problem(message, RESTORE)
     return entries
 

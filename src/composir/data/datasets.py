@@ -138,7 +138,8 @@ def load_splits(
     if gallery == "val-union":
         splits = tuple(val_union(one) for one in splits)
     if only is not None:
-        splits = only_listed(splits, only)
+        annotated = None if text_rule is None else DATASETS[dataset].load(Path(root), split, categories=categories)
+        splits = only_listed(splits, only, annotated=annotated)
     if exclude_reference is not None:
         splits = tuple(dataclasses.replace(one, exclude_reference=exclude_reference) for one in splits)
     return splits

@@ -31,10 +31,10 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     """Return the one split of i-CIR: every line of ``query_files.csv``, ranked against the images of its instance.
 
     ``root`` holds both CSV files, or is the parent of such an ``icir/``. A line is an image's path, a text and an
-    instance; there is no header and no quoting, as in the published loader. An image of the database is a right answer
-    where instance and text are the query's. A query's id is the number of its line, from 0; an image's name its path
-    from ``database/`` or ``query/`` on. Image files are not touched. Raises ``SplitNotFoundError`` for a split that is
-    not there and ``AnnotationsError`` with everything wrong in it.
+    instance; there is no header and no quoting, and what follows them is left out, as in the published loader. An image
+    of the database is a right answer where instance and text are the query's. A query's id is the number of its line,
+    from 0; an image's name its path from ``database/`` or ``query/`` on. Image files are not touched. Raises
+    ``SplitNotFoundError`` for a split that is not there and ``AnnotationsError`` with everything wrong in it.
     """
     choose_categories("i-CIR", categories)
     check_split_name("i-CIR", split, SPLITS)
@@ -47,7 +47,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     database = _read_database(database_file, home, images, problems)
     gallery = tuple(images)
     candidates = {instance: tuple(own) for instance, own in database.items()}
-    entries = read_table(queries_file, COLUMNS, problems, separator=",")
+    entries = read_table(queries_file, COLUMNS, problems, separator=",", may_have_more=True)
     queries = [
         _read_query(entry, str(number), database, candidates, (home, images)) for number, entry in enumerate(entries)
     ]
@@ -71,7 +71,7 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
 def _read_database(file: Path, home: Path, images: dict[str, ImageSource], problems: Findings) -> Database:
     """Return what every image of every instance shows, and add the images in the order of the file."""
     database: Database = {}
-    for entry in read_table(file, COLUMNS, problems, separator=","):
+    for entry in read_table(file, COLUMNS, problems, separator=",", may_have_more=True):
         name, text, instance = _read_line(entry)
         if name is not None and instance is not None:
             own = database.setdefault(instance, {})

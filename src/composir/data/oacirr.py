@@ -18,12 +18,9 @@ from composir.data.annotations import (
     require_whole,
 )
 from composir.data.triplets import Query, Split, Tree
-from composir.errors import short
 
 SPLITS = ("train", "val")
 CATEGORIES = ("fashion", "car", "product", "landmark")
-MAX_SIDE = 10**6
-"""Pixels; no picture is larger."""
 
 Listed = tuple[dict[str, str] | None, Path]
 """The instance of every image by name, None where the split file is unreadable, and that file."""
@@ -35,8 +32,8 @@ def load(root: Path, split: str, *, categories: Sequence[str] | None = None) -> 
     ``root`` holds ``OACIRR-Subset/``, or is the parent of such an ``OACIRR/``. The gallery is the split file's list,
     and an image shows the instance that its folder is named after. A query's targets are the annotated image, then all
     others of its instance but the reference: these are right for R_ID@K alone. The box of the object in the reference
-    is checked and not used: the reference is the whole picture. A query's id is its number in the file, from 0. Image
-    files are not touched. Raises ``SplitNotFoundError`` when no domain has the split and ``AnnotationsError`` with
+    is not read: the reference is the whole picture. A query's id is its number in the file, from 0. Image files are not
+    touched. Raises ``SplitNotFoundError`` when no domain has the split and ``AnnotationsError`` with
     everything wrong in all of them; a domain that is not there is wrong, too.
     """
     categories = choose_categories("OACIRR", categories, CATEGORIES)
@@ -105,7 +102,6 @@ def _read_query(entry: Entry, query_id: str, names_by_instance: dict[str, list[s
     reference = entry.image_name("reference", entry.get("reference", str), instances, names_file)
     target = entry.image_name("target", entry.get("target", str), instances, names_file)
     text = entry.caption("modification_text_mllm", entry.get("modification_text_mllm", str))
-    _check_box(entry)
     entry.note_own_target(target, reference)
     if reference is None or target is None or text is None or instances is None:
         return None
@@ -114,14 +110,3 @@ def _read_query(entry: Entry, query_id: str, names_by_instance: dict[str, list[s
         entry.note(f"the reference shows {instances[reference]!r}, the target {instance!r}")
     others = (name for name in names_by_instance[instance] if name not in (target, reference))
     return Query(id=query_id, reference=reference, text=text, texts=(text,), targets=(target, *others), group=instance)
-
-
-def _check_box(entry: Entry) -> None:
-    """Add a problem unless the entry has a box: left, top, right and bottom in pixels."""
-    box = entry.get("reference_bounding_box", list)
-    if box is None:
-        return
-    numbers = len(box) == 4 and all(type(side) in (int, float) and abs(side) <= MAX_SIDE for side in box)
-    if not numbers or box[0] >= box[2] or box[1] >= box[3]:
-        message = f"'reference_bounding_box' is {short(box)}, expected left, top, right and bottom in pixels"
-        entry.problem(message, f"correct the box, or {RESTORE}")

@@ -1,4 +1,4 @@
-"""Some of a benchmark's queries: those that a list names, such as CIRCUS's (Attimonelli et al., arXiv 2605.14787)."""
+"""Some of a benchmark's queries: those that a list names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from composir.data.annotations import WORD_BY_TYPE, parse_json, read_text
+from composir.data.circus import find_listed, is_circus
 from composir.data.triplets import ALL_QUERIES, Split
 from composir.errors import ComposirError, Problem, ProblemsError, short
 
@@ -15,17 +16,19 @@ WRITE_AGAIN = "write the list again (docs/data.md says in which form)"
 HASH_DIGITS = 8
 
 
-def only(splits: Sequence[Split], file: Path) -> tuple[Split, ...]:
+def only(splits: Sequence[Split], file: Path, *, annotated: Sequence[Split] | None = None) -> tuple[Split, ...]:
     """Return the splits with the queries that ``file`` lists, in their own order; galleries stay as they are.
 
     The file is a JSON list of query ids as text or whole numbers, ``{"<category>": [...]}`` where there are categories,
-    or text with one id a line where there are none. ``Split.query_rule``, and so the signature, says how many queries
+    text with one id a line where there are none, or one of CIRCUS's lists (``composir.data.circus``). Those name
+    queries by their sentences: ``annotated`` are the splits with the sentences as annotated, where ``splits`` have
+    others. ``Split.query_rule``, and so the signature, says how many queries
     are left over all categories and which, by the first digits of a SHA-256 over the sorted ids: a copy of the list has
     the same. Raises ``ProblemsError`` with every query that the benchmark has not, with those that are listed twice,
     and what else is wrong with the file.
     """
     problems: list[Problem] = []
-    ids_by_category = _read(file, splits, problems)
+    ids_by_category = _read(file, annotated or splits, problems)
     for split in splits:
         ids = ids_by_category.get(split.category, [])
         known = {query.id for query in split.queries}
@@ -68,6 +71,8 @@ def _read(file: Path, splits: Sequence[Split], problems: list[Problem]) -> dict[
     text = read_text(file, problems, WRITE_AGAIN)
     if text is None:
         raise ProblemsError(problems)
+    if is_circus(text):
+        return find_listed(text, splits, file, problems)
     categories = [split.category for split in splits if split.category]
     if not categories and not text.lstrip().startswith(("[", "{")):
         return {"": [line.strip() for line in text.split("\n") if line.strip()]}
