@@ -308,6 +308,22 @@ def test_the_heat_map_shows_on_hover_on_focus_and_on_a_tap(address, visit):
     assert complaints == []
 
 
+def test_a_heat_map_stays_when_the_server_s_facts_come_after_it(address, visit):
+    page, _, _ = visit(address, viewport=DESKTOP)
+    page.locator(".hit").first.click()
+    search(page, "make it blue")
+    held = []
+    page.route("**/api/health", lambda route, _: held.append(route))
+    with page.expect_request("**/api/health"):
+        search(page, "make it red")
+    page.hover("#frame")
+    expect(page.locator("#frame")).to_have_class("looking")
+    with page.expect_response("**/api/health"):
+        held.pop().continue_()
+    page.wait_for_timeout(300)  # what the page does with them
+    expect(page.locator("#frame")).to_have_class("looking")
+
+
 def test_all_of_it_works_from_the_keyboard(address, visit):
     page, _, _ = visit(address, viewport=DESKTOP)
     expect(page.locator(".hit")).to_have_count(12)

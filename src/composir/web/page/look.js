@@ -14,9 +14,11 @@ let pinned = false, hovering = 0;
 const canLook = (step) => facts.heat && Boolean(step?.image && step.text);
 
 export function offerLook() {
-  look(false);
   $("look").hidden = !canLook(current()) || $("picture").hidden;
+  if ($("look").hidden) look(false);
 }
+
+export const stopLooking = () => look(false);
 
 async function look(on) {
   const step = current();

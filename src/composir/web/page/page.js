@@ -2,7 +2,7 @@
 
 import { $, icon, make, store, stored } from "./dom.js";
 import { showEarlier } from "./earlier.js";
-import { offerLook } from "./look.js";
+import { offerLook, stopLooking } from "./look.js";
 import { DRAGGED, carries, more, notify, showFound, showGallery, walk } from "./results.js";
 import { Failure, ask, facts, keepUpload, readFacts, sourceOf } from "./server.js";
 import { addressOf, current, go, readSteps, rewrite, state, stepOf, wordsOf } from "./steps.js";
@@ -77,6 +77,7 @@ async function showExamples(signal) {
 }
 
 async function showReference(step) {
+  stopLooking();
   const image = step?.image ?? "";
   const source = image && await sourceOf(image, "preview");
   if (step !== current()) return;
