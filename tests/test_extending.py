@@ -21,6 +21,7 @@ from composir.models.backbones import BACKBONES, TOWERS
 from composir.models.catalogue import MODELS
 from composir.models.checkpoint import from_pretrained
 from composir.models.fusion import FUSIONS
+from composir.models.heads import HEADS
 from composir.search.manifest import INDEXES
 from composir.tables import Table
 from composir.tables import _points as points_of  # its memory would outlast the test's packages
@@ -28,7 +29,7 @@ from composir.tables import _points as points_of  # its memory would outlast the
 from .small_duals import save_clip
 
 PAGE = Path(__file__).parents[1] / "docs/extending.md"
-TABLES = (DATASETS, METRICS, PROTOCOLS, LOSSES, TERMS, BACKBONES, TOWERS, FUSIONS, INDEXES, MODELS)
+TABLES = (DATASETS, METRICS, PROTOCOLS, LOSSES, TERMS, BACKBONES, TOWERS, FUSIONS, HEADS, INDEXES, MODELS)
 TRAIN = (
     "train", "--dataset", "mine", "--backbone", "tiny-one", "--fusion", "shift", "--num-epochs", "2",
     "--batch-size", "6", "--set", "contrastive_loss=smoothed", "--set", "loss_terms={spread=0.1}", "--json",
@@ -65,6 +66,13 @@ def test_what_the_page_shows_trains_evaluates_searches_and_is_drawn(run, shapes_
     code, printed, err = run("evaluate", "--model", best, "--dataset", "mine", *root, "--json")
     assert code == 0, err
     assert json.loads(printed)["metrics"]["mrr_at_10"] == pytest.approx(done["metrics"]["mrr_at_10"])
+    words = ("train", "--dataset", "mine", "--backbone", best, "--head", "product", "--num-epochs", "2", "--json")
+    code, printed, err = run(*words, "--batch-size", "6", *root, "--output-dir", tmp_path / "heads")
+    assert code == 0, err
+    head = json.loads(printed)
+    code, printed, err = run("evaluate", "--model", head["best"], "--dataset", "mine", *root, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["metrics"]["mrr_at_10"] == pytest.approx(head["metrics"]["mrr_at_10"])
 
     index = tmp_path / "index"
     code, _, err = run("index", shapes_root / "dev", "--model", best, "--out", index, "--backend", "scan")

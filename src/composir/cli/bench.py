@@ -10,7 +10,7 @@ import typer
 
 from composir.cli.common import MODELS, USER_ERROR, Cache, CacheDir, Json, NumWorkers, app, require_one
 from composir.cli.console import Bars, err, one_line, out, print_json, printable
-from composir.errors import ComposirError
+from composir.errors import ComposirError, counted
 from composir.paths import require_there
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _verify(folder: Path, out_: Path | None, *, json_: bool) -> int:
         err.print(one_line(problem), soft_wrap=True)
     if problems:
         raise ComposirError(
-            f"{len(problems)} figures are not what the ranks beside them give, see above",
+            counted(len(problems), "figure") + " not as the ranks beside them give, see above",
             file=folder,
             expected="figures as the bench wrote them",
         )

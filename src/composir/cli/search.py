@@ -1,4 +1,4 @@
-"""The commands for pictures of one's own: ``index``, ``search``, ``serve``."""
+"""The commands for pictures of one's own: ``index``, ``search``."""
 
 from __future__ import annotations
 

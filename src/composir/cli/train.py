@@ -1,4 +1,4 @@
-"""The commands that train: ``train``, ``ablate``, ``features``."""
+"""The command that trains: ``train``."""
 
 from __future__ import annotations
 

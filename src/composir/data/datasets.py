@@ -237,7 +237,7 @@ def _nothing_there(what: str, root: str | Path, names: Sequence[str]) -> SplitNo
 
 
 def val_union(split: Split) -> Split:
-    """Return the split with its gallery cut to what its queries name, references and targets, in the same order.
+    """Return the split with its gallery cut to what its queries name: references, right answers, negatives.
 
     Some published FashionIQ tables use it (ENCODER and others): the same model scores about 12 points more.
     """

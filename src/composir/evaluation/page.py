@@ -341,7 +341,7 @@ def _by_length(result: Result, key: str) -> list[_Group]:
 
 
 def _by_part(result: Result, key: str) -> list[_Group]:
-    """Return the result's own figure of every category (FashionIQ) or aspect (CIRCO); none elsewhere."""
+    """Return the result's own figure of every category or aspect; none where the data set has neither."""
     missed = _missed(result)
     queries = _queries(result)
     groups = []

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from composir.data import Left, Split
+from composir.data import DATASETS, Left, Split
 from composir.data.scenes import is_generated
 from composir.errors import ComposirError, command
 from composir.evaluation import Result, metric_label
@@ -153,7 +153,7 @@ def about(recipe: Recipe, result: Result, left_by_key: Mapping[str, Left]) -> st
     return f"""
 Trained on {recipe.dataset} by `recipe.toml` beside this file; `composir train --config recipe.toml` repeats it.
 
-| {recipe.dataset} val | percent | 95 % interval |
+| {recipe.dataset} {DATASETS[recipe.dataset].evaluated} | percent | 95 % interval |
 |---|---|---|
 {figures}
 
