@@ -482,7 +482,7 @@ def test_an_index_of_another_format_is_refused_with_the_command_that_rebuilds(pi
     [
         ("{", r"index.json: is not JSON .* fix: composir index IMAGES_DIR --model MODEL_DIR --out .* --rebuild"),
         ("[]", r"index.json: is not JSON \(a list, not an object\)"),
-        ('{"format": 1}', r"index.json: model: Field required; weights_hash: Field required"),
+        ('{"format": 1}', r"index.json: model is missing; weights_hash is missing"),
     ],
 )
 def test_a_damaged_manifest_is_refused(pictures, out, model_folder, text, words):
