@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from composir.data.images import read_bytes
 from composir.errors import ComposirError, command
 from composir.features import require_matching_head
 from composir.models.composer import Composer
@@ -291,7 +292,7 @@ class Retriever:
         ((pictures,), _) = read_pictures([query], reranker.side)
         best = hits[:count]
         batches = (
-            [read_picture(hit.path, reranker.side) for hit in best[start : start + TOWER_BATCH]]
+            [read_picture(read_bytes(hit.path), reranker.side, hit.path) for hit in best[start : start + TOWER_BATCH]]
             for start in range(0, len(best), TOWER_BATCH)
         )
         with self._lock:
