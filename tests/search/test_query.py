@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from composir.data.images import content_id, read_bytes
+from composir.data.images.files import content_id, read_bytes
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, SearchQuery, Sentence
 from composir.search.encoder import NO_PICTURE

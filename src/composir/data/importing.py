@@ -22,15 +22,9 @@ from composir.data.annotations import (
     Entry,
     parse_json,
 )
-from composir.data.images import (
-    FETCH_FIX,
-    ID_LENGTH,
-    PICTURE_SUFFIXES,
-    content_id,
-    find_pictures,
-    inspect_files,
-    read_bytes,
-)
+from composir.data.images import inspect_files
+from composir.data.images.files import FETCH_FIX, ID_LENGTH, content_id, read_bytes
+from composir.data.images.folder import PICTURE_SUFFIXES, find_pictures
 from composir.data.own import (
     FORMAT,
     GALLERY,

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.images import Content, content_id, read_bytes, read_image
+from composir.data.images import read_image
+from composir.data.images.files import Content, content_id, read_bytes
 from composir.errors import ComposirError, counted
 from composir.models.scripts import unread_share
 from composir.paths import require_picture

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from PIL import Image
 
-from composir.data.images import read_bytes
+from composir.data.images.files import read_bytes
 from composir.errors import ComposirError, command
 from composir.features import require_matching_head
 from composir.models.composer import Composer
