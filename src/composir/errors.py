@@ -7,6 +7,14 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+"""The ends of a range, as pydantic calls them and in words."""
 
 
 class ComposirError(Exception):
@@ -106,3 +114,27 @@ def short(value: object) -> str:
     """Return how a value is shown in a message: at most 60 characters of it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def wrong_fields(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """Return a line for each field that pydantic refuses of a ``kind``: with its value and what it may be.
+
+    Of a number with limits that is its range; of a name that is no field, the nearest one; else pydantic's own words.
+    """
+    return [_wrong_field(one, kind) for one in error.errors(include_url=False)]
+
+
+def _wrong_field(error: ErrorDetails, kind: type[BaseModel]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    field = kind.model_fields.get(name)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {name!r}" + (f" ({nearest(name, kind.model_fields)})" if len(error["loc"]) == 1 else "")
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    metadata = field.metadata if field else ()
+    ends = [f"{words} {getattr(one, end):,}" for one in metadata for end, words in LIMITS.items() if hasattr(one, end)]
+    if field and ends:
+        message = f"expected {'a whole number' if field.annotation is int else 'a number'}, {' and '.join(ends)}"
+    return f"{name} = {short(error['input'])}: {message}" if name else message

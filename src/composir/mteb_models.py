@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from composir.data.images import ImageSource, read_image, to_rgb
+from composir.data.images import ImageSource, read_image
+from composir.data.images.colours import to_rgb
 from composir.errors import ComposirError
 from composir.machine import default_device
 from composir.scoring import similarity

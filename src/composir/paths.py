@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from composir.errors import ComposirError, command
 
 if TYPE_CHECKING:
-    from composir.data.images import Pictures
+    from composir.data.images.folder import Pictures
 
 MANIFEST = "index.json"
 """What an index folder says of itself."""
@@ -88,7 +88,7 @@ def require_picture(picture: Path) -> None:
     if address := ADDRESS.match(str(picture)):
         whole = f"{address[1]}://{str(picture)[address.end() :]}"
         raise ComposirError("is an address, and a file is wanted", file=whole, fix="download it, then give the file")
-    from composir.data.images import MISSING
+    from composir.data.images.files import MISSING
 
     raise ComposirError(MISSING, file=picture, fix=check_the_path(picture))
 
@@ -97,7 +97,7 @@ def require_index(folder: Path) -> None:
     """Raise ``ComposirError`` where a folder is no index; of a folder of pictures with the command that makes one."""
     if (folder / MANIFEST).is_file():
         return
-    from composir.data.images import find_pictures
+    from composir.data.images.folder import find_pictures
 
     if folder.is_dir() and find_pictures(folder).names:
         index = folder.with_name(f"{folder.resolve().name}.index")
@@ -124,7 +124,7 @@ def require_pictures(folder: Path, *, is_new: bool) -> None:
             expected="a folder with pictures",
             fix="give the folder that it is in" if folder.is_file() else check_the_path(folder),
         )
-    from composir.data.images import PICTURE_SUFFIXES, find_pictures
+    from composir.data.images.folder import PICTURE_SUFFIXES, find_pictures
 
     if is_new and not any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*")):
         raise holds_no_picture(folder, find_pictures(folder))
@@ -138,7 +138,7 @@ def holds_no_picture(folder: Path, found: Pictures) -> ComposirError:
             file=folder,
             fix=f"{command('search', folder, '--text', 'SENTENCE')} asks it; to make one, give the folder of pictures",
         )
-    from composir.data.images import PICTURE_SUFFIXES
+    from composir.data.images.folder import PICTURE_SUFFIXES
 
     there = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in found.num_by_suffix.items()]
     parts = [f"files: {', '.join(there[:NUM_SUFFIXES_SHOWN])}"] if there else []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16
 
-from composir.data.images import read_bytes
+from composir.data.images.files import read_bytes
 from composir.errors import ComposirError
 from composir.files import require_locks, require_space
 from composir.progress import Counted

@@ -237,9 +237,9 @@ dataset = "CIRR"
     messages = " | ".join(message for _, message in found)
     for expected in (
         "there is no such key",
-        "batch_size = 0: input should be greater than or equal to 1",
+        "batch_size = 0: expected a whole number, at least 1 and at most 1,000,000",
         "model is missing",
-        "there is no setting 'models'",
+        "unknown key 'models' (did you mean 'model'?)",
         "scoring = 'best': expected global or",
         "the name cannot be a file's",
         "differs from a in capitals alone",

@@ -122,7 +122,7 @@ def test_a_changed_count_a_missing_figure_and_a_changed_rank_are_found(bench, tm
         ({"format": "other"}, "its format is 'other'"),
         ({"model": "another"}, "it holds 'another' on 'things'"),
         ({"runs": []}, "not every run has ranks of composed, image_only, text_only"),
-        ({"note": 3}, "note Input should be a valid string"),
+        ({"note": 3}, "note = 3: input should be a valid string)"),
     ],
 )
 def test_what_is_no_result_is_one_line(make_measured, tmp_path, changes, message):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from composir.data.images import PICTURE_SUFFIXES
+from composir.data.images.folder import PICTURE_SUFFIXES
 from composir.web import Limits, open_server
 
 pytestmark = pytest.mark.browser

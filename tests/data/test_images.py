@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from composir.data.images import Crop, find_pictures, inspect_files, read_bytes, read_image, to_rgb
+from composir.data.images import Crop, inspect_files, read_image
+from composir.data.images.colours import to_rgb
+from composir.data.images.files import read_bytes
+from composir.data.images.folder import find_pictures
 from composir.errors import ComposirError
 
 # Two rows, two columns: red green / blue white.
@@ -252,8 +255,8 @@ def test_a_jpeg_for_search_keeps_the_side_and_a_part_of_a_file_is_not_scaled(tmp
     assert half.size == (600, 500)
     assert np.abs(np.asarray(half).astype(int)[25::50, 25::50] - np.asarray(whole)[50::100, 50::100]).max() <= 3
     assert read_image(save(picture, tmp_path / "a.png"), side=300).size == (1200, 1000)  # not a JPEG
-    monkeypatch.setattr("composir.data.images.LARGE_PIXELS", 1000)
-    monkeypatch.setattr("composir.data.images.LARGE_SIDE", 400)
+    monkeypatch.setattr("composir.data.images.decoding.LARGE_PIXELS", 1000)
+    monkeypatch.setattr("composir.data.images.decoding.LARGE_SIDE", 400)
     assert read_image(tmp_path / "a.png").size == (400, 334)
     assert read_image(Crop(tmp_path / "a.png", (0, 0, 1200, 900))).size == (1200, 900)
 
@@ -264,7 +267,7 @@ def test_a_lack_of_memory_is_an_error_of_the_file(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("composir.data.images._load", fail)
+    monkeypatch.setattr("composir.data.images.decoding._load", fail)
     with pytest.raises(ComposirError, match=r"a\.png: needs more memory than there is left; fix: scale the picture"):
         read_image(file)
 

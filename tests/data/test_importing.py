@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from composir.data import check_dataset, load_splits
-from composir.data.importing import FIELDS, import_triplets
+from composir.data.importing import import_triplets
+from composir.data.rows import FIELDS
 from composir.data.triplets import Query
 from composir.errors import ComposirError, ProblemsError
 

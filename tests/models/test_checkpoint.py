@@ -124,11 +124,14 @@ def edit_config(folder, **changes):
         ({"tower": {}}, ["tower is {}"]),
         ({"tower": {"name": 3, "fingerprint": "0"}}, ["tower is {'name': 3"]),
         ({"backbone": "minni"}, ["backbone 'minni' is not known", "config.json"]),
-        ({"hidden_size": -1}, ["hidden_size", "greater than 0", "config.json"]),
+        ({"hidden_size": -1}, ["hidden_size = -1: expected a whole number, above 0", "config.json"]),
         ({"no_such_field": 1}, ["no_such_field", "config.json"]),
         (
             {"no_such_field": 1, "composir_version": "0.7.2"},
-            ["was written by composir 0.7.2, this is 0.1.0: no_such_field", "fix: install composir 0.7.2"],
+            [
+                "was written by composir 0.7.2, this is 0.1.0: unknown key 'no_such_field'",
+                "fix: install composir 0.7.2",
+            ],
         ),
         ({"embed_dim": 17}, ["does not fit its config.json", "vision_proj.weight is (16, 32) instead of (17, 32)"]),
         ({"fusion": "none"}, ["does not fit its config.json", "unexpected gated_fusion.alpha"]),

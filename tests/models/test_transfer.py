@@ -335,7 +335,7 @@ def wrong_shape(file, weights):
         ),
         (
             lambda file, weights: torch.save({"model": {**weights, "query_tokens": torch.zeros(1, 0, 64)}}, file),
-            ["has sizes that make no model", "num_query_tokens"],
+            ["has sizes that make no model (num_query_tokens = 0: expected a whole number, above 0)"],
         ),
         (narrow_tokens, ["the tower is 64 wide, and the Q-Former reads tokens 48 wide"]),
         (without_patches, ["missing visual_encoder.patch_embed.proj.weight"]),

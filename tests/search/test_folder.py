@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional
 
 import composir
-from composir.data import images
+from composir.data.images import files as image_files
 from composir.errors import ComposirError
 from composir.models.backbones.efficientnet import NormedConv2d
 from composir.models.checkpoint import TRAINED_ON
@@ -301,7 +301,7 @@ def test_an_empty_folder_that_never_held_a_picture_is_nothing_to_speak_of(pictur
 
 def test_a_file_that_gives_an_error_keeps_its_picture(pictures, out, model_folder, monkeypatch):
     index_folder(pictures, out, model=model_folder)
-    stat, open_at_once = Path.stat, images._open_at_once
+    stat, open_at_once = Path.stat, image_files._open_at_once
 
     def failing_stat(path, **options):
         if path.name == "03.png":
@@ -317,7 +317,7 @@ def test_a_file_that_gives_an_error_keeps_its_picture(pictures, out, model_folde
     shutil.copy(pictures / "05.png", pictures / "new.png")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "stat", failing_stat)
-        patch.setattr(images, "_open_at_once", failing_open)
+        patch.setattr(image_files, "_open_at_once", failing_open)
         report = index_folder(pictures, out)
     assert (report.num_images, report.num_removed, report.num_kept) == (20, 0, 2)
     assert [(one.file, one.reason) for one in report.skipped] == [
@@ -482,7 +482,7 @@ def test_an_index_of_another_format_is_refused_with_the_command_that_rebuilds(pi
     [
         ("{", r"index.json: is not JSON .* fix: composir index IMAGES_DIR --model MODEL_DIR --out .* --rebuild"),
         ("[]", r"index.json: is not JSON \(a list, not an object\)"),
-        ('{"format": 1}', r"index.json: model: Field required; weights_hash: Field required"),
+        ('{"format": 1}', r"index.json: model is missing; weights_hash is missing"),
     ],
 )
 def test_a_damaged_manifest_is_refused(pictures, out, model_folder, text, words):

@@ -6,12 +6,14 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 
+from composir.data.images.files import content_id, read_bytes
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, SearchQuery, Sentence
 from composir.search.encoder import NO_PICTURE
-from composir.search.query import check_query, embed_queries, move_by_marks, warnings_of
+from composir.search.query import check_query, embed_queries, move_by_marks, read_pictures, warnings_of
 
 ALONE = NO_PICTURE
 
@@ -249,3 +251,19 @@ def test_who_reads_all_scripts_or_tells_its_own_reading_is_not_warned_of(table, 
     monkeypatch.undo()
     monkeypatch.setattr(table, "read", lambda text, **_: "a reading")
     assert warnings_of(asked, table) == []
+
+
+def test_a_file_is_read_once_so_that_its_picture_and_id_are_of_one_content(tmp_path, monkeypatch):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4), "red").save(file)
+    content = file.read_bytes()
+
+    def read_then_replace(path):
+        found = read_bytes(path)
+        Image.new("RGB", (4, 4), "blue").save(path)
+        return found
+
+    monkeypatch.setattr("composir.search.query.read_bytes", read_then_replace)
+    ((picture,),), ((image_id,),) = read_pictures([SearchQuery((file,))], 4)
+    assert picture.getpixel((0, 0)) == (255, 0, 0)
+    assert image_id == content_id(content)

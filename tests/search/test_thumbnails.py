@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from composir.data.images import content_id
+from composir.data.images.files import content_id
 from composir.search import Retriever, index_folder
 from composir.search.thumbnails import MAX_THUMBNAIL_BYTES, THUMBNAILS, Thumbnails, make_thumbnail
 

@@ -249,7 +249,10 @@ def test_a_broken_picture_is_told_before_the_first_step(make_recipe, shapes_root
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"format": 99}, "is in format 99"), ({"image_weight": 2}, "image_weight: input should be less than or equal")],
+    [
+        ({"format": 99}, "is in format 99"),
+        ({"image_weight": 2}, "image_weight = 2: expected a number, at least 0 and at most 1"),
+    ],
 )
 def test_a_composition_that_cannot_be_is_one_line(trained, tmp_path, change, message):
     shutil.copytree(trained.best, tmp_path / "best")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from composir.data.images import PICTURE_SUFFIXES
+from composir.data.images.folder import PICTURE_SUFFIXES
 from composir.files import write_text
 from composir.models.heads.folder import HeadConfig, make_head, save_head
 from composir.models.trace import Reading

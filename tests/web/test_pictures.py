@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from composir.data.images import FORMATS_TEXT
+from composir.data.images.formats import FORMATS_TEXT
 from composir.search import Retriever, content_id, index_folder
 from composir.search.thumbnails import Thumbnails
 from composir.web.pictures import read_thumbnail

@@ -14,7 +14,7 @@ import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
-from composir.data.images import MAX_SCANS
+from composir.data.images.decoding import MAX_SCANS
 from composir.search import Retriever, index_folder
 from composir.web.guard import PAGE_FILES
 from composir.web.pictures import read_upload

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from composir.models.photos.vocabulary import read_classes
-from composir.search import SearchQuery, Sentence
+from composir.search import Retriever, SearchQuery, Sentence, index_folder
 from composir.web.examples import pick_examples
-from composir.web.scale import NUM_REFERENCES, NUM_THINGS, Scales, measure
+from composir.web.scale import NUM_REFERENCES, NUM_THINGS, Scales, has_much_changed, measure
 from composir.web.schemas import Scale
 
 
@@ -55,6 +58,54 @@ def test_a_server_tells_it_once_it_is_measured(client, retriever, until):
     assert measured is not None
     assert told() == measured.model_dump()
     assert client.post("/api/search", json={"text": "teapot", "where": "*"}).json()["scale"] is None
+
+
+@pytest.mark.parametrize(
+    ("came", "went", "expected"),
+    [(0, 0, False), (2, 0, False), (0, 2, False), (1, 1, False), (2, 1, True), (0, 3, True)],
+)
+def test_more_than_a_tenth_of_images_that_came_or_went_is_much(came, went, expected):
+    def ids(numbers):
+        return np.array([f"{number:032x}" for number in numbers], "S32")
+
+    assert has_much_changed(ids(range(20)), ids(range(went, 20 + came))) is expected
+
+
+def test_of_an_empty_gallery_every_image_is_much():
+    none, one = np.array([], "S32"), np.array(["0" * 32], "S32")
+    assert not has_much_changed(none, none)
+    assert has_much_changed(none, one)
+    assert has_much_changed(one, none)
+
+
+def test_an_index_is_measured_anew_once_it_has_much_changed(shapes_index, tmp_path, serving, until, monkeypatch):
+    sizes = []
+
+    def measuring(retriever, is_wanted):
+        sizes.append(len(retriever))
+        score = float(len(sizes))
+        return Scales(Scale(may_fit=score, fits_well=score))
+
+    def told():
+        return client.post("/api/search", json={"text": "teapot"}).json()["scale"]
+
+    def add(count):
+        for number in range(count):
+            Image.new("RGB", (50, 50), (number, count, 0)).save(pictures / f"new-{number}-of-{count}.png")
+        index_folder(pictures, tmp_path / "all/index")
+        until(lambda: client.get("/api/health").json()["num_images"] == len(list(pictures.glob("*.png"))))
+
+    monkeypatch.setattr("composir.web.scale.measure", measuring)
+    shutil.copytree(shapes_index.parent, tmp_path / "all")
+    pictures = tmp_path / "all/pictures"
+    with Retriever(tmp_path / "all/index") as retriever, serving(retriever, reload_seconds=0.02) as client:
+        until(lambda: told() is not None)
+        first = told()
+        add(1)  # of 12
+        assert told() == first
+        add(2)  # together three, a quarter
+        until(lambda: told() not in (None, first))
+    assert sizes == [12, 15]
 
 
 def test_examples_of_a_model_without_words_are_pictures_alone(client, retriever):

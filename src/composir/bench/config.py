@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from composir.data import DATASETS, Split, find_dataset, load_splits
 from composir.data.check import require_images
-from composir.errors import ComposirError, Problem, ProblemsError, nearest, short
+from composir.errors import ComposirError, Problem, ProblemsError, nearest, short, wrong_fields
 from composir.evaluation import check_scorable
 from composir.files import read_toml
 from composir.models.sprc import GLOBAL, SCORINGS
@@ -157,16 +157,6 @@ def _read_entries(
             try:
                 entries[name] = kind(**settings)
             except ValidationError as error:
-                for one in error.errors():
-                    add(where, *_describe(one, list(kind.model_fields)))
+                for line in wrong_fields(error, kind):
+                    add(where, line)
     return entries
-
-
-def _describe(error: Mapping[str, Any], known: list[str]) -> tuple[str, str]:
-    """Return what is wrong with a setting, and the fix."""
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"there is no setting {key!r}", nearest(key, known)
-    if error["type"] == "missing":
-        return f"{key} is missing", FIX
-    return f"{key} = {short(error['input'])}: {error['msg'].removeprefix('Value error, ').lower()}", FIX

@@ -14,7 +14,7 @@ from composir.bench.cells import Cost
 from composir.bench.running import Bench, Measured
 from composir.data import Split
 from composir.data.triplets import ALL_QUERIES, Query
-from composir.errors import ComposirError, Problem, ProblemsError
+from composir.errors import ComposirError, Problem, ProblemsError, listed, wrong_fields
 from composir.evaluation import COMPOSED, KINDS, PADDING, Ranking, Saved, measure
 from composir.evaluation.ranking import pad_ranks
 from composir.files import replacing
@@ -132,8 +132,9 @@ def read_entry(file: Path) -> Entry:
         if not entry.runs or any(set(run.ranks) != set(KINDS) for run in entry.runs):
             raise ValueError(f"not every run has ranks of {', '.join(KINDS)}")
         saved_of(file, entry)
-    except (OSError, EOFError, ValidationError, ValueError, TypeError, KeyError) as error:
-        message = " ".join(str(error).split())
+    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+        is_told = isinstance(error, ValidationError)
+        message = listed(wrong_fields(error, Entry), separator="; ") if is_told else " ".join(str(error).split())
         raise ComposirError(
             f"is no result of a bench ({message})", file=file, fix="write it again: composir bench CONFIG.toml --submit"
         ) from None

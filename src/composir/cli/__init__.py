@@ -98,7 +98,7 @@ def _name_pictures_in_warnings() -> None:
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
 
     def show(message: Warning | str, category: type[Warning], filename: str, *more: Any) -> None:
-        from composir.data.images import being_read
+        from composir.data.images.decoding import being_read
 
         if Path(filename).parent.name == "PIL" and being_read():
             err.print(f"note: {printable(being_read())}: {' '.join(str(message).split())}", soft_wrap=True)

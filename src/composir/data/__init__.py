@@ -2,7 +2,8 @@
 
 from composir.data.check import Left, check_dataset, check_images, require_images, stats, without_missing_images
 from composir.data.datasets import DATASETS, find_dataset, load_splits
-from composir.data.images import read_image, to_rgb
+from composir.data.images import read_image
+from composir.data.images.colours import to_rgb
 from composir.data.transforms import TRANSFORMS, normalise, squarepad, targetpad, to_array
 from composir.data.triplets import Query, Split
 

@@ -11,17 +11,8 @@ from pathlib import Path
 from composir.data.annotations import MAX_TEXT_LENGTH
 from composir.data.checksums import are_published
 from composir.data.datasets import find_dataset, load_present, val_union
-from composir.data.images import (
-    EMPTY,
-    FETCH_FIX,
-    MISSING,
-    READ_FIX,
-    ImageSource,
-    Inspection,
-    file_of,
-    inspect_files,
-    read_image,
-)
+from composir.data.images import ImageSource, Inspection, file_of, inspect_files, read_image
+from composir.data.images.files import EMPTY, FETCH_FIX, MISSING, READ_FIX
 from composir.data.triplets import Query, Split, split_key
 from composir.errors import ComposirError, Note, Problem, ProblemsError, counted
 from composir.progress import Counted

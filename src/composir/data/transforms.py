@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from composir.data.images import to_rgb
+from composir.data.images.colours import to_rgb
 from composir.errors import ComposirError
 
 IMAGE_SIZE = 224

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from composir.data.images import IMAGE_SUFFIXES, Crop, ImageSource, file_of
+from composir.data.images import Crop, ImageSource, file_of
 from composir.data.triplets import Split, Tree, split_key
 from composir.errors import Note, Problem
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+"""What an image file of a data set may be called, the preferred first: copies of a data set differ."""
 MAX_FOLDERS = 4
 """Folders that a note names one by one; of more it names the folder above all of them."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from composir.data.transforms import TARGET_RATIO
-from composir.errors import ComposirError
+from composir.errors import ComposirError, wrong_fields
 from composir.models.fusion import GATE, NONE, fusion_names
 from composir.models.token_fusion import ALPHA_INIT, MASKED, Pooling
 from composir.version import own_version
@@ -117,7 +117,7 @@ def parse_config(document: Mapping[str, Any], file: Path) -> tuple[ComposerConfi
     try:
         config = ComposerConfig(**fields)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(wrong_fields(error, ComposerConfig))
         here = own_version()
         other = f"was written by composir {written_by}, this is {here}: " if written_by != here else ""
         raise ComposirError(

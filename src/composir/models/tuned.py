@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from composir.errors import ComposirError
+from composir.errors import ComposirError, wrong_fields
 from composir.files import replacing_folder
 from composir.machine import keep_freed_memory
 from composir.models.checkpoint import TRAINED_ON
@@ -105,7 +105,7 @@ def open_tuned(folder: Path | str, device: str | torch.device, *, dtype: str | N
     try:
         config = TunedConfig(**document)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
+        wrong = "; ".join(wrong_fields(error, TunedConfig))
         raise ComposirError(wrong, file=folder / COMPOSITION, fix="use the file that was saved") from None
     weights, _ = open_safetensors(folder / WEIGHTS)
     encoder = DualEncoder(

@@ -1,6 +1,6 @@
 """Search in one's own pictures: an index folder, its engines, and the retriever over them."""
 
-from composir.data.images import content_id
+from composir.data.images.files import content_id
 from composir.paths import MANIFEST
 from composir.search.embedding import Noted, Skipped
 from composir.search.folder import ENGINES, IndexReport, index_folder

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import NO_MEMORY, Content, UnseenError, content_id, read_bytes, read_image
+from composir.data.images import read_image
+from composir.data.images.files import NO_MEMORY, Content, UnseenError, content_id, read_bytes
 from composir.errors import ComposirError
 from composir.search.encoder import Encoder
 from composir.search.merging import merge_vectors

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from composir.data.images import Pictures, find_pictures, picture_bounds
+from composir.data.images.files import picture_bounds
+from composir.data.images.folder import Pictures, find_pictures
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
 from composir.machine import default_device

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from composir.errors import ComposirError, command, nearest
+from composir.errors import ComposirError, command, nearest, wrong_fields
 from composir.files import write_text
 from composir.models.named import find_address
 from composir.paths import MANIFEST, require_index
@@ -130,8 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(**fields)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ComposirError(wrong, file=file, fix=rebuild) from None
+        raise ComposirError("; ".join(wrong_fields(error, Manifest)), file=file, fix=rebuild) from None
     check_backend(manifest.backend)
     return manifest
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from composir.data.images import content_id, read_bytes, read_image
+from composir.data.images import read_image
+from composir.data.images.files import Content, content_id, read_bytes
 from composir.errors import ComposirError, counted
 from composir.models.scripts import unread_share
 from composir.paths import require_picture
@@ -200,21 +201,24 @@ def read_pictures(queries: Sequence[SearchQuery], side: int) -> tuple[list[list[
         for picture in query.images:
             if isinstance(picture, Image.Image):
                 pictures[-1].append(picture)
+                continue
+            if isinstance(picture, bytes):
+                content, file = picture, None
             else:
-                if not isinstance(picture, bytes):
-                    require_picture(Path(picture))
-                content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
-                pictures[-1].append(read_picture(content if isinstance(picture, bytes) else Path(picture), side))
-                ids[-1].append(content_id(content))
+                file = Path(picture)
+                require_picture(file)
+                content = read_bytes(file)
+            pictures[-1].append(read_picture(content, side, file))
+            ids[-1].append(content_id(content))
     return pictures, ids
 
 
-def read_picture(source: Path | bytes, side: int) -> Image.Image:
-    """Return a picture as ``composir index`` reads it; what is odd about it is logged."""
+def read_picture(content: bytes, side: int, file: Path | None = None) -> Image.Image:
+    """Return a file's content as ``composir index`` reads it; what is odd about it is logged."""
     notes: list[str] = []
-    picture = read_image(io.BytesIO(source) if isinstance(source, bytes) else source, side=side, notes=notes)
+    picture = read_image(io.BytesIO(content) if file is None else Content(content, file), side=side, notes=notes)
     for note in notes:
-        logger.warning("%s: %s", "picture" if isinstance(source, bytes) else source, note)
+        logger.warning("%s: %s", file or "picture", note)
     return picture
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from composir.data.images import ID_LENGTH
+from composir.data.images.files import ID_LENGTH
 from composir.errors import ComposirError
 from composir.search.embedding import Outcome, PictureEmbedder, PictureFile
 from composir.search.encoder import open_encoder

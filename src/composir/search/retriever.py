@@ -11,8 +11,10 @@ from threading import RLock
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from PIL import Image
 
+from composir.data.images.files import read_bytes
 from composir.errors import ComposirError, command
 from composir.features import require_matching_head
 from composir.models.composer import Composer
@@ -291,7 +293,7 @@ class Retriever:
         ((pictures,), _) = read_pictures([query], reranker.side)
         best = hits[:count]
         batches = (
-            [read_picture(hit.path, reranker.side) for hit in best[start : start + TOWER_BATCH]]
+            [read_picture(read_bytes(hit.path), reranker.side, hit.path) for hit in best[start : start + TOWER_BATCH]]
             for start in range(0, len(best), TOWER_BATCH)
         )
         with self._lock:
@@ -384,26 +386,26 @@ class Retriever:
         told = {image_id: self.encoder.named(vectors[image_id]) for image_id in ids if image_id in vectors}
         return {image_id: one for image_id, one in told.items() if one is not None}
 
+    @property
+    def ids(self) -> Shaped[np.ndarray, " images"]:
+        """The ids of all images, ASCII, in the order in which they were added."""
+        snapshot = self.index.snapshot
+        return snapshot.ids[snapshot.rows]
+
     def sample(self, count: int) -> list[str]:
         """Return the ids of ``count`` images, evenly apart in the order in which they were added; all, if not so many.
 
         They are the same ones as long as the index is the same.
         """
-        snapshot = self.index.snapshot
-        count = min(count, len(snapshot))
-        places = np.arange(count) * len(snapshot) // max(1, count)
-        return snapshot.ids[snapshot.rows[places]].astype(str).tolist()
+        ids = self.ids
+        count = min(count, len(ids))
+        return ids[np.arange(count) * len(ids) // max(1, count)].astype(str).tolist()
 
     def _vectors_of(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the vectors of images by their ids, of those that are there."""
         snapshot = self.index.snapshot
         rows = snapshot.rows_of(ids)
         return dict(zip(snapshot.ids[rows].astype(str).tolist(), snapshot.vectors[rows], strict=True))
-
-    @property
-    def state(self) -> tuple[str, int]:
-        """What answers depend on: the model's identity, and a number that grows with every change of the index."""
-        return self.encoder.identity, self.index.snapshot.version
 
     @property
     def model_line(self) -> str:

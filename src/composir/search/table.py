@@ -19,7 +19,7 @@ from threading import Lock
 
 import numpy as np
 
-from composir.data.images import ID_LENGTH
+from composir.data.images.files import ID_LENGTH
 from composir.errors import ComposirError
 from composir.files import locked, require_locks
 

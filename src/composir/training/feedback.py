@@ -15,7 +15,8 @@ from torch import Tensor
 
 from composir.data import Left, Query, Split
 from composir.data.annotations import Entry
-from composir.data.images import ImageSource, content_id, read_bytes
+from composir.data.images import ImageSource
+from composir.data.images.files import content_id, read_bytes
 from composir.data.importing import as_row, read_triplets
 from composir.errors import ComposirError, counted
 from composir.evaluation import evaluate, metric_label

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from composir.data import DATASETS, find_dataset
 from composir.data.transforms import TARGET_RATIO
-from composir.errors import ComposirError, nearest, short
+from composir.errors import ComposirError, nearest, short, wrong_fields
 from composir.evaluation import DEPTH, protocol_of
 from composir.files import read_toml, tomllib
 from composir.limits import MAX_COUNT, MAX_RATE, MAX_SEED, MAX_WORKERS
@@ -31,10 +30,6 @@ FUSION_SWITCH = "gated_fusion"
 
 
 MAX_EPOCHS = 1_000_000
-LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-"""The ends of a range, as pydantic calls them and in words."""
-BETA = Field(ge=0, lt=1)
-Beta = Annotated[float, BETA]
 
 
 class Recipe(BaseModel):
@@ -103,7 +98,7 @@ class Recipe(BaseModel):
     alpha_learning_rate: float = Field(default=0.0, ge=0, le=MAX_RATE)
     """Peak for their alpha; 0 is ``gate_learning_rate``."""
     weight_decay: float = Field(default=0.05, ge=0, le=MAX_RATE)
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    betas: tuple[float, float] = (0.9, 0.98)
     eps: float = Field(default=1e-7, gt=0, le=1)
     max_grad_norm: float = Field(default=0.0, ge=0, le=MAX_COUNT)
     """Gradients are scaled down to this norm; 0 is no clipping, as published."""
@@ -164,6 +159,15 @@ class Recipe(BaseModel):
     num_workers: int = Field(default=4, ge=0, le=MAX_WORKERS)
     """Threads that decode images."""
     output_dir: str = "models"
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _are_two(cls, betas: object) -> tuple[float, ...]:
+        """Return the pair, which TOML has as a list."""
+        pair = betas if isinstance(betas, (list, tuple)) else ()
+        if len(pair) != 2 or not all(type(one) in (int, float) and 0 <= one < 1 for one in pair):
+            raise ValueError("expected two numbers, at least 0 and below 1")
+        return tuple(map(float, pair))
 
     @field_validator("fusion")
     @classmethod
@@ -235,19 +239,15 @@ def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
     """Return the settings as a ``Recipe``; all unknown keys and wrong values are one ``ComposirError``."""
-    if "betas" in settings and isinstance(settings["betas"], list):
-        settings = {**settings, "betas": tuple(settings["betas"])}
     settings, wrong = _read_fusion_switch(settings)
-    unknown = [key for key in settings if key not in Recipe.model_fields]
-    wrong += [f"unknown key {key!r} ({nearest(key, Recipe.model_fields)})" for key in unknown]
     if settings.get("blip_model_name", MODEL_NAME) not in MODELS:
         name = str(settings["blip_model_name"])
         wrong.append(f"blip_model_name {name!r} is not known ({nearest(name, MODELS)})")
     recipe = None
     try:
-        recipe = Recipe.model_validate({key: settings[key] for key in settings if key not in unknown})
+        recipe = Recipe.model_validate(settings)
     except ValidationError as error:
-        wrong += dict.fromkeys(_describe(one, settings) for one in error.errors())
+        wrong += wrong_fields(error, Recipe)
     if recipe is not None and recipe.mined_ratio and not recipe.subset_negatives:
         wrong.append("mined_ratio mixes into the look-alikes, and subset_negatives = 0 takes none")
     if recipe is not None:
@@ -300,21 +300,6 @@ def _figures(dataset: str) -> list[str]:
     """Return the metric keys that every validation on a data set has."""
     protocol = protocol_of(find_dataset(dataset))
     return [key for key in protocol.keys if protocol.subsets_required or not key.startswith("recall_subset")]
-
-
-def _describe(error: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return a setting with its value and what it may be: the range of a number, else pydantic's words."""
-    name = str(error["loc"][0])
-    value = short(list(settings[name]) if isinstance(settings[name], tuple) else settings[name])
-    field = Recipe.model_fields[name]
-    is_pair = field.annotation == tuple[Beta, Beta]
-    of_number = BETA if is_pair else field
-    limits = {kind: getattr(one, kind) for one in of_number.metadata for kind in LIMITS if hasattr(one, kind)}
-    if not limits:
-        return f"{name} = {value}: {error['msg'].lower()}"
-    kind = "two numbers" if is_pair else "a whole number" if field.annotation is int else "a number"
-    ends = " and ".join(f"{LIMITS[end]} {limit:,}".strip() for end, limit in limits.items())
-    return f"{name} = {value}: expected {kind}, {ends}"
 
 
 def _read_fusion_switch(settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from composir.data import Query, Split
 from composir.data.check import require_images
-from composir.data.images import ImageSource, file_of, find_pictures, read_image
+from composir.data.images import ImageSource, file_of, read_image
+from composir.data.images.folder import find_pictures
 from composir.errors import ComposirError
 from composir.evaluation import PADDING, Ranking, rank_embeddings
 from composir.features import CachedEmbedder

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp
 
-from composir.data.images import PICTURE_SUFFIXES
+from composir.data.images.folder import PICTURE_SUFFIXES
 from composir.errors import ComposirError
 from composir.search import NothingAskedError, NotInIndexError, Retriever, SearchQuery, Sentence
 from composir.search.thumbnails import encode

@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import Lock
 
 from composir.data.annotations import Entry
-from composir.data.importing import JSONL_SUFFIXES, read_triplets
+from composir.data.importing import read_triplets
+from composir.data.rows import JSONL_SUFFIXES
 from composir.errors import ComposirError
 
 

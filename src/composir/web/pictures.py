@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from composir.data.images import FORMATS_TEXT, read_bytes, read_image
+from composir.data.images import read_image
+from composir.data.images.files import read_bytes
+from composir.data.images.formats import FORMATS_TEXT
 from composir.errors import ComposirError
 from composir.heat import heat
 from composir.models.trace import Reading, patches

@@ -64,7 +64,8 @@ class Service:
         self.limits = limits
         self.cache = Cache[tuple[str, Size], bytes](limits.cached_bytes)
         self._num_waiting = 0
-        self._measured: tuple[tuple[str, int], scale.Scales] | None = None
+        self._measured: tuple[str, np.ndarray, scale.Scales] | None = None
+        """By which model, over which images, and what came of it."""
         self._batches = Histogram(
             "composir_batch_size", "Queries that went through the model together", buckets=(1, 2, 4, 8, 16, 32),
             registry=registry,
@@ -100,13 +101,15 @@ class Service:
             try:
                 if self.retriever.reload_if_changed():
                     logger.info("the index has changed and was read again: %d images", len(self.retriever))
+                    if self._measured is not None and scale.has_much_changed(self._measured[1], self.retriever.ids):
+                        self._measured = None
                     self._warm()
                 said = ""
             except (ComposirError, OSError, sqlite3.Error) as error:
                 if str(error) != said:
                     said = str(error)
                     logger.warning("the index cannot be read again: %s", error)
-            if self._measured is None or self._measured[0] != self.retriever.state:
+            if self._measured is None or self._measured[0] != self.retriever.encoder.identity:
                 self._measure(stop)
 
     def _warm(self) -> None:
@@ -118,20 +121,21 @@ class Service:
 
     def _measure(self, stop: Event) -> None:
         """Learn what scores mean by the model that answers now; where that fails, none is told."""
-        state = self.retriever.state
+        identity, ids = self.retriever.encoder.identity, self.retriever.ids
         last = time.monotonic() + SCALE_SECONDS
         try:
             scales = scale.measure(self.retriever, is_wanted=lambda: not stop.is_set() and time.monotonic() < last)
         except Exception as error:  # of whatever kind, as above
             logger.warning("what scores mean could not be measured", exc_info=error)
             scales = scale.Scales()
-        self._measured = state, scales
+        self._measured = identity, ids, scales
 
     def scale_of(self, query: SearchQuery) -> Scale | None:
-        """Return what the scores of a query mean, where that was measured by what answers it."""
-        if self._measured is None or self._measured[0] != self.retriever.state:
+        """Return what the scores of a query mean, where that was measured by the model that answers it."""
+        measured = self._measured  # which another thread may replace meanwhile
+        if measured is None or measured[0] != self.retriever.encoder.identity:
             return None
-        return self._measured[1].of(query)
+        return measured[2].of(query)
 
     def _search_many(self, queries: Sequence[SearchQuery]) -> list[list[Hit]]:
         """Answer by the head that is in its folder now; what is wrong with it is said once, and the old one answers."""

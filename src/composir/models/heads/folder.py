@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from composir.errors import ComposirError, nearest
+from composir.errors import ComposirError, nearest, wrong_fields
 from composir.files import replacing_folder
 from composir.models.checkpoint import load_weights
 from composir.models.config import CARD, CONFIG, FORMAT, HEAD, WEIGHTS
@@ -94,7 +94,7 @@ def read_head(folder: Path | str) -> SavedHead:
     try:
         config = HeadConfig(**document)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors())
+        wrong = "; ".join(wrong_fields(error, HeadConfig))
         raise ComposirError(wrong, file=file, fix="use the config.json that the head was saved with") from None
     if config.head not in HEADS:
         raise ComposirError(f"head {config.head!r} is not known", file=file, fix=nearest(config.head, HEADS))

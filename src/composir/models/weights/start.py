@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from composir.errors import ComposirError, command, listed
+from composir.errors import ComposirError, command, listed, wrong_fields
 from composir.models.composer import Composer
 from composir.models.config import CONFIG, ComposerConfig
 from composir.models.fusion import GATE, NONE
@@ -408,7 +408,8 @@ def _config(source: Source, weights: Mapping[str, Tensor], sizes: Mapping[str, A
             **shown,
         )
     except ValidationError as error:
-        raise ComposirError(f"has sizes that make no model ({error})", file=source.path) from None
+        wrong = "; ".join(wrong_fields(error, ComposerConfig))
+        raise ComposirError(f"has sizes that make no model ({wrong})", file=source.path) from None
 
 
 def _hub_config(source: Source) -> Blip2Config:
