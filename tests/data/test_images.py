@@ -19,6 +19,7 @@ from composir.data.images.colours import to_rgb
 from composir.data.images.files import read_bytes
 from composir.data.images.folder import find_pictures
 from composir.errors import ComposirError
+from composir.samples import SAMPLES
 
 # Two rows, two columns: red green / blue white.
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
@@ -344,6 +345,34 @@ def test_a_jpeg_that_lacks_more_than_a_tenth_is_refused(part, is_read, last):
     else:
         with pytest.raises(ComposirError, match="cut off or damaged"):
             read_image(cut, notes=[])
+
+
+SAVED = {
+    "plain": {"quality": 85},
+    "coarse": {"quality": 30},
+    "of full colours": {"quality": 90, "subsampling": 0},
+    "with restarts": {"quality": 85, "restart_marker_blocks": 8},
+    "progressive": {"quality": 85, "progressive": True},
+    "progressive with restarts": {"quality": 85, "progressive": True, "restart_marker_rows": 1},
+}
+
+
+@pytest.mark.parametrize("options", SAVED.values(), ids=SAVED)
+def test_of_a_photograph_cut_anywhere_nine_tenths_are_there_or_it_is_refused(options):
+    with Image.open(SAMPLES / "cat.jpg") as picture:
+        content = encoded(picture, "JPEG", **options)
+    whole = np.asarray(read_image(io.BytesIO(content))).astype(int)
+    num_read = 0
+    for share in (0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.96, 0.99, 0.999):
+        try:
+            found = read_image(io.BytesIO(content[: int(share * len(content))]), notes=[])
+        except ComposirError as error:
+            assert "cut off or damaged" in str(error)
+        else:
+            num_read += 1
+            differ = np.abs(np.asarray(found).astype(int) - whole).max(axis=-1) > 8
+            assert differ.mean() <= 0.12, share
+    assert num_read >= 1
 
 
 def chunk(kind: bytes, data: bytes, crc: int | None = None) -> bytes:
