@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data import (
+    circled,
     circo,
     cirr,
     edir,
@@ -67,6 +68,7 @@ DATASETS: Table[Dataset] = Table(
         "PinPoint": Dataset(pinpoint.load, pinpoint.SPLITS, evaluated="test"),
         "EDIR": Dataset(edir.load, edir.SPLITS, evaluated="test"),
         "MT-FashionIQ": Dataset(mtfashioniq.load, mtfashioniq.SPLITS, categories=mtfashioniq.CATEGORIES),
+        "CIRCLED": Dataset(circled.load, circled.SPLITS, categories=circled.CATEGORIES),
         "OACIRR": Dataset(oacirr.load, oacirr.SPLITS, categories=oacirr.CATEGORIES),
         "own": Dataset(own.load, own.SPLITS),
     },
