@@ -76,6 +76,18 @@ def test_only_what_is_there_is_read_and_the_rest_named(root, caplog):
     ]
 
 
+def test_sessions_without_their_source_say_what_is_missing(root):
+    for folder in ("fashion-iq", "cirr", "CIRCO"):
+        (root / folder).rename(root.parent / folder)
+    for categories in (None, ["circo"]):
+        with pytest.raises(
+            SplitNotFoundError, match=r"no CIRCO/ is beside data/|no fashion-iq/ or fashionIQ_dataset/ is"
+        ):
+            load_present("CIRCLED", root, categories=categories)
+        with pytest.raises(SplitNotFoundError, match="no CIRCO/ is beside data/"):
+            circled.load(root, "val", categories=categories)
+
+
 def test_what_is_asked_for_must_be_there(root, problems_of, caplog):
     (root / "data/circo_val.json").unlink()
     assert len(circled.load(root, "val", categories=["cirr"])) == 1

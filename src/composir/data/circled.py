@@ -13,6 +13,7 @@ from composir.data.annotations import (
     AnnotationsError,
     Entry,
     Findings,
+    SourceNotFoundError,
     SplitNotFoundError,
     as_entries,
     check_split_name,
@@ -151,7 +152,7 @@ def _read_source(home: Path, category: str, split: str, problems: Findings) -> S
     places = [home / folder for folder in folders]
     root = next((place for place in places if place.is_dir()), None)
     if root is None:
-        raise SplitNotFoundError(
+        raise SourceNotFoundError(
             f"no {' or '.join(f'{folder}/' for folder in folders)} is beside data/",
             file=places[0],
             fix="put the data set there that the sessions are made of, or a link to it (docs/data.md)",
