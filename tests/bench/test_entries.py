@@ -32,6 +32,7 @@ def splits_like(kind):
         "i-CIR": lambda row: {"group": f"instance {row // 4}", "gallery": split.gallery},
         "PinPoint": lambda row: {"group": f"query {row // 6}", "negatives": ("g47", "g48", "g49")[: row % 4]},
         "MT-FashionIQ": lambda row: {"group": f"session {row // 3}"},
+        "CIRCLED": lambda row: {"group": f"session {row // 6}"},
     }
     if kind in changes:
         queries = [replace(query, **changes[kind](row)) for row, query in enumerate(split.queries)]
@@ -39,7 +40,7 @@ def splits_like(kind):
     return [split]
 
 
-@pytest.fixture(params=["CIRR", "CIRCO", "Fashion200k", "FashionIQ", "i-CIR", "PinPoint", "MT-FashionIQ"])
+@pytest.fixture(params=["CIRR", "CIRCO", "Fashion200k", "FashionIQ", "i-CIR", "PinPoint", "MT-FashionIQ", "CIRCLED"])
 def measured(request, tmp_path):
     splits = splits_like(request.param)
     chance = random.Random(1)

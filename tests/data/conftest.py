@@ -248,6 +248,52 @@ for _category in ("dress", "shirt", "toptee"):
         },
     ]
 
+
+def circled_session(subset: str, number: int, targets: list[str], *rounds: tuple[str, str]) -> dict:
+    return {
+        "session_id": f"{subset}_{number:04d}",
+        "subset": subset,
+        "ground_truth_ids": targets,
+        "num_turns": len(rounds),
+        "turns": [
+            {"turn": place, "reference_image_id": name, "relative_caption": caption}
+            for place, (name, caption) in enumerate(rounds, 1)
+        ],
+    }
+
+
+CIRCLED_FILES = {
+    **{f"fashion-iq/{path}": content for path, content in FASHIONIQ_FILES.items()},
+    "cirr/captions/cap.rc2.val.json": CIRR_ENTRIES,
+    "cirr/image_splits/split.rc2.val.json": CIRR_IMAGES,
+    **{f"CIRCO/{path}": content for path, content in CIRCO_FILES.items() if path != "annotations/test.json"},
+    "data/cirr_val.json": [
+        circled_session("cirr_val", 0, ["c"], ("a", "Two dogs. "), ("b", "Add a hat.")),
+        circled_session("cirr_val", 1, ["d"], ("e", "In water."), ("a", "Make it red."), ("f", "Remove the hat.")),
+    ],
+    "data/circo_val.json": [
+        circled_session(
+            "circo_val",
+            0,
+            ["000000000020", "000000004000"],
+            ("000000000004", "has a hat"),
+            ("000000000007", "Change the hat to red."),
+        ),
+    ],
+    **{
+        f"data/fashioniq_{category}_val.json": [
+            circled_session(
+                f"fashioniq_{category}_val",
+                0,
+                [f"{category}3"],
+                (f"{category}0", "is red"),
+                (f"{category}1", "Add lace."),
+            )
+        ]
+        for category in ("dress", "shirt", "toptee")
+    },
+}
+
 OACIRR_FILES = {}
 for _domain in ("fashion", "car", "product", "landmark"):
     _annotations = f"OACIRR-Subset/OACIRR-{_domain.capitalize()}/oacirr-{_domain}"
@@ -288,6 +334,7 @@ TREES = {
     "PinPoint": PINPOINT_FILES,
     "EDIR": EDIR_FILES,
     "MT-FashionIQ": MT_FASHIONIQ_FILES,
+    "CIRCLED": CIRCLED_FILES,
     "OACIRR": OACIRR_FILES,
     "own": OWN_FILES,
 }

@@ -16,7 +16,7 @@ from composir.evaluation.metrics import metric_label
 from composir.models.backbones import build
 from composir.models.checkpoint import save_pretrained
 
-NEW = ("i-CIR", "PinPoint", "EDIR", "MT-FashionIQ", "OACIRR")
+NEW = ("i-CIR", "PinPoint", "EDIR", "MT-FashionIQ", "CIRCLED", "OACIRR")
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,12 @@ SPLITS = [
     ("PinPoint", "test"),
     ("EDIR", "test"),
     ("MT-FashionIQ", "val"),
+    ("CIRCLED", "val"),
     ("OACIRR", "val"),
     ("own", "val"),
 ]
+SEVERAL_AN_ENTRY = {"PinPoint": "instructions", "MT-FashionIQ": "reference", "CIRCLED": "turns"}
+"""The key of the list that has an element for each query."""
 ODD_TEXTS = (
     "",
     " ",
@@ -284,10 +287,8 @@ def num_queries(split: Split, root: Path) -> int:
     if split.dataset in ("i-CIR", "EDIR"):
         return sum(bool(line.strip()) for line in text.split("\n"))
     entries = json.loads(text)
-    if split.dataset == "PinPoint":
-        return sum(len(entry["instructions"]) for entry in entries)
-    if split.dataset == "MT-FashionIQ":
-        return sum(len(entry["reference"]) for entry in entries)
+    if split.dataset in SEVERAL_AN_ENTRY:
+        return sum(len(entry[SEVERAL_AN_ENTRY[split.dataset]]) for entry in entries)
     if split.dataset == "Shoes":
         train = (root / "train_im_names.txt").read_text(encoding="utf-8-sig").split()
         of_train = [entry["ImageName"] in train and entry["ReferenceImageName"] in train for entry in entries]

@@ -77,6 +77,20 @@ def test_rounds_by_hand(make_split, make_query):
     assert metrics["recall_at_10"] == pytest.approx(5 / 9)
 
 
+def test_a_round_is_a_hit_by_any_right_answer(make_split, make_query):
+    # The ranks of two right answers in a session's five rounds; six rounds are asked for.
+    ranks = [(30, 50), (12, 11), (40, 9), (1, 2), (60, 20)]
+    queries = [
+        make_query(number, "g59", [f"g{place - 1}" for place in places], group="a")
+        for number, places in enumerate(ranks)
+    ]
+    metrics = figures_of(make_split(queries, NUM_IMAGES, dataset="CIRCLED", exclude_reference=False))
+    assert [metrics[f"hits_round_{number}_at_10"] for number in range(1, 7)] == [0, 0, 1, 1, 1, 1]
+    assert metrics["recall_at_1"] == pytest.approx(1 / 5)
+    assert metrics["recall_at_10"] == pytest.approx(2 / 5)
+    assert metrics["recall_at_50"] == 1
+
+
 def test_negatives_stand_before_others_of_equal_score(make_split, make_query):
     query = make_query(0, "g59", ["g0"], negatives=["g7"])
     split = make_split([query], 10, dataset="EDIR", exclude_reference=False)

@@ -19,6 +19,7 @@ DATASETS = (
     "PinPoint",
     "EDIR",
     "MT-FashionIQ",
+    "CIRCLED",
     "OACIRR",
     "own",
 )

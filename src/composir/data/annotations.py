@@ -49,6 +49,10 @@ class SplitNotFoundError(ComposirError):
     """The data root holds no annotation file of the split, or the data set has no split of that name."""
 
 
+class SourceNotFoundError(SplitNotFoundError):
+    """The split's own file is there, and the data set whose images it speaks of is not."""
+
+
 class AnnotationsError(ProblemsError):
     """Every problem of a split's annotation files; ``splits`` holds what could be read all the same.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from composir.data import (
+    circled,
     circo,
     cirr,
     edir,
@@ -23,7 +24,7 @@ from composir.data import (
     pinpoint,
     shoes,
 )
-from composir.data.annotations import AnnotationsError, SplitNotFoundError
+from composir.data.annotations import AnnotationsError, SourceNotFoundError, SplitNotFoundError
 from composir.data.only import only as only_listed
 from composir.data.trees import find_images
 from composir.data.triplets import Split, split_key
@@ -67,6 +68,7 @@ DATASETS: Table[Dataset] = Table(
         "PinPoint": Dataset(pinpoint.load, pinpoint.SPLITS, evaluated="test"),
         "EDIR": Dataset(edir.load, edir.SPLITS, evaluated="test"),
         "MT-FashionIQ": Dataset(mtfashioniq.load, mtfashioniq.SPLITS, categories=mtfashioniq.CATEGORIES),
+        "CIRCLED": Dataset(circled.load, circled.SPLITS, categories=circled.CATEGORIES),
         "OACIRR": Dataset(oacirr.load, oacirr.SPLITS, categories=oacirr.CATEGORIES),
         "own": Dataset(own.load, own.SPLITS),
     },
@@ -191,14 +193,17 @@ def load_present(
     problems: dict[Problem, None] = {}  # splits that share a file share its problems
     absent: list[str] = []
     num_found = 0
+    lacking: SourceNotFoundError | None = None
     for category in dict.fromkeys(categories or entry.categories or ("",)):
         num_before = num_found
         for name in names:
             try:
                 splits.extend(entry.load(Path(root), name, categories=[category] if category else None))
-            except SplitNotFoundError:
+            except SplitNotFoundError as error:
                 if name not in entry.splits:
                     raise
+                if isinstance(error, SourceNotFoundError):
+                    lacking = lacking or error
                 absent.append(split_key(name, category))
                 continue
             except AnnotationsError as error:
@@ -206,9 +211,9 @@ def load_present(
                 problems.update(dict.fromkeys(error.problems))
             num_found += 1
         if categories and num_found == num_before:
-            raise _nothing_there(f"{dataset} {category}", root, names)
+            raise lacking or _nothing_there(f"{dataset} {category}", root, names)
     if not num_found:
-        raise _nothing_there(dataset, root, names)
+        raise lacking or _nothing_there(dataset, root, names)
     if not annotations_only:
         found = find_images(splits)
         splits = list(found.splits)

@@ -35,8 +35,8 @@ class Query:
     """CIRCO, EDIR: what kinds of change the sentence asks for, such as ``cardinality``; empty for other data sets."""
     group: str = ""
     """What the query belongs to: an instance (i-CIR), the query that it says in other words (PinPoint), a session,
-    whose rounds are its queries in their order (MT-FashionIQ). Groups are resampled whole. Empty where it stands alone.
-    """
+    whose rounds are its queries in their order (MT-FashionIQ, CIRCLED). Groups are resampled whole. Empty where it
+    stands alone."""
     negatives: tuple[str, ...] = ()
     """PinPoint, EDIR: candidates that are known to be wrong; empty for other data sets."""
     further_references: tuple[str, ...] = ()

@@ -35,8 +35,8 @@ NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 DRAWS_PER_BLOCK = 2**22
 """Resampled queries counted at once: 32 MB."""
-NUM_ROUNDS = 4
-"""Sessions of MT-FashionIQ have no more."""
+NUM_ROUNDS = 6
+"""Sessions of CIRCLED have no more; those of MT-FashionIQ have four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,11 @@ def _other_keys(name: str, ks: Sequence[int]) -> tuple[str, ...]:
 _CIRR_RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
 _PARAPHRASE_METRICS = ("paraphrase_best", "paraphrase_worst", "paraphrase_deviation")
 _CIRR_SUBSET_RECALLS = ("recall_subset_at_1", "recall_subset_at_2", "recall_subset_at_3")
+
+
+def _hits_at_rounds(number: int) -> dict[str, tuple[int, ...]]:
+    return {f"hits_round_{n}": (10,) for n in range(1, number + 1)}
+
 
 PROTOCOLS: Table[MetricProtocol] = Table(
     "protocols",
@@ -136,8 +141,14 @@ PROTOCOLS: Table[MetricProtocol] = Table(
         "MT-FashionIQ": MetricProtocol(
             primary="mean_last_r5_r8",
             recall_ks=(5, 8, 10),
-            others={"last_round_recall": (5, 8)} | {f"hits_round_{n}": (10,) for n in range(1, NUM_ROUNDS + 1)},
+            others={"last_round_recall": (5, 8), **_hits_at_rounds(4)},
             means={"mean_last_r5_r8": ("last_round_recall_at_5", "last_round_recall_at_8")},
+        ),
+        "CIRCLED": MetricProtocol(
+            primary=f"hits_round_{NUM_ROUNDS}_at_10",
+            recall_ks=(1, 5, 10, 50),
+            any_target=True,
+            others=_hits_at_rounds(NUM_ROUNDS),
         ),
         "OACIRR": MetricProtocol(
             primary="mean_rid1_r1_r5",
@@ -163,9 +174,7 @@ METRICS: Table[Metric] = Table(
         "paraphrase_worst": of_groups(precision_at, np.min),
         "paraphrase_deviation": of_groups(precision_at, np.std),
         "last_round_recall": of_groups(target_found, last_round),
-        **{
-            f"hits_round_{number}": of_groups(target_found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)
-        },
+        **{f"hits_round_{number}": of_groups(any_found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)},
     },
 )
 """Further metrics by name: each query's own value of ``NAME_at_K``, of its ranking and K; a protocol's ``others`` says

@@ -107,7 +107,7 @@ def of_groups(metric: Metric, reduce: Reduce) -> Metric:
 
 
 def hit_by_round(number: int) -> Reduce:
-    """Return what tells whether one of a session's first ``number`` rounds found the target.
+    """Return what tells whether one of a session's first ``number`` rounds found what it looks for.
 
     A session of fewer rounds keeps what its last one came to, so all sessions count in every round.
     """
