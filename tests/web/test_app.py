@@ -163,6 +163,15 @@ def test_a_prepared_picture_gives_the_same_query(retriever, size):
     assert retriever.search(prepared, "x") == retriever.search(picture, "x")
 
 
+def test_a_model_that_reads_a_picture_whole_is_asked_by_the_whole(client, retriever, monkeypatch):
+    monkeypatch.setattr(retriever.encoder, "square", lambda picture: picture)
+    noise = np.random.default_rng(0).integers(0, 2, (700, 900, 3), np.uint8) * 255
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, "PNG")
+    found = client.post("/api/search", data={"text": "x"}, files={"image": content.getvalue()}).json()["results"]
+    assert found == expected(retriever.search(Image.fromarray(noise), "x"), retriever.images.root)
+
+
 def test_heat_is_the_gate_of_the_model_over_the_picture(client, retriever, id_by_name):
     heat = client.post("/api/heat", data={"image_id": id_by_name["val-red-ellipse.png"], "text": "make it blue"}).json()
     trace = retriever.model.trace(retriever.images.root / "val-red-ellipse.png", "make it blue")

@@ -41,12 +41,15 @@ NUM_DECODERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What is kept of a request's picture while it waits: little, however large the picture is."""
+    """What is kept of a request's picture while it waits: what the model sees of it, which is little.
+
+    Models that read a picture whole (Qwen, sentence-transformers) keep it whole, up to 4,096 pixels a side: 48 MB.
+    """
 
     id: str
     """Of the image with this content, whether it is in the index or not."""
     prepared: Image.Image
-    """The square that the model sees."""
+    """The square that the model sees, or the picture as it is."""
     small: Image.Image
     """For a heat map to be drawn on."""
     box: tuple[float, float, float, float]
@@ -184,8 +187,9 @@ class Service:
         width, height = picture.size
         left, top, right, bottom = self.retriever.box(picture.size)
         prepared = self.retriever.prepare(picture)
-        picture.thumbnail((HEAT_SIDE, HEAT_SIDE))
-        return Reference(image_id, prepared, picture, (left / width, top / height, right / width, bottom / height))
+        small = picture.copy()  # what a model reads whole is the picture itself
+        small.thumbnail((HEAT_SIDE, HEAT_SIDE))
+        return Reference(image_id, prepared, small, (left / width, top / height, right / width, bottom / height))
 
     def indexed(self, image_id: str, *, side: int | None = None) -> Image.Image:
         """Return an image of the index, as the model's is read, or with a longer side of at least ``side``."""
