@@ -170,3 +170,13 @@ def test_fusions_that_do_not_exist_or_contradict_each_other_are_named(settings, 
     with pytest.raises(ComposirError) as error:
         load_recipe({"backbone": "mini", **settings})
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_setting_that_is_given_beside_a_file_is_not_called_the_file_s(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('backbone = "tiny"\n')
+    with pytest.raises(ComposirError, match=r"recipe\.toml, with what is given beside it: unknown key 'sead'"):
+        load_recipe({"sead": 1}, file)
+    file.write_text('backbone = "tiny"\nsead = 1\n')
+    with pytest.raises(ComposirError, match=r"recipe\.toml: unknown key 'sead'"):
+        load_recipe({}, file)

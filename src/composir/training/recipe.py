@@ -213,7 +213,7 @@ class Recipe(BaseModel):
 def load_recipe(given: dict[str, Any], config: Path | None = None) -> Recipe:
     """Return the recipe: what is ``given`` (flags), else in the ``config`` file, else the backbone's own defaults."""
     settings = _over(read_toml(config) if config else {}, given)
-    where = config if config else None
+    where = f"{config}, with what is given beside it" if config and given else config
     backbone = settings.get("backbone", Recipe.model_fields["backbone"].default)
     dataset = find_dataset(str(settings.get("dataset", "CIRR")))
     if is_model(str(backbone)):
@@ -237,7 +237,7 @@ def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in lower.items() if key not in names or not names & upper.keys()} | upper
 
 
-def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
+def validate(settings: dict[str, Any], file: Path | str | None = None) -> Recipe:
     """Return the settings as a ``Recipe``; all unknown keys and wrong values are one ``ComposirError``."""
     settings, wrong = _read_fusion_switch(settings)
     if settings.get("blip_model_name", MODEL_NAME) not in MODELS:
@@ -260,7 +260,7 @@ def validate(settings: dict[str, Any], file: Path | None = None) -> Recipe:
         expected = ", ".join(rules) or f"none, as {recipe.dataset} has one way to make its sentences"
         wrong.append(f"text_rule = {short(recipe.text_rule)}: expected one of {expected}")
     if wrong or recipe is None:
-        raise ComposirError("; ".join(wrong), file=file, fix="composir train --help lists every setting")
+        raise ComposirError("; ".join(wrong), file=file, fix="docs/reference/settings.md lists every setting")
     return recipe
 
 

@@ -34,7 +34,7 @@ from composir.models.weights.tensors import LazyTensors
 from composir.tables import Table
 
 
-def find_backbone(name: str, weights: str = "", *, file: Path | None = None) -> Backbone:
+def find_backbone(name: str, weights: str = "", *, file: Path | str | None = None) -> Backbone:
     """Return the backbone of ``BACKBONES``; ``file`` is where its name was read, if from a file.
 
     Raises ``ComposirError`` for an unknown name, and for ``weights`` that the backbone has no use for.
