@@ -22,6 +22,8 @@ from composir.search import Retriever
 from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, train
 from composir.training.feedback import EXAMPLES, FeedbackRun, _hold_out, _without_other_targets
+from composir.training.guards import make_accelerator
+from composir.training.observer import Silent
 
 IN_MEMORY = TokenPlace("memory")
 
@@ -64,10 +66,10 @@ def make_recipe(shapes_index, file, tmp_path):
 
 def make_run(recipe):
     """Return a run that is ready to train."""
-    accelerator = loop.make_accelerator(recipe)
-    train_splits, val_splits, _ = FeedbackRun.read(recipe, None, loop._Silent())
+    accelerator = make_accelerator(recipe)
+    train_splits, val_splits, _ = FeedbackRun.read(recipe, None, Silent())
     splits = {"train_splits": train_splits, "val_splits": val_splits}
-    run = FeedbackRun(recipe, accelerator, **splits, observer=loop._Silent(), place=IN_MEMORY)
+    run = FeedbackRun(recipe, accelerator, **splits, observer=Silent(), place=IN_MEMORY)
     run.fill()
     return run
 
@@ -217,7 +219,7 @@ def test_a_picture_that_was_only_shown_may_be_gone(make_recipe, choices, file):
     write(file, rows)
     told = []
 
-    class Notes(loop._Silent):
+    class Notes(Silent):
         def on_note(self, note):
             told.append(note)
 

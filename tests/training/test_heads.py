@@ -27,7 +27,9 @@ from composir.search import Retriever, index_folder
 from composir.search.encoder import NO_PICTURE, open_encoder
 from composir.token_cache import TokenPlace
 from composir.training import load_recipe, loop, train
+from composir.training.guards import make_accelerator
 from composir.training.heads import HeadInputs, HeadRun
+from composir.training.observer import Silent
 from composir.training.optimizer import keep_temperature
 from composir.training.vectors import Vectors
 
@@ -252,8 +254,8 @@ def test_a_batch_holds_the_vectors_of_its_triplets_and_their_look_alikes(make_re
 
 
 def make_run(recipe, splits):
-    accelerator = loop.make_accelerator(recipe)
-    run = HeadRun(recipe, accelerator, train_splits=splits, val_splits=splits, observer=loop._Silent(), place=IN_MEMORY)
+    accelerator = make_accelerator(recipe)
+    run = HeadRun(recipe, accelerator, train_splits=splits, val_splits=splits, observer=Silent(), place=IN_MEMORY)
     run.fill()
     return run
 

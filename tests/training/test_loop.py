@@ -25,9 +25,11 @@ from composir.models.checkpoint import from_pretrained, weights_hash
 from composir.models.composer import Composer
 from composir.models.qformer import SelfAttention
 from composir.token_cache import TokenPlace
-from composir.training import load_recipe, loop, memory, read_toml, resume_recipe, train, validate
+from composir.training import composer, load_recipe, loop, memory, read_toml, resume_recipe, runs, train, validate
+from composir.training.guards import make_accelerator
 from composir.training.log import NUM_PROBE_TRIPLETS
 from composir.training.memory import StepMemory
+from composir.training.observer import Silent
 from composir.training.optimizer import TEMPERATURE_RANGE
 
 
@@ -173,9 +175,9 @@ def test_the_batches_of_a_step_weigh_alike_also_where_an_epoch_ends_with_fewer(m
 
     monkeypatch.setattr(Accelerator, "backward", remember)
     told = []
-    monkeypatch.setattr(loop.RunLog, "record", lambda self, state, step, losses, norms, alpha: told.append(losses))
-    monkeypatch.setattr(loop.RunLog, "row", lambda *_, **__: {})
-    monkeypatch.setattr(loop.RunLog, "write", lambda *_, **__: None)
+    monkeypatch.setattr(composer.RunLog, "record", lambda self, state, step, losses, norms, alpha: told.append(losses))
+    monkeypatch.setattr(composer.RunLog, "row", lambda *_, **__: {})
+    monkeypatch.setattr(composer.RunLog, "write", lambda *_, **__: None)
     train(make_recipe(num_epochs=2, gradient_accumulation=3))
     shares = [weight / losses["total"] for weight, losses in zip(weights, told, strict=True)]
     assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2] * 2, rel=1e-6)
@@ -198,18 +200,18 @@ def test_a_step_that_overflowed_is_counted_and_leaves_the_epoch_s_norms_finite(m
 def test_a_temperature_from_outside_is_said_and_kept(make_recipe, monkeypatch):
     notes = []
 
-    class Listener(loop._Silent):
+    class Listener(Silent):
         def on_note(self, note):
             notes.append(note)
 
-    build = loop.build
+    build = composer.build
 
     def build_cold(*arguments, **settings):
         model = build(*arguments, **settings)
         model.temperature.data.fill_(0.004)
         return model
 
-    monkeypatch.setattr(loop, "build", build_cold)
+    monkeypatch.setattr(composer, "build", build_cold)
     run = train(make_recipe(), observer=Listener()).run
     (note,) = notes
     assert note == (
@@ -220,8 +222,8 @@ def test_a_temperature_from_outside_is_said_and_kept(make_recipe, monkeypatch):
 
 
 def test_the_norm_behind_the_tower_is_trained_unless_the_recipe_says_no(make_recipe, monkeypatch):
-    build = loop.build
-    monkeypatch.setattr(loop, "build", lambda *arguments, **settings: build(*arguments, **settings, ln_vision=True))
+    build = composer.build
+    monkeypatch.setattr(composer, "build", lambda *arguments, **settings: build(*arguments, **settings, ln_vision=True))
     trained, frozen = (weights_of(train(make_recipe(train_ln_vision=on, num_epochs=1)).run) for on in (True, False))
     assert not torch.equal(trained["ln_vision.weight"], frozen["ln_vision.weight"])
     assert torch.equal(frozen["ln_vision.weight"], torch.ones_like(frozen["ln_vision.weight"]))
@@ -231,8 +233,8 @@ def test_the_norm_behind_the_tower_is_trained_unless_the_recipe_says_no(make_rec
 def test_a_thread_reads_ahead_what_would_have_been_read_at_once(make_recipe, shapes_root):
     recipe = make_recipe(subset_negatives=2, mask_same_target=True)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop.Run(
-        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+    run = composer.ComposerRun(
+        recipe, make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=Silent()
     )  # fmt: skip
     everything = list(run.batches.of_epoch(1, 0))
     assert [len(batch) for batch, _ in everything] == [5, 5, 5, 5, 4]
@@ -449,8 +451,8 @@ def test_learning_rates_go_to_the_parts_they_name(make_recipe, monkeypatch):
 def test_subset_negatives_are_look_alikes_and_never_the_target(make_recipe, shapes_root):
     recipe = make_recipe(subset_negatives=3)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop.Run(
-        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+    run = composer.ComposerRun(
+        recipe, make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=Silent()
     )  # fmt: skip
     for split, query in run.batches.triplets:
         files = run.batches.look_alikes(split, query, np.random.default_rng(0))
@@ -553,8 +555,8 @@ def test_a_run_with_mined_negatives_resumes_to_the_weights_of_an_unbroken_one(ma
 def test_half_of_the_look_alikes_are_mined(make_recipe, shapes_root):
     recipe = make_recipe(**MINED)
     splits = loop.load_splits("CIRR", shapes_root, "train")
-    run = loop.Run(
-        recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent()
+    run = composer.ComposerRun(
+        recipe, make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=Silent()
     )  # fmt: skip
     split, query = run.batches.triplets[0]
     hard = next(name for name in split.gallery if name not in (*query.subset, query.reference))
@@ -675,7 +677,7 @@ def test_a_scaler_changes_neither_the_logged_norms_nor_the_weights(make_recipe, 
         scales.append(accelerator.scaler)
         return accelerator
 
-    monkeypatch.setattr(loop, "make_accelerator", scaled)
+    monkeypatch.setattr(runs, "make_accelerator", scaled)
     under_a_scaler = train(make_recipe(num_epochs=1, gradient_accumulation=2))
     assert scales[0].get_scale() == 2.0**12
     (one,), (other,) = (read_log(result.run) for result in (plain, under_a_scaler))
@@ -821,7 +823,7 @@ def test_annotations_that_read_the_same_are_the_same(stopped):
     assert train(resume_recipe(run), resume=run).epochs == 2
 
 
-class Notes(loop._Silent):
+class Notes(Silent):
     def __init__(self):
         self.told = []
 
@@ -896,7 +898,7 @@ def test_a_missing_image_is_skipped_on_request_alone_and_stays_known(make_recipe
         (fashion_root / f"images/{names[number]}.png").unlink()
     told = []
 
-    class Told(loop._Silent):
+    class Told(Silent):
         def on_missing_images(self, left_by_key):
             told.append({key: str(left) for key, left in left_by_key.items() if left.is_less})
 

@@ -20,8 +20,6 @@ from composir.training import load_recipe, resume_recipe, train
 
 # What runs in the process before the command: ``at_start`` is called when the first step comes next.
 AT_START = """
-import composir.training.loop as loop
-begin = loop._Silent.on_start
 from composir.cli.train import TrainBars
 tell_start = TrainBars.on_start
 def on_start(self, *told):
@@ -231,13 +229,16 @@ def launch(spawn):
 LOSSES = """
 import numpy as np, pickle
 from accelerate import Accelerator
-import composir.training.loop as loop
+from composir import parallel
 from composir.data import load_splits
 from composir.training import load_recipe
+from composir.training.composer import ComposerRun
+from composir.training.guards import make_accelerator
+from composir.training.observer import Silent
 Accelerator()
 recipe = load_recipe({settings!r})
 splits = load_splits("CIRR", recipe.data_root, "train")
-run = loop.Run(recipe, loop.make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=loop._Silent())
+run = ComposerRun(recipe, make_accelerator(recipe), train_splits=splits, val_splits=splits, observer=Silent())
 found = []
 for size in (8, 7, 1):
     for accumulated in (1, 2):
@@ -249,7 +250,7 @@ for size in (8, 7, 1):
                 *inputs, same_target=same, contrast=run.contrast, local=True, num_all=num_all
             )
             (sum(losses.values()) / accumulated).backward()
-        loop.parallel.average_gradients(run.model.parameters())
+        parallel.average_gradients(run.model.parameters())
         gradients = {{name: one.grad for name, one in run.model.named_parameters() if one.grad is not None}}
         found.append(({{name: loss.item() for name, loss in losses.items()}}, gradients))
 torch.save(found, {out!r} + os.environ.get("RANK", "alone"))
@@ -313,10 +314,10 @@ def test_two_processes_train_the_head_that_one_does(settings, unbroken, launch, 
 def test_an_error_in_one_process_stops_both_with_one_line(settings, launch):
     fail = """
 from composir.errors import ComposirError
-import composir.training.loop as loop
+from composir.training.batches import Batches
 def fail(self, *arguments):
     raise ComposirError("cannot be read", file="some.png")
-loop.Batches._read = fail
+Batches._read = fail
 """
     first, second = launch(command(settings), fail + command(settings))
     assert first.end()[0] == second.end()[0] == 2, first.end()[1] + second.end()[1]

@@ -22,6 +22,7 @@ from composir.losses import total_loss
 from composir.models.backbones import BACKBONES, build
 from composir.training import load_recipe, loop, train
 from composir.training.batches import Batches
+from composir.training.observer import Silent
 from composir.training.optimizer import keep_temperature, make_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +151,7 @@ def test_the_best_checkpoint_is_the_best_by_the_figure_that_is_named(
         result = real(*given, **named)
         return dataclasses.replace(result, metrics={**result.metrics, **next(figures)})
 
-    class Listener(loop._Silent):
+    class Listener(Silent):
         def on_validation(self, epoch, result, is_best):
             told.append(is_best)
 

@@ -20,7 +20,7 @@ from composir.evaluation.saved import RECIPE
 from composir.files import read_toml, write_text
 from composir.progress import Progress
 from composir.token_cache import ON_DISK, TokenPlace
-from composir.training.loop import Observer
+from composir.training.observer import Observer
 from composir.training.recipe import Recipe, load_recipe, parse_value, validate
 from composir.training.runs import train
 from composir.training.state import resume_recipe

@@ -28,7 +28,8 @@ from composir.search.index import float32
 from composir.search.manifest import read_manifest, rebuild_command
 from composir.token_cache import TokenPlace
 from composir.training.heads import MIN_TRIPLETS, HeadRun, require_enough
-from composir.training.loop import Observer, TrainResult
+from composir.training.loop import TrainResult
+from composir.training.observer import Observer
 from composir.training.recipe import Recipe
 from composir.training.vectors import Vectors
 

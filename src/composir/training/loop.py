@@ -1,15 +1,16 @@
-"""The training loop: one path from a recipe to a run folder, resumable at any step."""
+"""The training loop: epochs and steps of whatever model, resumable at any step."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,69 +21,22 @@ from composir import parallel
 from composir.data import DATASETS, Left, Split, find_dataset, load_splits
 from composir.data.check import require_images, without_missing_images
 from composir.errors import ComposirError, counted
-from composir.evaluation import COMPOSED, Embedder, Result, evaluate, rank_splits
+from composir.evaluation import COMPOSED, Embedder, evaluate, rank_splits
 from composir.evaluation.saved import RANKINGS, RECIPE, pack_rankings
-from composir.features import CachedEmbedder
-from composir.files import locked, require_locks, write_text
+from composir.files import locked, write_text
 from composir.losses import LOSSES, total_loss
-from composir.models.backbones import build
-from composir.models.checkpoint import TRAINED_ON, model_card, save_pretrained, weights_hash
-from composir.token_cache import ON_DISK, TokenPlace, fill_splits, make_cache
-from composir.training.batches import Batches, Inputs, Triplet
-from composir.training.features import with_size
-from composir.training.fingerprint import require_same_data, write_fingerprint
-from composir.training.guards import (
-    NO_LOCKS_FIX,
-    deterministic,
-    in_use,
-    interrupts,
-    make_accelerator,
-    one_line_for,
-    require_writable,
-)
-from composir.training.log import Log, RunLog, examples_of, gradient_norms, parts_of
-from composir.training.memory import Memory
+from composir.models.checkpoint import TRAINED_ON
+from composir.token_cache import ON_DISK, TokenPlace
+from composir.training.batches import Inputs, Triplet
+from composir.training.fingerprint import write_fingerprint
+from composir.training.guards import NO_LOCKS_FIX, in_use, interrupts
+from composir.training.log import Log, gradient_norms, parts_of
 from composir.training.mining import mine, read_mined, write_mined
 from composir.training.numbers import Numbers
+from composir.training.observer import Observer
 from composir.training.optimizer import TEMPERATURE_RANGE, keep_temperature, make_optimizer
 from composir.training.recipe import Recipe
 from composir.training.state import LOCK, MINED, State, about, load_last, new_run, save_last, trained_on
-
-NUM_STATISTICS_IMAGES = 1024
-"""Training images whose tokens fit the channel statistics of towers that need them."""
-NUM_CENTER_TRIPLETS = 256
-
-
-class Observer(Protocol):
-    """Hears how a run goes on; the command line draws progress bars with it."""
-
-    def on_missing_images(self, left_by_key: Mapping[str, Left]) -> None:
-        """So much is left of each split, by ``split_key``; told where the recipe skips what needs a missing image."""
-
-    def on_features(self, done: int, total: int, num_bytes: int) -> None:
-        """So many images have their tokens; those of all ``total`` take ``num_bytes``."""
-
-    def on_vectors(self, done: int, total: int, num_bytes: int) -> None:
-        """So many pictures have the vectors that a head is trained on; those of all ``total`` take ``num_bytes``."""
-
-    def on_start(self, run: Path, recipe: Recipe, first_step: int, num_steps: int) -> None:
-        """The first step comes next."""
-
-    def on_note(self, note: str) -> None:
-        """Something that is no error should be known, in a sentence."""
-
-    def on_step(self, step: int, losses: Mapping[str, float], alpha: float | None) -> None:
-        """A step is done; ``losses`` are those of its batch by name, ``total`` their weighted sum."""
-
-    def on_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
-        """An epoch is done, its validation not yet; ``losses`` are the means over its batches."""
-
-    def on_validation(self, epoch: int, result: Result, is_best: bool) -> None:
-        """A validation is done."""
-
-
-class _Silent(Observer):
-    """Hears and says nothing."""
 
 
 @dataclass
@@ -98,67 +52,14 @@ class TrainResult:
     interrupted: bool = False
 
 
-def train(
-    recipe: Recipe,
-    *,
-    resume: Path | None = None,
-    observer: Observer | None = None,
-    place: TokenPlace = ON_DISK,
-    largest_batch: bool = False,
-    make_run: type[Run],
-) -> TrainResult:
-    """Return the result of training by ``recipe``, in a new run folder, or of going on with the run ``resume``.
+class Run(ABC):
+    """One run: its model, data and state. Lives as long as ``runs.train``.
 
-    With ``largest_batch`` the recipe's ``batch_size`` becomes the largest power of two that the memory holds; a batch
-    is what a query is compared with, so that another machine may train otherwise.
-
-    Image tokens are kept in ``place``; the threads that decode are the recipe's. ``make_run`` is what trains another
-    kind of model.
-
-    Before the first step all annotations and all images are checked, and with ``resume`` that the annotations are those
-    the run began with. An interrupt (Ctrl-C, SIGTERM) finishes the step, saves ``last/`` and returns with
-    ``interrupted``. A loss that is not finite raises ``ComposirError`` with the step and the ids of the batch;
-    ``last/`` is then the last good state.
+    What is particular to a kind of model is in the abstract methods, which its own run has.
     """
-    observer = observer or _Silent()
-    accelerator = make_accelerator(recipe)
-    with deterministic(recipe.deterministic), one_line_for(resume or Path(recipe.output_dir)):
-        with parallel.together(accelerator.device):
-            train_splits, val_splits, left_by_key = make_run.read(recipe, resume, observer)
-            if resume is None:
-                require_writable(Path(recipe.output_dir))
-            require_locks(resume or Path(recipe.output_dir), NO_LOCKS_FIX)
-            if resume is not None and not require_same_data(resume, [*train_splits, *val_splits]):
-                observer.on_note(
-                    f"{resume} does not say what it was trained on, being of an earlier version; "
-                    "whether the annotations have changed since cannot be told"
-                )
-            run = make_run(
-                recipe,
-                accelerator,
-                train_splits=train_splits,
-                val_splits=val_splits,
-                observer=observer,
-                left_by_key=left_by_key,
-                place=place,
-            )
-            if largest_batch:
-                run.take_largest_batch()
-            run.require_room()
-        with parallel.together(accelerator.device):
-            run.fill((parallel.process_index(), parallel.num_processes()))
-        if parallel.num_processes() > 1:  # what the others have computed
-            with parallel.together(accelerator.device):
-                run.fill()
-        return run.train(resume)
 
-
-class Run:
-    """One run: its model, data and state. Lives as long as ``train``.
-
-    What is particular to the composed-retrieval model is in the methods behind ``make``; those of another kind of model
-    are a subclass's.
-    """
+    model: Any
+    batches: Any
 
     def __init__(
         self,
@@ -202,49 +103,46 @@ class Run:
         require_images([*train_splits, *val_splits])
         return train_splits, val_splits, left_by_key
 
+    @abstractmethod
     def make(self, place: TokenPlace) -> None:
-        """Make the fresh model, and what reads its batches and measures them."""
-        recipe = self.recipe
-        self.model: Any = build(
-            recipe.backbone,
-            recipe.weights,
-            fusion=recipe.fusion,
-            alpha_init=recipe.alpha_init,
-            gate_layer_norm=recipe.gate_layer_norm,
-            gate_pooling=recipe.gate_pooling,
-            transform=recipe.transform,
-            target_ratio=recipe.target_ratio,
-        ).to(self.accelerator.device)
-        assert self.model.tower is not None
-        self.model.qformer.gradient_checkpointing = recipe.gradient_checkpointing
-        if self.model.ln_vision is not None:
-            self.model.ln_vision.requires_grad_(recipe.train_ln_vision)
-        self.tokens = make_cache(self.model.tower, place)
-        self.batches: Any = Batches(recipe, self.train_splits, self.model, self.tokens)
-        texts = [query.text for _, query in self.batches.triplets]
-        self.memory = Memory(self.model, recipe, texts, self.accelerator)
-        self.examples = examples_of(self.model.tower, self.val_splits)
+        """Make the fresh ``model``, and the ``batches`` that are read for it."""
 
+    @abstractmethod
+    def fill(self, share: tuple[int, int] = (0, 1)) -> None:
+        """Make present what the frozen part makes of all images, or of a share of them, of several processes' own."""
+
+    @abstractmethod
+    def take_largest_batch(self) -> None:
+        """Let the batch be the largest power of two that fits; raise ``ComposirError`` where none can be told."""
+
+    @abstractmethod
+    def require_room(self) -> None:
+        """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Fit what a fresh model takes from the training data."""
+
+    @abstractmethod
     def embedder(self) -> Embedder:
         """Return the model as evaluation asks it."""
-        return CachedEmbedder(self.model, self.tokens)
 
+    @abstractmethod
     def weights_hash(self) -> str:
         """Return what identifies the model as it is."""
-        return weights_hash(self.model)
 
+    @abstractmethod
     def save_model(self, folder: Path, about: str, files: Mapping[str, bytes]) -> None:
         """Write the model's folder with ``about`` on its card and further ``files``."""
-        save_pretrained(self.model, folder, card=model_card(self.model.config, about), extra_files=files)
 
+    @abstractmethod
     def make_log(self) -> Log:
         """Return what writes the run down, from this step on."""
-        return RunLog(self.run, self.model, self.batches, self.examples, first_step=self.state.step)
 
     @property
+    @abstractmethod
     def alpha(self) -> Tensor | None:
-        """The gate's one scalar, for the log."""
-        return None if self.model.gated_fusion is None else self.model.gated_fusion.alpha
+        """The one scalar of a gate, for the log; None where there is none."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -266,34 +164,6 @@ class Run:
     def keeps_epoch(self) -> bool:
         """Whether ``last/`` is written at the end of this epoch."""
         return True
-
-    def fill(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Make the tokens of all images present, or of a share of them, for several processes at once."""
-        tell = with_size(self.tokens, self.observer.on_features)
-        fill_splits(self.tokens, [*self.train_splits, *self.val_splits], tell, share=share)
-
-    def take_largest_batch(self) -> None:
-        """Let the batch be the largest power of two that fits; raise ``ComposirError`` where none can be told."""
-        size = self.memory.largest_batch(self.train_splits[0].file)
-        self.recipe = self.batches.recipe = self.recipe.model_copy(update={"batch_size": size})
-
-    def require_room(self) -> None:
-        """Raise ``ComposirError`` where what a training of this size surely needs is more than there is."""
-        self.memory.require_room(self.batches.size)
-
-    def prepare(self) -> None:
-        """Fit what a fresh model takes from the training data: channel statistics, a gate, centred heads."""
-        generator = np.random.default_rng(self.recipe.seed)
-        if self.model.standardise is not None:
-            paths = sorted({path for split in self.train_splits for path in split.images.values()}, key=str)
-            chosen = generator.permutation(len(paths))[:NUM_STATISTICS_IMAGES]
-            self.model.standardise.fit(self.tokens([paths[index] for index in sorted(chosen)]))
-        if self.recipe.gate_identity_start:
-            self.model.start_fusions_as_identity()
-        if self.recipe.center_embeddings:
-            triplets = self.batches.triplets
-            chosen = generator.permutation(len(triplets))[:NUM_CENTER_TRIPLETS]
-            self.model.eval().center(*self.batches.inputs([triplets[index] for index in sorted(chosen)], None)[:4])
 
     def train(self, resume: Path | None) -> TrainResult:
         """Train to the end or to an interrupt, in a new run folder or in the one to go on with."""
