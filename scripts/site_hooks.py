@@ -13,7 +13,8 @@ import griffe
 from mkdocs.structure.files import File, Files
 from pydantic.fields import FieldInfo
 
-from composir.training.recipe import LIMITS, Recipe
+from composir.errors import range_of
+from composir.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)\s]+)\)")
@@ -80,7 +81,4 @@ def _values(field: FieldInfo) -> str:
     if choices:
         return ", ".join(f"`{one}`" for one in choices)
     kind = getattr(field.annotation, "__name__", str(field.annotation))
-    ends = [
-        f"{words} {getattr(one, end):,}" for one in field.metadata for end, words in LIMITS.items() if hasattr(one, end)
-    ]
-    return f"`{kind}` {' and '.join(ends)}".strip()
+    return f"`{kind}` {range_of(field)}".strip()

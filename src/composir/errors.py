@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -124,6 +125,13 @@ def wrong_fields(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     return [_wrong_field(one, kind) for one in error.errors(include_url=False)]
 
 
+def range_of(field: FieldInfo) -> str:
+    """Return in words what a number may be, such as ``above 0 and at most 1``; empty where it has no limits."""
+    return " and ".join(
+        f"{words} {getattr(one, end):,}" for one in field.metadata for end, words in LIMITS.items() if hasattr(one, end)
+    )
+
+
 def _wrong_field(error: ErrorDetails, kind: type[BaseModel]) -> str:
     name = ".".join(map(str, error["loc"]))
     field = kind.model_fields.get(name)
@@ -133,8 +141,6 @@ def _wrong_field(error: ErrorDetails, kind: type[BaseModel]) -> str:
         return f"{name} is missing"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    metadata = field.metadata if field else ()
-    ends = [f"{words} {getattr(one, end):,}" for one in metadata for end, words in LIMITS.items() if hasattr(one, end)]
-    if field and ends:
-        message = f"expected {'a whole number' if field.annotation is int else 'a number'}, {' and '.join(ends)}"
+    if field and range_of(field):
+        message = f"expected {'a whole number' if field.annotation is int else 'a number'}, {range_of(field)}"
     return f"{name} = {short(error['input'])}: {message}" if name else message
