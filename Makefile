@@ -10,7 +10,7 @@ DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart docs test fuzz mutants real-size lint format clean
+.PHONY: help install quickstart docs test coverage fuzz mutants real-size lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -38,7 +38,10 @@ docs: $(DEV)  ## Build the documentation as a site into site/; a broken link is 
 	@echo "site/index.html"
 
 test: $(DEV)  ## Run the tests, on all cores.
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+coverage: $(DEV)  ## Run the tests and show which lines none of them runs; slower.
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov=composir --cov-report=term-missing:skip-covered
 
 fuzz: $(DEV)  ## Run the property tests on new examples, EXAMPLES (1000) each, ten times those of make test.
 	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -m hypothesis --hypothesis-profile=fuzz
