@@ -125,7 +125,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError:
         raise ComposirError(
-            "PinPoint's queries are a Parquet file, which needs the package pyarrow, and that is not installed",
+            "PinPoint's queries are a Parquet file; that needs the package pyarrow, which is not installed",
             fix=pip_install("parquet"),
         ) from None
     return pyarrow

@@ -31,8 +31,6 @@ from composir.evaluation.values import (
 )
 from composir.tables import Table
 
-METRIC_VERSION = "1"
-"""That of a data set whose ``MetricProtocol`` names no other."""
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 DRAWS_PER_BLOCK = 2**22
@@ -66,7 +64,7 @@ class MetricProtocol:
     """Figures that are the arithmetic mean of others, by name."""
     solved_k: int = 10
     """A query counts as solved by one modality alone where its target is among that modality's best K."""
-    version: str = METRIC_VERSION
+    version: str = "1"
     """Stands in the signature; raised whenever a figure of the data set from the same ranking would change."""
 
     @property
