@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ _READERS: dict[str, Callable[[Path, Sequence[Split], list[Problem]], list[Predic
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Lists:
     """Reads the lists of a file by query id; what is wrong is added to ``problems``."""
 
@@ -333,13 +334,15 @@ class _Lists:
             entry.problem(f"holds {len(items)} names, expected {least}{expected}", "give the best, in order")
         return tuple(names)
 
-    def _candidates(self, query: Query) -> set[str] | dict[str, None]:
+    def _candidates(self, query: Query) -> frozenset[str]:
         if self.in_subset:
-            return set(query.subset)
-        candidates = set(query.gallery or self.split.gallery)
-        if self.split.exclude_reference:
-            candidates.difference_update(query.references)
-        return candidates
+            return frozenset(query.subset)
+        candidates = frozenset(query.gallery) if query.gallery else self._gallery
+        return candidates.difference(query.references) if self.split.exclude_reference else candidates
+
+    @cached_property
+    def _gallery(self) -> frozenset[str]:
+        return frozenset(self.split.gallery)
 
     def _report(self, what: str, ids: Sequence[str]) -> None:
         if ids:
