@@ -111,11 +111,13 @@ def _wrong_columns(schema: Any, file: Path) -> list[Problem]:
     problems = []
     for columns, is_right, expected in ((TEXTS, is_text, "text"), (LISTS, is_list, "lists of text")):
         for column in columns:
-            number = len(schema.get_all_field_indices(column))
-            kind = schema.field(column).type if number == 1 else None
-            if number == 1 and is_right(kind):
+            kinds = [schema.types[place] for place in schema.get_all_field_indices(column)]
+            if len(kinds) != 1:
+                message = f"is there {len(kinds)} times, expected once"
+            elif not is_right(kinds[0]):
+                message = f"holds {kinds[0]}, expected {expected}"
+            else:
                 continue
-            message = f"holds {kind}, expected {expected}" if number == 1 else f"is there {number} times, expected once"
             problems.append(Problem(str(file), f"column {column}", message, RESTORE))
     return problems
 
@@ -143,11 +145,13 @@ def _read_query(entry: Entry, seen: set[str], listed: Listed) -> Query | None:
     text = entry.caption("instruction", entry.get("instruction", str))
     category = entry.sentence("query_category", entry.get("query_category", str))
     right, wrong = (_read_list(entry, key, listed) for key in LISTS)
-    if right is not None and not any(right):
+    targets, negatives = (tuple(dict.fromkeys(name for name in names or () if name)) for names in (right, wrong))
+    if right is not None and not targets:
         entry.problem("'positive_candidates' names no image", RESTORE)
-    if query_id is None or references is None or text is None or category is None or not right or wrong is None:
+    if query_id is None or references is None or text is None or category is None:
         return None
-    targets, negatives = (tuple(dict.fromkeys(name for name in names if name is not None)) for names in (right, wrong))
+    if right is None or wrong is None or not targets:
+        return None
     if not set(targets).isdisjoint(negatives):
         entry.note("an image is in 'positive_candidates' and in 'negative_candidates'")
     for key, names in zip(LISTS, (targets, negatives), strict=True):

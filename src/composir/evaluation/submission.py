@@ -239,7 +239,7 @@ def _read_fashioniq(file: Path, splits: Sequence[Split], problems: list[Problem]
 
 def _read_pinpoint(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
     (split,) = splits
-    content = read_json(file, dict, problems, restore=WRITE_AGAIN)
+    content: dict[str, Any] | None = read_json(file, dict, problems, restore=WRITE_AGAIN)
     if content is None:
         return []
     id_by_key = {query.id.removeprefix("query_").zfill(5): query.id for query in split.queries}
