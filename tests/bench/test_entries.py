@@ -30,7 +30,12 @@ def splits_like(kind):
     split = make_split(targets, kind)
     changes = {
         "i-CIR": lambda row: {"group": f"instance {row // 4}", "gallery": split.gallery},
-        "PinPoint": lambda row: {"group": f"query {row // 6}", "negatives": ("g47", "g48", "g49")[: row % 4]},
+        "PinPoint": lambda row: {
+            "group": f"query {row // 6}",
+            "negatives": ("g47", *split.queries[row].targets[1:2], "g49")[: row % 4],  # some right ones among them
+            "num_listed_targets": len(split.queries[row].targets) + row % 3,
+            "num_listed_negatives": row % 4 + row % 5,
+        },
         "MT-FashionIQ": lambda row: {"group": f"session {row // 3}"},
         "CIRCLED": lambda row: {"group": f"session {row // 6}"},
     }

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -188,26 +190,44 @@ ICIR_FILES = {
     ),
 }
 
+
+def pinpoint_row(number: int, references: tuple[str, str], text: str, right: str, wrong: str, **changed) -> dict:
+    """Return a row of PinPoint; images are called by eight equal letters, ``-`` in ``wrong`` is a null."""
+    first, second = references
+    return {
+        "query_id": f"query_{number:05}",
+        "query_image_signature": 8 * first,
+        "query_image_signature2": 8 * second if second else "None",
+        "instruction": text,
+        "positive_candidates": [8 * letter for letter in right],
+        "negative_candidates": [None if letter == "-" else 8 * letter for letter in wrong],
+        "token_count": len(text.split()),
+        "query_category": "Swap",
+        **changed,
+    }
+
+
 PINPOINT_FILES = {
-    "gallery.json": [f"{name}.jpg" for name in "abcdefgh"],
-    "queries.json": [
-        {
-            "id": 12,
-            "reference_images": ["r.jpg", "a.jpg"],
-            "instructions": ["in red", "make it red", "the same, but red"],
-            "positives": ["b.jpg", "c.jpg"],
-            "negatives": ["d.jpg", "e.jpg"],
-            "category": "dresses",
-        },
-        {
-            "id": "s-2",
-            "reference_images": ["h.jpg"],
-            "instructions": ["larger", "bigger"],
-            "positives": ["g.jpg"],
-            "negatives": [],
-        },
+    "index_signatures.txt": "\n".join(8 * letter for letter in "abcdefghr"),  # the published file ends so, too
+    "pinpoint_licensed.parquet": [
+        pinpoint_row(12, ("r", "a"), "in red", "bc", "de-"),
+        pinpoint_row(13, ("r", "a"), "make it red", "bcb", "dde", query_category="Context Fit"),
+        pinpoint_row(14, ("r", "a"), "the same, but red", "b", "ab"),
+        pinpoint_row(3, ("h", ""), "larger", "gh", "hf"),
+        pinpoint_row(4, ("h", ""), "bigger", "g", ""),
+        pinpoint_row(5, ("r", ""), "smaller", "g", "f"),
     ],
 }
+PINPOINT_SCHEMA = pyarrow.schema(
+    {
+        **dict.fromkeys(("query_id", "query_image_signature", "query_image_signature2"), pyarrow.large_string()),
+        "instruction": pyarrow.large_string(),
+        **dict.fromkeys(("positive_candidates", "negative_candidates"), pyarrow.list_(pyarrow.string())),
+        "token_count": pyarrow.int64(),
+        "query_category": pyarrow.large_string(),
+    }
+)
+"""The published columns that are read, and one that is not."""
 
 
 def lines(*rows: dict) -> str:
@@ -338,7 +358,16 @@ TREES = {
     "OACIRR": OACIRR_FILES,
     "own": OWN_FILES,
 }
-"""The annotation files of a whole little data root, by data set and path: JSON, or text."""
+"""The annotation files of a whole little data root, by data set and path: JSON, text, or rows of a Parquet file."""
+
+
+def serialise(path: str, content: object) -> bytes:
+    """Return the bytes of an annotation file."""
+    if path.endswith(".parquet"):
+        file = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content, schema=PINPOINT_SCHEMA), file)
+        return file.getvalue().to_pybytes()
+    return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
 @pytest.fixture(scope="session")
@@ -349,7 +378,7 @@ def trees() -> dict[str, dict]:
 def write_tree(dataset: str, root: Path) -> Path:
     for path, content in TREES[dataset].items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        (root / path).write_bytes(serialise(path, content))
     return root
 
 

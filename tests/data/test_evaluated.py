@@ -43,6 +43,7 @@ def root_with_pictures(make_root, tmp_path):
 
 
 def predictions_of(rankings) -> dict:
+    """Return what a file of predictions holds, in PinPoint's own form or that of data sets without one."""
     lists = {
         ranking.split.category: {
             query.id: [ranking.split.gallery[place] for place in places if place != PADDING]
@@ -50,6 +51,8 @@ def predictions_of(rankings) -> dict:
         }
         for ranking in rankings
     }
+    if rankings[0].split.dataset == "PinPoint":
+        return {key.removeprefix("query_"): {"retrieved_items": names} for key, names in lists[""].items()}
     return lists.get("", lists)
 
 
@@ -114,10 +117,10 @@ def test_a_query_of_several_references_is_asked_with_the_mean(model, root_with_p
         return torch.tensor([math.cos(angle), math.sin(angle)])
 
     root = root_with_pictures("PinPoint")
-    splits = load_splits("PinPoint", root, "test", exclude_reference=False)
+    splits = load_splits("PinPoint", root, "test")
     rankings = rank_splits(Halves(), splits, kinds=("composed", "image_only"))
     (split,) = splits
-    query = (vector(split.images["r.jpg"]) + vector(split.images["a.jpg"])) / 2
+    query = (vector(split.images["rrrrrrrr"]) + vector(split.images["aaaaaaaa"])) / 2
     for kind in ("composed", "image_only"):
         top, scores = rankings[kind][0].top[0], rankings[kind][0].scores[0]
         for place, score in zip(top, scores, strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ from composir.data.triplets import Query, Split
 from composir.errors import ComposirError, ProblemsError
 from composir.evaluation import PROTOCOLS, measure, read_predictions
 from composir.evaluation.ranking import check_gallery
+
+from .conftest import serialise
 
 SPLITS = [
     ("CIRR", "val"),
@@ -86,7 +89,7 @@ def test_every_data_set_is_mutated():
 @pytest.mark.parametrize(("dataset", "split"), SPLITS)
 @given(data=st.data())
 def test_a_mutated_file_gives_clear_problems_or_every_query(trees, dataset, split, data):
-    tree = {path: serialise(content) for path, content in trees[dataset].items()}
+    tree = {path: serialise(path, content) for path, content in trees[dataset].items()}
     for path in data.draw(st.lists(st.sampled_from(sorted(tree)), min_size=1, max_size=3), label="files"):
         tree[path] = mutate(tree[path], data)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +124,7 @@ def whole_splits(trees, tmp_path_factory) -> dict[str, tuple[Split, ...]]:
     splits = {}
     for name, dataset in DATASETS.items():
         root = tmp_path_factory.mktemp(name)
-        write(root, {path: serialise(content) for path, content in trees[name].items()})
+        write(root, {path: serialise(path, content) for path, content in trees[name].items()})
         splits[name] = load_splits(name, root, dataset.evaluated)
     return splits
 
@@ -130,7 +133,7 @@ def whole_splits(trees, tmp_path_factory) -> dict[str, tuple[Split, ...]]:
 @given(data=st.data())
 def test_a_mutated_file_of_predictions_gives_clear_problems_or_every_query(whole_splits, dataset, data):
     splits = whole_splits[dataset]
-    files = {name: serialise(content) for name, content in predictions(splits).items()}
+    files = {name: serialise(name, content) for name, content in predictions(splits).items()}
     for name in data.draw(st.lists(st.sampled_from(sorted(files)), max_size=2), label="files"):
         files[name] = mutate(files[name], data)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,6 +198,9 @@ def predictions(splits: tuple[Split, ...]) -> dict[str, Any]:
             ]
             for split, found in zip(splits, lists, strict=True)
         }
+    if dataset == "PinPoint":
+        lists_by_key = {query_id.removeprefix("query_"): names for query_id, names in lists[0].items()}
+        return {"all.json": {key: {"retrieved_items": names} for key, names in lists_by_key.items()}}
     if splits[0].category:
         return {"all.json": {split.category: found for split, found in zip(splits, lists, strict=True)}}
     return {"all.json": lists[0]}
@@ -206,6 +212,8 @@ def predicted(contents: dict[str, Any], split: Split, number: int) -> list[Any]:
     if split.dataset == "FashionIQ":
         return contents[f"{split.category}.val.json"][number]["ranking"]
     content = next(iter(contents.values()))
+    if split.dataset == "PinPoint":
+        return content[query_id.removeprefix("query_")]["retrieved_items"]
     return content[split.category][query_id] if split.category else content[query_id]
 
 
@@ -213,10 +221,6 @@ def write(root: Path, files: dict[str, bytes]) -> None:
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(content)
-
-
-def serialise(content: object) -> bytes:
-    return (content if isinstance(content, str) else json.dumps(content)).encode()
 
 
 def mutate(content: bytes, data: st.DataObject) -> bytes:
@@ -283,6 +287,8 @@ def num_queries(split: Split, root: Path) -> int:
     if split.dataset == "Fashion200k":
         return num_fashion200k(split.name, root)
     assert split.file is not None
+    if split.dataset == "PinPoint":
+        return pyarrow.parquet.read_metadata(split.file).num_rows
     text = split.file.read_text(encoding="utf-8-sig")
     if split.dataset in ("i-CIR", "EDIR"):
         return sum(bool(line.strip()) for line in text.split("\n"))

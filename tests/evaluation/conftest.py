@@ -34,6 +34,7 @@ def make_query() -> Callable[..., Query]:
         group: str = "",
         negatives: Sequence[str] = (),
         further_references: Sequence[str] = (),
+        num_listed: tuple[int, int] = (0, 0),
     ) -> Query:
         return Query(
             id=str(number),
@@ -47,6 +48,8 @@ def make_query() -> Callable[..., Query]:
             group=group,
             negatives=tuple(negatives),
             further_references=tuple(further_references),
+            num_listed_targets=num_listed[0],
+            num_listed_negatives=num_listed[1],
         )
 
     return make

@@ -267,6 +267,7 @@ def random_split(make_split, make_query):
                     group=f"group {number // 4}" if dataset in GROUPED else "",
                     negatives=rest[9:20] if "negative_rate" in PROTOCOLS[dataset].others else (),
                     further_references=rest[20:21] if dataset == "PinPoint" else (),
+                    num_listed=(3 + number, 13) if dataset == "PinPoint" else (0, 0),
                 )
             )
         return make_split(queries, NUM_IMAGES, dataset=dataset)
@@ -309,9 +310,16 @@ def slow_figures(scores: list[float], query: Query, split: Split) -> dict[str, f
             if name in query.targets:
                 num_found += 1
                 total += num_found / place
-        figures[f"map_at_{k}"] = total / min(len(query.targets), k)
+        figures[f"map_at_{k}"] = total / min(query.num_listed_targets or len(query.targets), k)
     if "negative_rate" in protocol.others:
-        figures["negative_rate_at_10"] = sum(name in query.negatives for name in order[:10]) / 10
+        num_negatives = query.num_listed_negatives or len(query.negatives)
+        figures["negative_rate_at_10"] = sum(name in query.negatives for name in order[:10]) / min(num_negatives, 10)
+    if "precision" in protocol.others:
+        figures["precision_at_10"] = sum(name in query.targets for name in order[:10]) / 10
+        others = [name for name in order[:50] if name not in query.negatives]
+        found = [place for place, name in enumerate(others[:10], 1) if name in query.targets]
+        precisions = [number / place for number, place in enumerate(found, 1)]
+        figures["map_without_negatives_at_10"] = sum(precisions) / min(query.num_listed_targets, 10)
     if "map" in protocol.others:
         figures["map"] = slow_whole_precision([name in query.targets for name in order])
     if "instance_recall" in protocol.others:
@@ -347,9 +355,10 @@ def slow_group_figures(split: Split, found: list[dict[str, float]]) -> dict[str,
         }
     if split.dataset == "PinPoint":
         return {
-            "paraphrase_best_at_10": np.mean([max(values) for values in own["map_at_10"]]),
-            "paraphrase_worst_at_10": np.mean([min(values) for values in own["map_at_10"]]),
-            "paraphrase_deviation_at_10": np.mean([np.std(values) for values in own["map_at_10"]]),
+            "paraphrase_best_at_10": np.mean([max(values) for values in own["precision_at_10"]]),
+            "paraphrase_worst_at_10": np.mean([min(values) for values in own["precision_at_10"]]),
+            "paraphrase_range_at_10": np.mean([max(values) - min(values) for values in own["precision_at_10"]]),
+            "paraphrase_deviation_at_10": np.mean([np.std(values) for values in own["precision_at_10"]]),
         }
     if split.dataset == "MT-FashionIQ":
         return {
@@ -520,6 +529,8 @@ def test_protocols_name_metrics_that_exist():
         ("toptee.mean_r10_r50", "toptee mean(R@10+R@50)"),
         ("mean_r1_r10_r50", "mean(R@1+R@10+R@50)"),
         ("map_at_10", "mAP@10"),
+        ("map_without_negatives_at_10", "mAP without negatives@10"),
+        ("precision_at_10", "P@10"),
         ("map", "mAP"),
         ("instance_map", "mAP per instance"),
         ("car.instance_recall_at_1", "car R_ID@1"),
@@ -528,6 +539,7 @@ def test_protocols_name_metrics_that_exist():
         ("fashioniq_dress.hits_round_6_at_10", "fashioniq_dress hits round 6@10"),
         ("negative_rate_at_10", "negative rate@10 ↓"),
         ("paraphrase_deviation_at_10", "paraphrase deviation@10 ↓"),
+        ("paraphrase_range_at_10", "paraphrase range@10 ↓"),
         ("paraphrase_worst_at_10", "paraphrase worst@10"),
         ("spatial relations.map_at_10", "spatial relations mAP@10"),
     ],

@@ -51,7 +51,8 @@ def test_a_row_is_of_one_split_and_states_figures_of_its_data_set_alone(row):
     assert row.figures
     assert row.figures.keys() <= set(KEYS[row.rules.dataset])
     assert all(0 < figure < 100 for figure in row.figures.values())
-    assert row.rules.split == (DATASETS[row.rules.dataset].submitted or "val")
+    dataset = DATASETS[row.rules.dataset]
+    assert row.rules.split == (dataset.submitted or dataset.evaluated)
     assert list(row.figures) == [key for key in KEYS[row.rules.dataset] if key in row.figures]
 
 
@@ -226,7 +227,7 @@ def test_the_command_prints_one_data_set_as_json(run):
 def test_a_data_set_without_published_figures_is_an_error(run):
     code, _, err = run("published", "--dataset", "Shoes")
     assert code == 2
-    assert "--dataset 'Shoes' is not known; expected CIRR or FashionIQ or CIRCO" in err
+    assert "--dataset 'Shoes' is not known; expected CIRR or FashionIQ or CIRCO or PinPoint" in err
 
 
 def test_the_help_and_the_page_name_the_data_sets(run, monkeypatch):

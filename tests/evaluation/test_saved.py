@@ -486,7 +486,7 @@ def test_a_file_of_before_there_were_groups(rewrite, result):
         for split in document["splits"]:
             split.pop("query_rule")
             for query in split["queries"]:
-                for name in ("group", "negatives", "further_references"):
+                for name in ("group", "negatives", "further_references", "num_listed_targets", "num_listed_negatives"):
                     query.pop(name)
 
     saved = load_rankings(rewrite(change_document=make_old))
@@ -499,7 +499,16 @@ def instances(make_split, make_query):
     """A split of three queries, of which two share a gallery of their own."""
     bell, cup = [f"g{place}" for place in range(9)], [f"g{place}" for place in range(20, 60)]
     queries = [
-        make_query(0, "g10", ["g1", "g2"], gallery=bell, group="bell", negatives=["g3"], further_references=["g11"]),
+        make_query(
+            0,
+            "g10",
+            ["g1", "g2"],
+            gallery=bell,
+            group="bell",
+            negatives=["g3"],
+            further_references=["g11"],
+            num_listed=(3, 4),
+        ),
         make_query(1, "g10", ["g4"], gallery=bell, group="bell"),
         make_query(2, "g12", ["g30"], gallery=cup, group="cup"),
     ]

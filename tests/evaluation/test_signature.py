@@ -31,6 +31,15 @@ def test_the_signature_of_fashioniq_names_its_categories(make_split):
     )
 
 
+def test_a_data_set_has_its_own_version_of_the_metrics(make_split):
+    """PinPoint's figures changed with its published evaluator; those of CIRR did not, and go on to compare."""
+    versions = {
+        dataset: signature_fields([make_split([], 3, dataset=dataset)], weights_hash="abc")["metrics"]
+        for dataset in ("CIRR", "PinPoint", "EDIR")
+    }
+    assert versions == {"CIRR": "1", "PinPoint": "2", "EDIR": "2"}
+
+
 def test_a_checkout_that_is_not_installed_says_so(monkeypatch, make_split):
     def not_installed(name):
         raise PackageNotFoundError(name)

@@ -197,6 +197,43 @@ def test_other_data_sets_take_names_by_query(make_split, make_query, tmp_path):
     assert measure({"composed": read_predictions([file], [split])}).metrics["recall_at_1"] == 1
 
 
+@pytest.fixture
+def pinpoint(make_split, make_query):
+    queries = [dataclasses.replace(make_query(1, "g0", ["g1"], negatives=["g2"]), id="query_00001")]
+    queries.append(dataclasses.replace(make_query(2, "g0", ["g3"], negatives=["g4"]), id="query_00002"))
+    return make_split(queries, NUM_IMAGES, dataset="PinPoint", name="test", exclude_reference=False)
+
+
+def test_pinpoint_takes_the_files_of_its_own_evaluator(pinpoint, tmp_path):
+    """The keys are the numbers alone; lists may be short or empty, and what they lack is not found."""
+    content = {"00002": {"retrieved_items": []}, "00001": {"retrieved_items": ["g2", "g0", "g1"], "note": "x"}}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(content))
+    (ranking,) = read_predictions([file], [pinpoint])
+    assert ranking.top[:, :4].tolist() == [[2, 0, 1, -1], [-1, -1, -1, -1]]
+    assert ranking.target_ranks.tolist() == [3, 0]
+    assert measure({"composed": [ranking]}).metrics["map_at_10"] == pytest.approx((1 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "message"),
+    [
+        ({"00001": ["g1"]}, "query 00001", "'00001' is a list (['g1']), expected an object"),
+        ({"00001": {"items": []}}, "query 00001", "key 'retrieved_items' is missing"),
+        ({"00001": {"retrieved_items": ["z"]}}, "query query_00001", "not in the gallery: 'z'"),
+        ({"00001": {"retrieved_items": ["g1", "g1"]}}, "query query_00001", "named more than once: 'g1'"),
+        ({"00003": {"retrieved_items": []}}, "", "queries that are not in PinPoint test (1): '00003'"),
+        ({"00001": ...}, "", "missing queries (1): 'query_00001'"),
+    ],
+)
+def test_what_is_wrong_with_pinpoints_file_is_said(pinpoint, tmp_path, content, where, message):
+    whole = {key: {"retrieved_items": ["g5"]} for key in ("00001", "00002")}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({key: value for key, value in {**whole, **content}.items() if value is not ...}))
+    (problem,) = check_predictions(file, [pinpoint])
+    assert (problem.where, problem.message) == (where, message)
+
+
 def test_categories_come_by_name(make_split, make_query, tmp_path):
     splits = [
         make_split(

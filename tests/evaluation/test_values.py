@@ -46,19 +46,38 @@ def test_map_per_instance_by_hand(make_split, make_query):
 
 
 def test_paraphrases_and_negatives_by_hand(make_split, make_query):
-    first, second = ["g0", "g20"], ["g4"]
     queries = [
-        make_query(0, "g59", first, group="a", negatives=["g1", "g2", "g30"]),
-        make_query(1, "g59", second, group="a", negatives=["g9", "g10"]),
-        make_query(2, "g59", ["g1"], group="b", negatives=["g40"]),
+        make_query(0, "g59", ["g0", "g3", "g20"], group="a", negatives=["g1", "g2", "g30"]),
+        make_query(1, "g59", ["g4"], group="a", negatives=["g9", "g10"]),
+        make_query(2, "g59", ["g1"], group="b", negatives=[]),
+        make_query(3, "g59", ["g5", "g6", "g7"], group="c", negatives=[f"g{place}" for place in range(8, 59)]),
+        make_query(4, "g59", ["g30"], group="c", negatives=["g30", "g0"]),
     ]
     metrics = figures_of(make_split(queries, NUM_IMAGES, dataset="PinPoint", exclude_reference=False))
-    # AP@10: (1/1) / 2, 1/5 and 1/2. The group a has 1/2 and 1/5: best 1/2, worst 1/5, deviation 3/20; b has 1/2 alone.
-    assert metrics["map_at_10"] == pytest.approx((1 / 2 + 1 / 5 + 1 / 2) / 3)
-    assert metrics["paraphrase_best_at_10"] == pytest.approx(1 / 2)
-    assert metrics["paraphrase_worst_at_10"] == pytest.approx((1 / 5 + 1 / 2) / 2)
-    assert metrics["paraphrase_deviation_at_10"] == pytest.approx((3 / 20 + 0) / 2)
-    assert metrics["negative_rate_at_10"] == pytest.approx((2 / 10 + 1 / 10 + 0) / 3)
+    assert metrics["map_at_10"] == pytest.approx(
+        ((1 + 2 / 4) / 3 + 1 / 5 + 1 / 2 + (1 / 6 + 2 / 7 + 3 / 8) / 3 + 0) / 5
+    )
+    # Without g1 and g2 the right answers of the first stand at 1 and 2; the others have no negative before theirs, and
+    # the last query's only right answer goes.
+    assert metrics["map_without_negatives_at_10"] == pytest.approx(
+        ((1 + 2 / 2) / 3 + 1 / 5 + 1 / 2 + (1 / 6 + 2 / 7 + 3 / 8) / 3 + 0) / 5
+    )
+    assert metrics["negative_rate_at_10"] == pytest.approx((2 / 3 + 1 / 2 + 0 + 2 / 10 + 1 / 2) / 5)
+    # Precision is 2/10 and 1/10 in a, 3/10 and 0 in c; b has one wording and does not count.
+    assert metrics["precision_at_10"] == pytest.approx((2 + 1 + 1 + 3 + 0) / 50)
+    assert metrics["paraphrase_best_at_10"] == pytest.approx((2 / 10 + 3 / 10) / 2)
+    assert metrics["paraphrase_worst_at_10"] == pytest.approx((1 / 10 + 0) / 2)
+    assert metrics["paraphrase_range_at_10"] == pytest.approx((1 / 10 + 3 / 10) / 2)
+    assert metrics["paraphrase_deviation_at_10"] == pytest.approx((1 / 20 + 3 / 20) / 2)
+
+
+def test_repeats_of_a_published_list_count_in_what_is_divided_by(make_split, make_query):
+    query = make_query(0, "g59", ["g1"], negatives=["g0", "g20"], num_listed=(3, 4))
+    metrics = figures_of(make_split([query], NUM_IMAGES, dataset="PinPoint", exclude_reference=False))
+    assert metrics["map_at_10"] == pytest.approx(1 / 2 / 3)
+    assert metrics["map_without_negatives_at_10"] == pytest.approx(1 / 3)
+    assert metrics["negative_rate_at_10"] == pytest.approx(1 / 4)
+    assert "paraphrase_range_at_10" not in metrics  # a group of one wording has no spread
 
 
 def test_rounds_by_hand(make_split, make_query):

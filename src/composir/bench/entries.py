@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from composir.bench.cells import Cost
 from composir.bench.running import Bench, Measured
@@ -55,6 +55,8 @@ class Part(BaseModel):
     """By query, of those that have some."""
     groups: dict[str, str] = Field(default_factory=dict)
     """By query, of those that belong to one."""
+    num_listed: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = Field(default_factory=dict)
+    """By query, of those whose data set counts repeats: ``Query.num_listed_targets`` and ``num_listed_negatives``."""
 
 
 class Run(BaseModel):
@@ -209,6 +211,11 @@ def _entry(dataset: str, model: str, measured: Measured) -> Entry:
                 ids=[query.id for query in ranking.split.queries],
                 aspects={query.id: list(query.aspects) for query in ranking.split.queries if query.aspects},
                 groups={query.id: query.group for query in ranking.split.queries if query.group},
+                num_listed={
+                    query.id: (query.num_listed_targets, query.num_listed_negatives)
+                    for query in ranking.split.queries
+                    if query.num_listed_targets
+                },
             )
             for ranking in composed
         ],
@@ -257,37 +264,37 @@ def _ranking(part: Part, ranks: Ranks, fields: Mapping[str, str], depth: int) ->
     gallery = tuple(map(str, range(part.num_gallery)))
     subset = ranks.subset or [None] * len(part.ids)
     negatives = ranks.negatives or [[]] * len(part.ids)
-    queries = tuple(
-        Query(
-            id=id_,
-            reference="",
-            text="",
-            texts=(),
-            targets=gallery[: len(places)],
-            subset=() if rank is None else gallery[:1],
-            aspects=tuple(part.aspects.get(id_, ())),
-            group=part.groups.get(id_, ""),
-            negatives=gallery[len(places) : len(places) + len(wrong)],
-        )
-        for id_, places, rank, wrong in zip(part.ids, ranks.targets, subset, negatives, strict=True)
-    )
-    top = np.full((len(queries), depth), PADDING, np.int64)
-    for row, (right, wrong) in enumerate(zip(ranks.targets, negatives, strict=True)):
-        places = right + wrong
-        if not right or min(places) < 0 or max(places) > part.num_gallery or len(places) > part.num_gallery:
-            raise ValueError(f"query {part.ids[row]} has ranks {places} in a gallery of {part.num_gallery}")
-        known = [rank for rank in places if rank]
-        if len(set(known)) < len(known):
-            raise ValueError(f"query {part.ids[row]} has two images at one rank")
-        for place, rank in enumerate(places):
+    top = np.full((len(part.ids), depth), PADDING, np.int64)
+    queries = []
+    for row, (id_, right, member, wrong) in enumerate(zip(part.ids, ranks.targets, subset, negatives, strict=True)):
+        _check_ranks(id_, right, wrong, part.num_gallery)
+        right_by_rank = {rank: place for place, rank in enumerate(right) if rank}
+        wrong_places = [right_by_rank.get(rank, place) for place, rank in enumerate(wrong, len(right))]
+        for place, rank in zip((*range(len(right)), *wrong_places), right + wrong, strict=True):
             if 1 <= rank <= depth:
                 top[row, rank - 1] = place
+        num_listed_targets, num_listed_negatives = part.num_listed.get(id_, (0, 0))
+        queries.append(
+            Query(
+                id=id_,
+                reference="",
+                text="",
+                texts=(),
+                targets=gallery[: len(right)],
+                subset=() if member is None else gallery[:1],
+                aspects=tuple(part.aspects.get(id_, ())),
+                group=part.groups.get(id_, ""),
+                negatives=tuple(gallery[place] for place in wrong_places),
+                num_listed_targets=num_listed_targets,
+                num_listed_negatives=num_listed_negatives,
+            )
+        )
     return Ranking(
         Split(
             dataset=fields["dataset"],
             name=fields["split"],
             category=part.category,
-            queries=queries,
+            queries=tuple(queries),
             gallery=gallery,
             images={},
             gallery_rule=fields["gallery"],
@@ -301,6 +308,17 @@ def _ranking(part: Part, ranks: Ranks, fields: Mapping[str, str], depth: int) ->
         subset=tuple(_order(rank, gallery) for rank in subset),
         right_ranks=pad_ranks(ranks.targets) if ranks.are_whole else None,
     )
+
+
+def _check_ranks(id_: str, right: list[int], wrong: list[int], num_gallery: int) -> None:
+    """Raise ``ValueError`` where ranks are not those of a gallery; an image may be right and wrong (PinPoint)."""
+    places = right + wrong
+    if not right or min(places) < 0 or max(places) > num_gallery or len(places) > num_gallery:
+        raise ValueError(f"query {id_} has ranks {places} in a gallery of {num_gallery}")
+    for ranks in (right, wrong):
+        known = [rank for rank in ranks if rank]
+        if len(set(known)) < len(known):
+            raise ValueError(f"query {id_} has two images at one rank")
 
 
 def _order(rank: int | None, gallery: Sequence[str]) -> tuple[str, ...]:

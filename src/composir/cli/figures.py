@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=MODELS)
 def published(
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Only its figures: CIRR, FashionIQ or CIRCO.", show_default="all")
+        str | None,
+        typer.Option("--dataset", help="Only its figures: CIRR, FashionIQ, CIRCO or PinPoint.", show_default="all"),
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -64,12 +64,16 @@ SHA256: dict[str, dict[str, str]] = {
         "split.toptee.train.json": "05dcf470d7cfd258a9b6ce538e3ce11201b77356beefaaa503707c3585f09068",
         "split.toptee.val.json": "76e09428cd3eb1bd8c4077ff5c2e022497abed2b40296edb742da7d0997e0811",
     },
+    "PinPoint": {
+        "pinpoint_licensed.parquet": "c17bb95b04488ae09f5c51d9d2f8840dded92e86f648250f068d619945e627e2",
+        "index_signatures.txt": "eb8a387ca71f70c85d84bb4f764b461bcca2a3500a773f80fbc33f18f533d095",
+    },
 }
 """By data set and name of the file, each computed from the file itself; what is not here could not be had for that.
 
 Sources: Cuberick-Orion/CIRR, branch ``cirr_dataset``; XiaoxiaoGuo/fashion-iq f71b16c; miccunifi/CIRCO 267b5c9;
 facebookresearch/genecis 0c5c968; XiaoxiaoGuo/fashion-retrieval 9ac8b2c; levymsn/LaSCo 311f4d7;
-yfyuan01/MultiturnFashionRetrieval cc192e6.
+yfyuan01/MultiturnFashionRetrieval cc192e6; pinterest/pinpoint-dataset e4ebb38.
 """
 
 

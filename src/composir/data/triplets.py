@@ -34,11 +34,17 @@ class Query:
     aspects: tuple[str, ...] = ()
     """CIRCO, EDIR: what kinds of change the sentence asks for, such as ``cardinality``; empty for other data sets."""
     group: str = ""
-    """What the query belongs to: an instance (i-CIR), the query that it says in other words (PinPoint), a session,
-    whose rounds are its queries in their order (MT-FashionIQ, CIRCLED). Groups are resampled whole. Empty where it
-    stands alone."""
+    """What the query belongs to: an instance (i-CIR), the reference images that several sentences ask about (PinPoint),
+    a session, whose rounds are its queries in their order (MT-FashionIQ, CIRCLED). Groups are resampled whole. Empty
+    where it stands alone.
+    """
     negatives: tuple[str, ...] = ()
     """PinPoint, EDIR: candidates that are known to be wrong; empty for other data sets."""
+    num_listed_targets: int = 0
+    """PinPoint: how long the published list of right answers is, repeats counted, by which its evaluator divides; 0
+    where that is the number of ``targets``."""
+    num_listed_negatives: int = 0
+    """PinPoint: the same of ``negatives``, nulls counted too."""
     further_references: tuple[str, ...] = ()
     """PinPoint: the other reference images of a query that has several; empty for other data sets."""
 

@@ -3,7 +3,6 @@
 from composir.evaluation.compare import Comparison, Difference, Run, Standing, compare, standings
 from composir.evaluation.evaluator import Embedder, evaluate, rank_embeddings, rank_splits
 from composir.evaluation.metrics import (
-    METRIC_VERSION,
     PROTOCOLS,
     MetricProtocol,
     average_precision,
@@ -38,7 +37,6 @@ __all__ = [
     "COMPOSED",
     "DEPTH",
     "KINDS",
-    "METRIC_VERSION",
     "PADDING",
     "PROTOCOLS",
     "Audit",

@@ -15,6 +15,7 @@ SIZES = {
     ("FashionIQ", "val", "original"): (6016, 15536),  # 2,017 + 2,038 + 1,961 queries, 3,817 + 6,346 + 5,373 images
     ("FashionIQ", "val", "val-union"): (6016, 8619),  # 2,628 + 3,089 + 2,902 images
     ("CIRCO", "val", "original"): (220, 123403),
+    ("PinPoint", "test", "original"): (7635, 109600),
 }
 """The queries and gallery images of a data set's split and gallery: a part of a split, or another data set in the same
 layout, is not what was published."""

@@ -22,15 +22,15 @@ from composir.evaluation.values import (
     negative_rate,
     num_targets,
     of_groups,
-    precision_at,
+    of_several,
+    precision,
+    precision_without_negatives,
     target_found,
     whole_precision,
     within,
 )
 from composir.tables import Table
 
-METRIC_VERSION = "1"
-"""Raised whenever a figure computed from the same ranking would change."""
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 DRAWS_PER_BLOCK = 2**22
@@ -64,6 +64,8 @@ class MetricProtocol:
     """Figures that are the arithmetic mean of others, by name."""
     solved_k: int = 10
     """A query counts as solved by one modality alone where its target is among that modality's best K."""
+    version: str = "1"
+    """Stands in the signature; raised whenever a figure of the data set from the same ranking would change."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ def _other_keys(name: str, ks: Sequence[int]) -> tuple[str, ...]:
 
 
 _CIRR_RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_50")
-_PARAPHRASE_METRICS = ("paraphrase_best", "paraphrase_worst", "paraphrase_deviation")
+_PARAPHRASE_METRICS = ("paraphrase_best", "paraphrase_worst", "paraphrase_range", "paraphrase_deviation")
 _CIRR_SUBSET_RECALLS = ("recall_subset_at_1", "recall_subset_at_2", "recall_subset_at_3")
 
 
@@ -132,11 +134,16 @@ PROTOCOLS: Table[MetricProtocol] = Table(
             recall_ks=(1, 10, 50),
             any_target=True,
             map_ks=(10,),
-            others=dict.fromkeys(("negative_rate", *_PARAPHRASE_METRICS), (10,)),
+            others=dict.fromkeys(("map_without_negatives", "negative_rate", "precision", *_PARAPHRASE_METRICS), (10,)),
             by_aspect="map_at_10",
+            version="2",  # 1: negatives divided by K, groups by average precision, lists without their repeats
         ),
         "EDIR": MetricProtocol(
-            primary="recall_at_1", recall_ks=(1, 5, 10), others={"negative_rate": (10,)}, by_aspect="recall_at_1"
+            primary="recall_at_1",
+            recall_ks=(1, 5, 10),
+            others={"negative_rate": (10,)},
+            by_aspect="recall_at_1",
+            version="2",  # 1: negatives divided by K
         ),
         "MT-FashionIQ": MetricProtocol(
             primary="mean_last_r5_r8",
@@ -169,17 +176,20 @@ METRICS: Table[Metric] = Table(
         "instance_map": of_groups(whole_precision, np.mean),
         "instance_recall": any_found,
         "instance_worst_map": of_groups(whole_precision, np.min),
+        "map_without_negatives": precision_without_negatives,
         "negative_rate": negative_rate,
-        "paraphrase_best": of_groups(precision_at, np.max),
-        "paraphrase_worst": of_groups(precision_at, np.min),
-        "paraphrase_deviation": of_groups(precision_at, np.std),
+        "precision": precision,
+        "paraphrase_best": of_groups(precision, of_several(np.max)),
+        "paraphrase_worst": of_groups(precision, of_several(np.min)),
+        "paraphrase_range": of_groups(precision, of_several(np.ptp)),
+        "paraphrase_deviation": of_groups(precision, of_several(np.std)),
         "last_round_recall": of_groups(target_found, last_round),
         **{f"hits_round_{number}": of_groups(any_found, hit_by_round(number)) for number in range(1, NUM_ROUNDS + 1)},
     },
 )
 """Further metrics by name: each query's own value of ``NAME_at_K``, of its ranking and K; a protocol's ``others`` says
 where they are measured. Recall and average precision at K are computed by ``per_query`` itself."""
-LOWER_IS_BETTER = ("negative_rate", "paraphrase_deviation")
+LOWER_IS_BETTER = ("negative_rate", "paraphrase_range", "paraphrase_deviation")
 """The metrics of which less is better."""
 
 _LABELS = {
@@ -193,7 +203,14 @@ _LABELS = {
     "instance_map": "mAP per instance",
     "instance_worst_map": "worst mAP per instance",
 }
-_PREFIXES = {"instance_recall_at_": "R_ID@", "recall_subset_at_": "R_s@", "recall_at_": "R@", "map_at_": "mAP@"}
+_PREFIXES = {
+    "instance_recall_at_": "R_ID@",
+    "recall_subset_at_": "R_s@",
+    "recall_at_": "R@",
+    "map_at_": "mAP@",
+    "map_without_negatives_at_": "mAP without negatives@",
+    "precision_at_": "P@",
+}
 
 
 def protocol_of(dataset: str) -> MetricProtocol:

@@ -135,6 +135,15 @@ def hits(ranking: Ranking, *, annotated_only: bool = False) -> Bool[np.ndarray, 
     return found
 
 
+def negatives(ranking: Ranking) -> Bool[np.ndarray, "num_queries depth"]:
+    """Return which images of ``top`` are explicit negatives of their query."""
+    place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
+    found = np.zeros(ranking.top.shape, bool)
+    for row, query in enumerate(ranking.split.queries):
+        found[row] = np.isin(ranking.top[row], [place_by_name[name] for name in query.negatives])
+    return found
+
+
 def first_ranks(hits: Bool[np.ndarray, "num_queries depth"]) -> Int64[np.ndarray, " num_queries"]:
     """Return the rank of every query's first hit, 1 for the best, 0 where there is none."""
     if not hits.shape[1]:

@@ -36,7 +36,14 @@ _OPTIONAL = ("right_ranks",)
 _RULES = ("dataset", "name", "category", "gallery_rule", "text_rule", "query_rule")
 _SPLIT_FIELDS = (*_RULES, "exclude_reference")
 _LISTS_OF_A_QUERY = ("texts", "targets", "subset", "gallery", "aspects", "negatives", "further_references")
-_LATER = {"query_rule": ALL_QUERIES, "group": "", "negatives": [], "further_references": []}
+_NUMBERS_OF_A_QUERY = ("num_listed_targets", "num_listed_negatives")
+_LATER = {
+    "query_rule": ALL_QUERIES,
+    "group": "",
+    "negatives": [],
+    "further_references": [],
+    **dict.fromkeys(_NUMBERS_OF_A_QUERY, 0),
+}
 """What stands for fields that files of earlier versions lack."""
 
 
@@ -293,7 +300,10 @@ def _query(entry: Mapping[str, Any], galleries: Sequence[tuple[str, ...]]) -> Qu
     if isinstance(values["gallery"], int):
         return replace(_query({**entry, "gallery": []}, ()), gallery=galleries[values["gallery"]])
     for name, value in values.items():
-        values[name] = _strings(value) if name in _LISTS_OF_A_QUERY else _of_type(str, value)
+        if name in _LISTS_OF_A_QUERY:
+            values[name] = _strings(value)
+        else:
+            values[name] = _of_type(int if name in _NUMBERS_OF_A_QUERY else str, value)
     return Query(**values)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from composir.data.triplets import ALL_QUERIES, Split
-from composir.evaluation.metrics import METRIC_VERSION
+from composir.evaluation.metrics import protocol_of
 from composir.version import own_version
 
 TIE_RULE = "pessimistic"
@@ -28,7 +28,7 @@ def signature_fields(splits: Sequence[Split], *, weights_hash: str, num_reranked
         **({"queries": split.query_rule} if split.query_rule != ALL_QUERIES else {}),
         "ties": TIE_RULE,
         **({"rerank": f"matching head, best {num_reranked}"} if num_reranked else {}),
-        "metrics": METRIC_VERSION,
+        "metrics": protocol_of(split.dataset).version,
         "weights": weights_hash,
         "composir": own_version(),
     }

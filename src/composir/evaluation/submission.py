@@ -6,6 +6,8 @@
 - **CIRCO** (its evaluation server): ``{"<query id>": [50 COCO image ids as integers]}``.
 - **FashionIQ** (start_kit/eval.py of its repository): one file a category, the caption file's own entries, each with
   ``ranking``, names best first. The name of the file begins with the category: ``dress.val.pred.json``.
+- **PinPoint** (README.md of its repository): ``{"<query id without query_>": {"retrieved_items": [names, best
+  first]}}``, at most 50 names; where there are fewer, the rest counts as not found.
 - **All others**, which have no server: ``{"<query id>": [names, best first]}``, and one such object by category where
   there are several: ``{"<category>": {"<query id>": [...]}}``.
 """
@@ -17,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,22 @@ def _read_fashioniq(file: Path, splits: Sequence[Split], problems: list[Problem]
     return [Predictions(split, found)]
 
 
+def _read_pinpoint(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
+    (split,) = splits
+    content: dict[str, Any] | None = read_json(file, dict, problems, restore=WRITE_AGAIN)
+    if content is None:
+        return []
+    id_by_key = {query.id.removeprefix("query_").zfill(5): query.id for query in split.queries}
+    found: dict[str, list[Any]] = {}
+    for key in content:
+        entry = Entry(file, f"query {key}", content, problems, WRITE_AGAIN)
+        fields = entry.get(key, dict)
+        names = None if fields is None else dataclasses.replace(entry, fields=fields).get("retrieved_items", list)
+        found[id_by_key.get(key, key)] = names or []
+    lists = _Lists(file, split, problems, depth=0, exact=False)
+    return [Predictions(split, lists.read(found))]
+
+
 def _read_plain(file: Path, splits: Sequence[Split], problems: list[Problem]) -> list[Predictions]:
     content = read_json(file, dict, problems, restore=WRITE_AGAIN)
     if content is None:
@@ -258,10 +277,11 @@ _READERS: dict[str, Callable[[Path, Sequence[Split], list[Problem]], list[Predic
     "CIRR": _read_cirr,
     "CIRCO": _read_circo,
     "FashionIQ": _read_fashioniq,
+    "PinPoint": _read_pinpoint,
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Lists:
     """Reads the lists of a file by query id; what is wrong is added to ``problems``."""
 
@@ -314,13 +334,15 @@ class _Lists:
             entry.problem(f"holds {len(items)} names, expected {least}{expected}", "give the best, in order")
         return tuple(names)
 
-    def _candidates(self, query: Query) -> set[str] | dict[str, None]:
+    def _candidates(self, query: Query) -> frozenset[str]:
         if self.in_subset:
-            return set(query.subset)
-        candidates = set(query.gallery or self.split.gallery)
-        if self.split.exclude_reference:
-            candidates.difference_update(query.references)
-        return candidates
+            return frozenset(query.subset)
+        candidates = frozenset(query.gallery) if query.gallery else self._gallery
+        return candidates.difference(query.references) if self.split.exclude_reference else candidates
+
+    @cached_property
+    def _gallery(self) -> frozenset[str]:
+        return frozenset(self.split.gallery)
 
     def _report(self, what: str, ids: Sequence[str]) -> None:
         if ids:

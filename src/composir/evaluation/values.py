@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from composir.data.triplets import Split
-from composir.evaluation.ranking import Ranking, first_ranks, hits
+from composir.evaluation.ranking import Ranking, first_ranks, hits, negatives
 
 Metric = Callable[[Ranking, int], Float64[np.ndarray, " num_queries"]]
 """Each query's own value of ``NAME_at_K``, of its ranking and K; NaN where the figure does not speak of the query."""
@@ -17,8 +17,8 @@ Reduce = Callable[[Float64[np.ndarray, " group"]], float]
 
 
 def num_targets(split: Split) -> Int64[np.ndarray, " num_queries"]:
-    """Return how many right answers every query has."""
-    return np.array([len(query.targets) for query in split.queries], dtype=np.int64)
+    """Return how many right answers every query has, as its data set counts them (``Query.num_listed_targets``)."""
+    return np.array([query.num_listed_targets or len(query.targets) for query in split.queries], dtype=np.int64)
 
 
 def average_precision(
@@ -33,9 +33,21 @@ def average_precision(
     return (precision * best).sum(axis=1) / np.minimum(num_targets, k)
 
 
-def precision_at(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
-    """Return ``average_precision`` over all right answers at K."""
-    return average_precision(hits(ranking), num_targets(ranking.split), k)
+def precision(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
+    """Return the share of the best K that are right answers; a place that the ranking leaves empty is a miss."""
+    return hits(ranking)[:, :k].sum(axis=1) / k
+
+
+def precision_without_negatives(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
+    """Return ``average_precision`` at K of the ranking from which the explicit negatives are taken out.
+
+    An image that is also a right answer goes, too, and stays in the number of right answers. Source: the evaluator of
+    PinPoint (Mahadev et al., CVPR 2026, arXiv 2603.04598), there ``mAP@K_noNeg``.
+    """
+    wrong = negatives(ranking)
+    others_first = np.argsort(wrong, axis=1, kind="stable")
+    right = np.take_along_axis(hits(ranking) & ~wrong, others_first, axis=1)
+    return average_precision(right, num_targets(ranking.split), k)
 
 
 def whole_precision(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
@@ -69,17 +81,14 @@ def within(ranks: Int64[np.ndarray, " num_queries"], k: int) -> Float64[np.ndarr
 
 
 def negative_rate(ranking: Ranking, k: int) -> Float64[np.ndarray, " num_queries"]:
-    """Return the share of the best K that are explicit negatives (after PinPoint, arXiv 2603.04598); lower is better.
+    """Return how many explicit negatives are among the best K, divided by min(their number, K); lower is better.
 
-    NaN for a query without negatives.
+    0 for a query without negatives. Source: the evaluator of PinPoint (Mahadev et al., CVPR 2026, arXiv 2603.04598),
+    there ``NegRecall@K``.
     """
-    gallery = ranking.split.gallery
-    rates = np.full(len(ranking.top), np.nan)
-    for row, query in enumerate(ranking.split.queries):
-        if query.negatives:
-            negatives = set(query.negatives)
-            rates[row] = sum(gallery[place] in negatives for place in ranking.top[row, :k] if place >= 0) / k
-    return rates
+    queries = ranking.split.queries
+    num_negatives = np.array([query.num_listed_negatives or len(query.negatives) for query in queries], dtype=np.int64)
+    return negatives(ranking)[:, :k].sum(axis=1) / np.clip(num_negatives, 1, k)
 
 
 def group_numbers(split: Split) -> Int64[np.ndarray, " num_queries"]:
@@ -104,6 +113,11 @@ def of_groups(metric: Metric, reduce: Reduce) -> Metric:
         return reduced
 
     return of_group
+
+
+def of_several(reduce: Reduce) -> Reduce:
+    """Return what is NaN for a group of a single query, and ``reduce`` of any other."""
+    return lambda values: float(reduce(values)) if len(values) > 1 else float("nan")
 
 
 def hit_by_round(number: int) -> Reduce:
