@@ -143,7 +143,8 @@ def test_what_is_no_parquet_file(root, problems_of):
 def test_without_pyarrow_the_message_names_the_extra(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
-        ComposirError, match=r"needs the package pyarrow, which is not installed; fix: pip install .*\[parquet\]"
+        ComposirError,
+        match=r"needs the package pyarrow, which is not installed; fix: pip install ('pyarrow|-e \.\[parquet\])",
     ):
         pinpoint.load(root, "test")
 

@@ -115,6 +115,14 @@ def test_what_cannot_be_meant_is_refused_and_not_kept(recording, search, file, c
     assert file.read_bytes() == b""
 
 
+def test_a_body_that_is_no_json_is_an_invalid_request(recording, file):
+    for body in (b"\xff\xfe", b"{", b""):
+        answer = recording.post("/api/meant", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:composir:problem:invalid-request")
+        assert answer.json()["errors"]
+    assert file.read_bytes() == b""
+
+
 def test_an_upload_is_refused(recording, search, file):
     form = {name: value for name, value in search.items() if name != "image_id"}
     assert recording.post("/api/meant", data=form, files={"image": b"x"}).status_code == 422

@@ -72,6 +72,9 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, UnicodeDecodeError):  # FastAPI's, for JSON; what else is no JSON is its 422
+            detail = "body: it is not UTF-8"
+            return problem_response(422, detail, name="invalid-request", instance=_instance(request), errors=[detail])
         name = error.name if isinstance(error, HttpProblem) else ""
         return problem_response(
             error.status_code, error.detail, name=name, instance=_instance(request), headers=error.headers
