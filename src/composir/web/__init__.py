@@ -35,10 +35,10 @@ def open_server(
 
     ``root_path`` is the prefix (``/pictures``) that a proxy puts before all paths, ``record`` the JSONL file that what
     people meant is added to. A head that ``model`` names is taken up anew whenever its folder holds another; with
-    ``record`` it need not be there yet. Raises ``ComposirError`` where the
-    extra ``web`` is not installed, for an address that is not this machine alone without a key, a key that is too
-    short, an address that is taken or not this machine's, a prefix that is none, a file
-    to record in that cannot be written or holds something else, and whatever ``Retriever`` raises.
+    ``record`` it need not be there yet. Raises ``ComposirError`` where the extra ``web`` is not installed, for an
+    address that is not this machine alone without a key, a key that is too short, an address that is taken or not this
+    machine's, a prefix that is none, a file to record in that cannot be written or holds something else, and whatever
+    ``Retriever`` raises.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
