@@ -308,6 +308,22 @@ def test_the_heat_map_shows_on_hover_on_focus_and_on_a_tap(address, visit):
     assert complaints == []
 
 
+def test_a_map_of_somebody_else_s_fusion_is_called_by_its_name(address, visit):
+    page, _, complaints = visit(address, viewport=DESKTOP)
+    page.locator(".hit").first.click()
+    search(page, "make it blue")
+
+    def another(route) -> None:
+        told = route.fetch().json()
+        route.fulfill(json=told | {"map": "length"})
+
+    page.route("**/api/heat", another)
+    expect(page.locator("#look")).to_be_visible()
+    page.hover("#frame")
+    expect(page.locator("#legend")).to_contain_text("length: dark is 0.")
+    assert complaints == []
+
+
 def test_a_heat_map_stays_when_the_server_s_facts_come_after_it(address, visit):
     page, _, _ = visit(address, viewport=DESKTOP)
     page.locator(".hit").first.click()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from composir.visualize import MAPS
+from composir.visualize.maps import limits_by_map
+from composir.web.pictures import heat_limits
 
 
 def test_an_end_of_a_bar_is_not_zero_where_it_is_not():
@@ -19,3 +23,13 @@ def test_limits_are_shared_and_even_maps_look_even():
     assert change.limits([np.array([[1.0, 2.0]])]) == (0, 2)
     worth = next(one for one in MAPS if one.diverging)
     assert worth.limits([np.array([[1.0, -2.0]])]) == (-2, 2)
+
+
+def test_what_a_fusion_of_somebody_else_s_shows_is_drawn_by_its_name():
+    nothing = {one.key: None for one in MAPS}
+    length = np.array([3.0, 5.0, 4.0, 3.5], np.float32)
+    limits = limits_by_map([SimpleNamespace(maps={"length": length}, **nothing)])
+    assert [(one.key, one.title, held) for one, held in limits.items()] == [("length", "length", (3, 5))]
+    (drawn,) = limits
+    assert drawn.values(SimpleNamespace(maps={"length": length})).tolist() == [[3, 5], [4, 3.5]]
+    assert heat_limits("length", length.reshape(2, 2)) == (3, 5)

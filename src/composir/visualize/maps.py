@@ -12,6 +12,9 @@ from matplotlib import colormaps
 from composir.heat import DIVERGING, SEQUENTIAL, sequential
 from composir.models.trace import Trace, patches
 
+MIN_SPAN = 1e-6
+"""Of a map that nothing is known of: from its lowest value to its highest."""
+
 
 @dataclass(frozen=True)
 class Map:
@@ -35,7 +38,7 @@ class Map:
 
     def values(self, trace: Trace) -> Float32[np.ndarray, "rows columns"] | None:
         """Return the map's values by patch, scaled; None where the trace has none."""
-        values = getattr(trace, self.key)
+        values = trace.maps.get(self.key, getattr(trace, self.key, None))
         return None if values is None else patches(values) * self.scale
 
     def limits(self, maps: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -123,6 +126,12 @@ MAPS = (
 
 
 def limits_by_map(traces: Sequence[Trace]) -> dict[Map, tuple[float, float]]:
-    """Return the maps that any of the traces has, in their order, each with the limits that all traces share."""
-    values = {one: [values for trace in traces if (values := one.values(trace)) is not None] for one in MAPS}
+    """Return the maps that any of the traces has, in their order, each with the limits that all traces share.
+
+    Behind ``MAPS`` come those that a fusion of somebody else's shows, by its own names for them.
+    """
+    named = {one.key for one in MAPS}
+    own = dict.fromkeys(name for trace in traces for name in trace.maps if name not in named)
+    maps = (*MAPS, *(Map(name, name, f"What the fusion calls {name}.", "its own", min_span=MIN_SPAN) for name in own))
+    values = {one: [values for trace in traces if (values := one.values(trace)) is not None] for one in maps}
     return {one: one.limits(held) for one, held in values.items() if held}

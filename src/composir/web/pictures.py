@@ -142,5 +142,10 @@ def draw_heat(
 
 
 def heat_limits(name: str, values: Float32[np.ndarray, "rows columns"]) -> tuple[float, float]:
-    """Return the values of the first and the last colour, the same for all pictures, so that an even map looks even."""
+    """Return the values of the first and the last colour, the same for all pictures, so that an even map looks even.
+
+    Of a map that somebody else's fusion shows nothing is known but its values: the lowest and the highest.
+    """
+    if name not in ("gate", "attention", "text_attention"):
+        return float(values.min()), float(values.max())
     return 0.0, 1.0 if name == "gate" else FULL_ATTENTION / values.size

@@ -7,6 +7,7 @@ import { current } from "./steps.js";
 import { say } from "./text.js";
 
 const HOVER_MS = 150;
+const KNOWN_MAPS = ["gate", "text_attention", "attention"]; // others are of fusions that somebody has added
 const maps = new Map();
 let pinned = false, hovering = 0;
 
@@ -37,7 +38,8 @@ async function look(on) {
     await $("heat").decode();
     $("frame").classList.add("looking");
     const values = map.values.flat();
-    $("meaning").textContent = say(map.map, Math.min(...values).toFixed(2), Math.max(...values).toFixed(2));
+    const ends = [Math.min(...values).toFixed(2), Math.max(...values).toFixed(2)];
+    $("meaning").textContent = say(KNOWN_MAPS.includes(map.map) ? map.map : "ownMap", ...ends, map.map);
     $("legend").hidden = false;
   } catch (error) {
     maps.delete(key);
