@@ -58,7 +58,7 @@ def test_lines_of_m_beir_find_a_query_by_its_picture_and_words(make_root, tmp_pa
 
 
 @pytest.mark.parametrize("text_rule", [None, *TEXT_RULES])
-def test_fashioniq_s_categories_are_found_whatever_the_text_rule(make_root, tmp_path, text_rule):
+def test_fashioniq_s_categories_are_found_whatever_the_text_rule(make_root, tmp_path, caplog, text_rule):
     root = make_root("FashionIQ", tmp_path / "fashionIQ_dataset")
     if text_rule == CORRECTED:
         for category in ("dress", "shirt", "toptee"):
@@ -73,6 +73,7 @@ def test_fashioniq_s_categories_are_found_whatever_the_text_rule(make_root, tmp_
     assert ids(found) == [["0"], ["1"], ["1"]]
     (dress,) = read("FashionIQ", root, tmp_path / "list.csv", csv_text("fashioniq", *asked), categories=["dress"])
     assert [query.id for query in dress.queries] == ["0"]
+    assert "list.csv: 2 of its 3 queries are not of dress and are left out" in caplog.text
 
 
 def test_coco_s_pictures_and_only_the_lines_of_the_data_set_that_is_measured(make_root, tmp_path):
@@ -136,3 +137,10 @@ def test_numbers_of_m_beir_s_own_are_refused(make_root, tmp_path):
     with pytest.raises(ComposirError, match="numbers queries as M-BEIR does") as error:
         read("CIRCO", root, tmp_path / "circo_validated_unsolved_query_indices.json", json.dumps(content))
     assert "query_jsonl/" in str(error.value.fix)
+
+
+@pytest.mark.parametrize("text", ['{"query_text"', "\0", 100_000 * '{"a":', '"' + 200_000 * "x"])
+def test_what_cannot_be_told_is_no_list_of_circus_s(make_root, tmp_path, text):
+    root = make_root("CIRCO", tmp_path / "CIRCO")
+    with pytest.raises(ProblemsError):
+        read("CIRCO", root, tmp_path / "list", text)

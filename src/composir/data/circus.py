@@ -34,11 +34,11 @@ def is_circus(text: str) -> bool:
     first = text.split("\n", 1)[0]
     if '"query_indices"' in text:
         return True
-    if not first.lstrip().startswith("{"):
-        return {*next(csv.reader([first]), [])} >= {PICTURE_COLUMNS[0], TEXT_COLUMNS[0]}
     try:
+        if not first.lstrip().startswith("{"):
+            return {*next(csv.reader([first]), [])} >= {PICTURE_COLUMNS[0], TEXT_COLUMNS[0]}
         return any(column in json.loads(first) for column in TEXT_COLUMNS)
-    except ValueError:
+    except (ValueError, RecursionError, csv.Error):
         return False
 
 
@@ -62,7 +62,13 @@ def find_listed(text: str, splits: Sequence[Split], file: Path, problems: list[P
             ids_by_key[_key(query.reference, query.text)].append((split.category, query.id))
     keys = dict.fromkeys(_read_keys(text, splits[0].dataset, file, problems))
     unknown = [key for key in keys if key not in ids_by_key]
-    if unknown and {split.category for split in splits} in ({""}, {*CATEGORIES}):
+    is_partial = {split.category for split in splits} not in ({""}, {*CATEGORIES})
+    if unknown and is_partial:
+        categories = ", ".join(split.category for split in splits)
+        log.warning(
+            "%s: %d of its %d queries are not of %s and are left out", file, len(unknown), len(keys), categories
+        )
+    elif unknown:
         names = "; ".join(f"{picture}, {sentence!r}" for picture, sentence in unknown)
         message = f"{splits[0].dataset} {splits[0].name} has no such queries ({len(unknown):,}): {names}"
         problems.append(Problem(str(file), "", message, f"measure the split that the list is of, or {TAKE_ANOTHER}"))
