@@ -443,7 +443,12 @@ def test_a_broken_image_is_one_line_and_nothing_is_trained(run, shapes_root, tmp
 def test_a_model_without_the_learning_rate_it_needs_is_warned_of(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, _, err = run("train", "--backbone", "mini", "--learning-rate", "1e-5")
-    assert "note: --learning-rate 1e-05 is meant for the pretrained BLIP-2 backbones" in err
+    told = "note: a learning rate of 1e-05 is meant for the pretrained BLIP-2 backbones"
+    assert told in err
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("learning_rate = 1e-5\n")
+    _, _, err = run("train", "--config", recipe, "--backbone", "mini")
+    assert told in err
 
 
 def test_selfcheck_json(run):

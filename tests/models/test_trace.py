@@ -211,6 +211,12 @@ def test_a_watched_training_step_has_the_same_gradients_to_the_bit(make_model, p
     assert not seen[0].gate.requires_grad
 
 
+def test_all_readings_of_a_step_with_a_late_gate_are_kept(make_model, pictures):
+    _, seen = gradients(make_model(fusion="gate+late").train(), pictures, watched=True)
+    assert [one.with_text for one in seen] == [True, False, False]
+    assert seen[0].gate.shape == (2, 9)
+
+
 def test_only_the_last_readings_are_kept(make_model, pictures):
     model = make_model()
     with watch(model, keep=3) as seen:

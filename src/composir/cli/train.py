@@ -279,7 +279,7 @@ def train(
         if largest_batch := given.get("batch_size") == AUTO:
             del given["batch_size"]
         recipe = load_recipe(given, config)
-    _warn_of_learning_rate(recipe, given)
+    _warn_of_learning_rate(recipe)
     with Bars() as bars:
         result = run_training(
             recipe,
@@ -380,10 +380,11 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 PUBLISHED_LEARNING_RATE_LIMIT = 1e-4
 
 
-def _warn_of_learning_rate(recipe: Any, given: dict[str, Any]) -> None:
-    if recipe.backbone == "mini" and given.get("learning_rate", 1.0) < PUBLISHED_LEARNING_RATE_LIMIT:
+def _warn_of_learning_rate(recipe: Any) -> None:
+    if recipe.backbone == "mini" and recipe.learning_rate < PUBLISHED_LEARNING_RATE_LIMIT:
         err.print(
-            f"note: --learning-rate {recipe.learning_rate:g} is meant for the pretrained BLIP-2 backbones; the mini "
-            "backbone hardly learns at it. Leave the flag out to train with the mini recipe's own.",
+            f"note: a learning rate of {recipe.learning_rate:g} is meant for the pretrained BLIP-2 backbones; the mini "
+            "backbone hardly learns at it. Leave out what names it (--learning-rate, --config) to train with the mini "
+            "recipe's own.",
             soft_wrap=True,
         )

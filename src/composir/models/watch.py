@@ -18,8 +18,8 @@ from composir.models.token_fusion import TokenFusion
 
 Model = TypeVar("Model", bound=Sprc)
 
-NUM_READINGS = 2
-"""A training step reads twice: the references with their sentences, and the candidates."""
+NUM_READINGS = 3
+"""Of a training step: references with their sentences, candidates, and with a fusion of the query references alone."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def watch(model: Sprc, *, keep: int = NUM_READINGS) -> Iterator[deque[Reading]]:
 
         with watch(model) as seen:
             model.embed_query([picture], ["make it red"])
-        seen[-1].gate  # (1, tokens)
+        next(one for one in seen if one.with_text).gate  # (1, tokens)
     """
     watcher = _Watcher(deque(maxlen=keep))
     handles = watcher.register(model)
