@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from fastapi.testclient import TestClient
+from PIL import Image
 from torch import Tensor, nn
 
 from composir.data import Split, load_splits, read_image
@@ -24,6 +25,7 @@ from composir.models.backbones.mini import lite_tower
 from composir.models.backbones.tiny import tiny_tower
 from composir.models.dual import FEATURE_SUM, DualEncoder
 from composir.models.fusion import FUSIONS, NONE
+from composir.models.heads.folder import HeadConfig, make_head, save_head
 from composir.models.sprc import Standardise
 from composir.models.vision import Tower
 from composir.models.vit import vit_tower
@@ -274,6 +276,27 @@ def test_evaluation_index_search_and_server(on, monkeypatch, shapes_root, shapes
         with Retriever(index) as retriever:
             retriever.model.trace(picture, "make it red", picture)
             assert_served(retriever, device, picture, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("of_head", [False, True])
+def test_what_is_drawn_on_a_gpu_is_what_is_drawn_on_the_cpu(on, run, shapes_index, tmp_path, kind, of_head):  # noqa: PLR0917
+    model, pictures = shapes_index.parent / "model", shapes_index.parent / "pictures"
+    asked = ("--image", next(pictures.iterdir()), "--text", "make it red", "--gallery", pictures)
+    if of_head:
+        base, identity = open_embedder(model, (), place=IN_MEMORY)
+        dims = {"dim": base.model.config.embed_dim, "text_dim": base.embed_words(["red"]).shape[-1]}
+        config = HeadConfig(head="gate", base=str(model), base_hash=identity, **dims)
+        save_head(make_head(config), config, tmp_path / "head")
+    words = ("visualize", "--model", tmp_path / "head" if of_head else model, *asked, *["--all"] * (not of_head))
+    code, _, err = run(*words, "--out", tmp_path / "cpu.png", "--device", "cpu")
+    assert code == 0, err
+    with on(kind) as device, device.watched() as seen:
+        code, _, err = run(*words, "--out", tmp_path / "gpu.png")
+    assert code == 0, err
+    assert seen  # it was there that it computed
+    drawn, expected = (np.asarray(Image.open(tmp_path / f"{name}.png"), np.int16) for name in ("gpu", "cpu"))
+    assert np.abs(drawn - expected).max() <= 2
 
 
 def assert_served(retriever: Retriever, device: Device, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:

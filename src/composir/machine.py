@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from composir.errors import ComposirError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3) by their numbers in glibc's malloc.h."""
 KEPT_BYTES = 2**30
@@ -42,6 +44,26 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def usable_device(device: str | None) -> str:
+    """Return the device that was asked for, without one ``default_device()``, as text.
+
+    Raises ``ComposirError`` for a device that torch does not have here.
+    """
+    if device is None:
+        return str(default_device())
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each is what torch raises for one of its devices
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise ComposirError(
+            f"--device {device!r} is none that torch can use here",
+            expected=" or ".join(there),
+            fix="leave out --device",
+        ) from error
+    return device
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from composir.cli.common import (
     MODELS,
     Categories,
     Dataset,
+    Device,
     Json,
     Seed,
     app,
@@ -159,6 +160,7 @@ def visualize(
         ),
     ] = None,
     every_map: Annotated[bool, typer.Option("--all", help="Draw every map, not only the two that say most.")] = False,
+    device: Device = None,
     json_: Json = False,
 ) -> int:
     """Draw what a model looks at in a picture, sentence by sentence, and what it retrieves with its fusion and without.
@@ -171,6 +173,7 @@ def visualize(
     _require_asked(image, target, gallery)
     require_data_root(dataset, data_root, split)
     from composir.features import OpenedHead, open_model
+    from composir.machine import usable_device
     from composir.models.composer import Composer
     from composir.visualize import (
         answer,
@@ -191,7 +194,7 @@ def visualize(
             if data_root is not None
             else gallery_of_folder(gallery or Path())
         )
-    loaded = open_model(model, "cpu")
+    loaded = open_model(model, usable_device(device))
     if not isinstance(loaded, (Composer, OpenedHead)):
         raise ComposirError(
             f"{loaded.kind} does not show what it looks at",

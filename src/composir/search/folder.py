@@ -13,13 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from composir.data.images.files import picture_bounds
 from composir.data.images.folder import Pictures, find_pictures
 from composir.errors import ComposirError, nearest
 from composir.files import telling_full_disk
-from composir.machine import default_device
+from composir.machine import usable_device
 from composir.models.photos.embedder import PHOTOS
 from composir.paths import MANIFEST, holds_no_picture, require_pictures
 from composir.progress import Progress
@@ -70,26 +69,6 @@ class IndexReport:
     """Folders that were left out by a pattern."""
     model: str
     """Its name, and what it was trained for, in a line."""
-
-
-def usable_device(device: str | None) -> str:
-    """Return the device that was asked for, without one ``default_device()``, as text.
-
-    Raises ``ComposirError`` for a device that torch does not have here.
-    """
-    if device is None:
-        return str(default_device())
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:  # each is what torch raises for one of its devices
-        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        there += ["mps"] * torch.backends.mps.is_available()
-        raise ComposirError(
-            f"--device {device!r} is none that torch can use here",
-            expected=" or ".join(there),
-            fix="leave out --device",
-        ) from error
-    return device
 
 
 def index_folder(

@@ -17,6 +17,7 @@ from PIL import Image
 from composir.data.images.files import read_bytes
 from composir.errors import ComposirError, command
 from composir.features import require_matching_head
+from composir.machine import usable_device
 from composir.models.composer import Composer
 from composir.models.config import CONFIG, WEIGHTS
 from composir.models.heads.folder import read_head
@@ -24,7 +25,6 @@ from composir.models.vision import TOWER_BATCH
 from composir.models.watch import NUM_READINGS, Reading, watch
 from composir.paths import MANIFEST
 from composir.search.encoder import ComposerEncoder, Encoder, HeadEncoder, VectorEncoder, open_encoder, with_head
-from composir.search.folder import usable_device
 from composir.search.index import Index, float32
 from composir.search.manifest import EXACT, Manifest, read_manifest, rebuild_command
 from composir.search.mapped import MappedIndex
