@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 
+import pyarrow.parquet
 import pytest
 
 from composir.data import load_splits
@@ -108,6 +109,30 @@ def test_all_queries_of_one_picture_and_one_sentence_are_taken(make_root, tmp_pa
         found = read("CIRCO", root, tmp_path / "list.csv", csv_text("circo", ("000000004000.jpg", "shows 4 instead")))
     assert ids(found) == [["1", "2"]]
     assert "queries of one picture and one sentence are all taken (1 of the list's)" in caplog.text
+
+
+def test_a_table_of_parquet_is_read_as_its_csv_is(make_root, tmp_path):
+    root = make_root("CIRCO", tmp_path / "CIRCO")
+    file = tmp_path / "circo_validated.parquet"
+    rows = [
+        {"dataset": "circo", "query_idx": 1, "query_text": "shows 4 instead", "query_image_ref": "000000004000.jpg"},
+        {"dataset": "cirr", "query_idx": 4, "query_text": "Add needles.", "query_image_ref": "dev-1047-2-img1.jpg"},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    assert ids(load_splits("CIRCO", root, "val", only=file, annotations_only=True)) == [["1"]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"query": "shows 4 instead"}]), file)
+    with pytest.raises(ProblemsError) as error:
+        load_splits("CIRCO", root, "val", only=file, annotations_only=True)
+    assert [(one.where, one.message) for one in error.value.problems] == [
+        ("", "has no column query_image_ref or query_image_path or query_img_path, but query"),
+        ("", "has no column query_text or query_txt, but query"),
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([rows[0] | {"query_text": None}]), file)
+    with pytest.raises(ProblemsError, match=r"\(row 1\): has the picture '.*' and the sentence None"):
+        load_splits("CIRCO", root, "val", only=file, annotations_only=True)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ProblemsError, match="cannot be read as Parquet"):
+        load_splits("CIRCO", root, "val", only=file, annotations_only=True)
 
 
 def test_what_is_wrong_is_told_at_once(make_root, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from composir.data.annotations import parse_json
 from composir.data.fashioniq import CATEGORIES
+from composir.data.parquet import read_rows
 from composir.data.triplets import Split
 from composir.errors import ComposirError, Problem, short
 
@@ -42,15 +43,16 @@ def is_circus(text: str) -> bool:
         return False
 
 
-def find_listed(text: str, splits: Sequence[Split], file: Path, problems: list[Problem]) -> dict[str, list[str]]:
+def find_listed(text: str | None, splits: Sequence[Split], file: Path, problems: list[Problem]) -> dict[str, list[str]]:
     """Return the ids of the queries that a list means, by category (``""`` where there are none).
 
     The lists number the queries as M-BEIR does, which leaves some out and merges those of one picture and one sentence;
     they are found by that picture and sentence, and all are taken where they are several. ``splits`` hold the sentences
     as annotated; punctuation and capitals do not count. What is wrong with the file, and what the benchmark has not, is
-    added to ``problems``. Where only some of FashionIQ's categories are measured, the others' queries are left out.
+    added to ``problems``. ``text`` is the file's, None for Parquet. Where only some of FashionIQ's categories are
+    measured, the others' queries are left out.
     """
-    if '"query_indices"' in text:
+    if text is not None and '"query_indices"' in text:
         raise ComposirError(
             "numbers queries as M-BEIR does, which is not the data set's own numbering",
             file=file,
@@ -82,10 +84,14 @@ def find_listed(text: str, splits: Sequence[Split], file: Path, problems: list[P
     return found
 
 
-def _read_keys(text: str, dataset: str, file: Path, problems: list[Problem]) -> list[Key]:
+def _read_keys(text: str | None, dataset: str, file: Path, problems: list[Problem]) -> list[Key]:
     """Return what the file's lines ask, without those of other data sets."""
     keys = []
-    for number, row in _read_rows(text, file, problems):
+    if text is None:
+        rows = enumerate(read_rows(file, problems, wrong=lambda schema: _wrong_columns(schema.names, file)), 1)
+    else:
+        rows = _read_lines(text, file, problems)
+    for number, row in rows:
         if str(row.get("dataset", dataset)).casefold() != dataset.casefold():
             continue
         picture, sentence = (
@@ -95,11 +101,17 @@ def _read_keys(text: str, dataset: str, file: Path, problems: list[Problem]) -> 
             keys.append(_key(PurePosixPath(picture).stem, sentence))
         else:
             message = f"has the picture {short(picture)} and the sentence {short(sentence)}, expected text"
-            problems.append(Problem(str(file), f"line {number}", message, TAKE_ANOTHER))
+            problems.append(Problem(str(file), f"{'row' if text is None else 'line'} {number}", message, TAKE_ANOTHER))
     return keys
 
 
-def _read_rows(text: str, file: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _wrong_columns(names: Sequence[str], file: Path) -> list[Problem]:
+    missing = [columns for columns in (PICTURE_COLUMNS, TEXT_COLUMNS) if not {*columns} & {*names}]
+    messages = [f"has no column {' or '.join(columns)}, but {', '.join(names)}" for columns in missing]
+    return [Problem(str(file), "", message, TAKE_ANOTHER) for message in messages]
+
+
+def _read_lines(text: str, file: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the fields of each line with its number from 1."""
     if text.lstrip().startswith("{"):
         for number, line in enumerate(text.split("\n"), 1):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from composir.data.annotations import WORD_BY_TYPE, parse_json, read_text
 from composir.data.circus import find_listed, is_circus
+from composir.data.parquet import is_parquet
 from composir.data.triplets import ALL_QUERIES, Split
 from composir.errors import ComposirError, Problem, ProblemsError, short
 
@@ -68,6 +69,8 @@ def _rule(splits: Sequence[Split], ids_by_category: dict[str, list[str]]) -> str
 
 def _read(file: Path, splits: Sequence[Split], problems: list[Problem]) -> dict[str, list[str]]:
     """Return the ids of the file by category, ``""`` where there are none."""
+    if is_parquet(file):
+        return find_listed(None, splits, file, problems)
     text = read_text(file, problems, WRITE_AGAIN)
     if text is None:
         raise ProblemsError(problems)

@@ -17,9 +17,9 @@ from composir.data.annotations import (
     require_whole,
 )
 from composir.data.images import ImageSource
+from composir.data.parquet import pyarrow, read_rows
 from composir.data.triplets import Query, Split, Tree
-from composir.errors import ComposirError, Problem
-from composir.version import pip_install
+from composir.errors import Problem
 
 SPLITS = ("test",)
 QUERIES_FILE, INDEX_FILE = "pinpoint_licensed.parquet", "index_signatures.txt"
@@ -85,22 +85,13 @@ def _place(name: str) -> str:
 
 def _read_rows(file: Path, problems: Findings) -> list[Entry]:
     """Return the rows, called by their ``query_id``; what keeps them from being read becomes a problem."""
-    pyarrow = _pyarrow()
-    try:
-        with pyarrow.parquet.ParquetFile(file) as content:
-            wrong = _wrong_columns(content.schema_arrow, file)
-            rows = [] if wrong else content.read(columns=[*TEXTS, *LISTS]).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        message = f"cannot be read as Parquet ({' '.join(str(error).split())})"
-        problems.append(Problem(str(file), "", message, RESTORE))
-        return []
-    problems += wrong
+    rows = read_rows(file, problems, columns=(*TEXTS, *LISTS), wrong=lambda schema: _wrong_columns(schema, file))
     return [Entry(file, row["query_id"] or f"row {number}", row, problems) for number, row in enumerate(rows)]
 
 
 def _wrong_columns(schema: Any, file: Path) -> list[Problem]:
     """Return a problem for every column that is not there once, or is of another type."""
-    types = _pyarrow().types
+    types = pyarrow(file).types
 
     def is_text(kind: Any) -> bool:
         return types.is_string(kind) or types.is_large_string(kind)
@@ -120,17 +111,6 @@ def _wrong_columns(schema: Any, file: Path) -> list[Problem]:
                 continue
             problems.append(Problem(str(file), f"column {column}", message, RESTORE))
     return problems
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet  # noqa: PLC0415
-    except ImportError:
-        raise ComposirError(
-            "PinPoint's queries are a Parquet file; that needs the package pyarrow, which is not installed",
-            fix=pip_install("parquet"),
-        ) from None
-    return pyarrow
 
 
 def _read_query(entry: Entry, seen: set[str], listed: Listed) -> Query | None:
