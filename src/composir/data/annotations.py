@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,6 +212,19 @@ def parse_json(
     return None
 
 
+def parse_json_lines(
+    text: str, path: Path, problems: list[Problem], *, restore: str = RESTORE, space: str | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of JSON Lines with the numbers of their lines, from 1; other lines become problems.
+
+    Lines of nothing but ``space``, any white space by default, do not count.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        fields = parse_json(line, dict, path, problems, line=number, restore=restore) if line.strip(space) else None
+        if fields is not None:
+            yield number, fields
+
+
 def read_text(path: Path, problems: list[Problem], restore: str = RESTORE) -> str | None:
     """Return the file's text, or None after adding to ``problems`` why there is none."""
     try:
@@ -365,12 +378,10 @@ def as_entries(
 def read_lines(path: Path, problems: list[Problem], id_key: str) -> list[Entry]:
     """Return the objects of a JSON Lines file, called by the ``id_key`` where it is there; blank lines do not count."""
     entries = []
-    for number, line in enumerate((read_text(path, problems) or "").split("\n"), 1):
-        fields = parse_json(line, dict, path, problems, line=number) if line.strip() else None
-        if fields is not None:
-            known = type(fields.get(id_key)) in (int, str)
-            where = f"{id_key} {short(fields[id_key])}" if known else f"line {number}"
-            entries.append(Entry(path, where, fields, problems))
+    for number, fields in parse_json_lines(read_text(path, problems) or "", path, problems):
+        known = type(fields.get(id_key)) in (int, str)
+        where = f"{id_key} {short(fields[id_key])}" if known else f"line {number}"
+        entries.append(Entry(path, where, fields, problems))
     return entries
 
 

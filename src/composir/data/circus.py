@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from composir.data.annotations import parse_json
+from composir.data.annotations import parse_json_lines
 from composir.data.fashioniq import CATEGORIES
 from composir.data.parquet import read_rows
 from composir.data.triplets import Split
@@ -114,10 +114,7 @@ def _wrong_columns(names: Sequence[str], file: Path) -> list[Problem]:
 def _read_lines(text: str, file: Path, problems: list[Problem]) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield the fields of each line with its number from 1."""
     if text.lstrip().startswith("{"):
-        for number, line in enumerate(text.split("\n"), 1):
-            row = parse_json(line, dict, file, problems, line=number, restore=TAKE_ANOTHER) if line.strip() else None
-            if row is not None:
-                yield number, row
+        yield from parse_json_lines(text, file, problems, restore=TAKE_ANOTHER)
         return
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:

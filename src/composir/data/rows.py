@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from composir.data.annotations import Entry, parse_json
+from composir.data.annotations import Entry, parse_json_lines
 from composir.data.images.folder import PICTURE_SUFFIXES
 from composir.errors import ComposirError, Problem, ProblemsError, counted, nearest
 
@@ -172,12 +172,8 @@ def _read_header(text: str, delimiter: str) -> list[str]:
 
 def _read_jsonl(text: str, file: Path, problems: list[Problem]) -> tuple[tuple[str, ...], list[Entry]]:
     """Return the keys of all rows, and the rows."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip(JSON_SPACE):
-            fields = parse_json(line, dict, file, problems, line=number, restore="write one JSON object a line")
-            if fields is not None:
-                rows.append(Entry(file, f"line {number}", fields, problems, "remove the row"))
+    lines = parse_json_lines(text, file, problems, restore="write one JSON object a line", space=JSON_SPACE)
+    rows = [Entry(file, f"line {number}", fields, problems, "remove the row") for number, fields in lines]
     return tuple(dict.fromkeys(key for row in rows for key in row.fields)), rows
 
 

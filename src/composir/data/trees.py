@@ -160,10 +160,8 @@ def _likeness(candidate: Path, file: Path, split: Split) -> tuple[bool, int, boo
     while same < min(len(folders), len(expected)) and folders[same] == expected[same]:
         same += 1
     as_written = _split_name(candidate.name)[0] == _split_name(file.name)[0]
-    in_category = (
-        bool(split.category) and split.category.rpartition("_")[2] in folders
-    )  # of fashioniq_dress it is dress
-    return as_written, same, in_category
+    category = split.category.rpartition("_")[2]  # dress of fashioniq_dress
+    return as_written, same, bool(category) and category in folders
 
 
 def _moved(source: ImageSource, found: dict[Path, Path]) -> ImageSource:

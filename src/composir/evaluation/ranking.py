@@ -23,7 +23,7 @@ KEYS_PER_BLOCK = 2**22
 _EXCLUDED = torch.iinfo(torch.int64).min
 _PLACE_BITS = 30
 _NEGATIVE, _OTHER, _FURTHER_TARGET, _ANNOTATED_TARGET = 3, 2, 1, 0
-_NO_TARGET = -2
+_NO_IMAGE = -2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,26 +121,22 @@ def pad_ranks(rows: Sequence[Sequence[int]]) -> Int64[np.ndarray, "num_queries n
 
 def hits(ranking: Ranking, *, annotated_only: bool = False) -> Bool[np.ndarray, "num_queries depth"]:
     """Return which images of ``top`` are right answers; with ``annotated_only`` the annotated target alone."""
-    place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
-    num_targets = 1 if annotated_only else max(len(query.targets) for query in ranking.split.queries)
-    found = np.zeros(ranking.top.shape, bool)
-    for number in range(num_targets):
-        places = np.array(
-            [
-                place_by_name[query.targets[number]] if number < len(query.targets) else _NO_TARGET
-                for query in ranking.split.queries
-            ]
-        )
-        found |= ranking.top == places[:, None]
-    return found
+    queries = ranking.split.queries
+    return _among(ranking, [query.targets[:1] if annotated_only else query.targets for query in queries])
 
 
 def negatives(ranking: Ranking) -> Bool[np.ndarray, "num_queries depth"]:
     """Return which images of ``top`` are explicit negatives of their query."""
+    return _among(ranking, [query.negatives for query in ranking.split.queries])
+
+
+def _among(ranking: Ranking, wanted: Sequence[Sequence[str]]) -> Bool[np.ndarray, "num_queries depth"]:
+    """Return which images of ``top`` are among those ``wanted`` of their query."""
     place_by_name = {name: place for place, name in enumerate(ranking.split.gallery)}
     found = np.zeros(ranking.top.shape, bool)
-    for row, query in enumerate(ranking.split.queries):
-        found[row] = np.isin(ranking.top[row], [place_by_name[name] for name in query.negatives])
+    for number in range(max(map(len, wanted), default=0)):
+        places = np.array([place_by_name[names[number]] if number < len(names) else _NO_IMAGE for names in wanted])
+        found |= ranking.top == places[:, None]
     return found
 
 
